@@ -1,0 +1,245 @@
+"""A model folder as a value: what it holds is known from headers; weights are read one block at a time."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from compressor import layout
+from compressor.architecture import Architecture, read_config, resolve
+from compressor.errors import InputError
+from compressor.files import digest_files, whole_folder
+from compressor.quantized import QuantizedWeight, Scheme
+
+INDEX = "model.safetensors.index.json"
+SINGLE_SHARD = "model.safetensors"
+SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "I64": torch.int64}
+
+Weight = torch.Tensor | QuantizedWeight
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies and what it is, as the header of its shard says."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    shard: str
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Block:
+    """One unit of streaming: the embedding, a decoder block, or the head (final norm and lm_head).
+
+    `weights` maps full parameter names (`model.layers.0.mlp.up_proj.weight`) to a tensor or a QuantizedWeight.
+    """
+
+    name: str
+    index: int | None
+    weights: Mapping[str, Weight]
+
+    def with_weights(self, changed: Mapping[str, Weight]) -> Block:
+        return replace(self, weights={**self.weights, **changed})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face model folder, float or compressed-tensors. Opening it reads JSON and headers only."""
+
+    root: Path
+    config: Mapping[str, Any]
+    architecture: Architecture
+    tensors: Mapping[str, TensorInfo] = field(repr=False)
+    schemes: Mapping[str, Scheme] = field(repr=False)
+
+    @classmethod
+    def open(cls, root: Path) -> Checkpoint:
+        """Open a model folder.
+
+        Raises:
+            InputError: not a model folder, unknown family, a shard missing or truncated, an index that
+                names a tensor which its shard does not hold, or parameters missing, unexpected or misshapen.
+        """
+        root = Path(root)
+        config = read_config(root)
+        architecture = resolve(config)
+        schemes = layout.read_schemes(config, architecture.linears())
+        tensors = _read_headers(root)
+        _check_parameters(tensors, architecture, schemes)
+        return cls(root, config, architecture, tensors, schemes)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over config.json and every shard, so equal digests mean equal models."""
+        names = sorted({info.shard for info in self.tensors.values()} | {"config.json"})
+        return digest_files(self.root, names)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the float parameters, as the embedding has it."""
+        return self.tensors["model.embed_tokens.weight"].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def block_names(self) -> list[str]:
+        return ["embedding", *(f"layers.{index}" for index in range(self.architecture.layers)), "head"]
+
+    def blocks(self) -> Iterator[Block]:
+        """Every block in forward order; hold on to one at a time."""
+        return (self.block(name) for name in self.block_names)
+
+    def block(self, name: str) -> Block:
+        """Read one block into memory.
+
+        Raises:
+            InputError: a tensor holds NaN or Inf, or its shard cannot be read.
+        """
+        index = int(name.removeprefix("layers.")) if name.startswith("layers.") else None
+        return Block(name, index, self.read(self._parameters(name)))
+
+    def read(self, parameters: list[str]) -> dict[str, Weight]:
+        """Read parameters by full name; quantized ones come as `QuantizedWeight`."""
+        stored = [part for parameter in parameters for part in self._stored_names(parameter)]
+        raw = self._read_tensors(stored)
+        return {parameter: self._assemble(parameter, raw) for parameter in parameters}
+
+    def rewrite(self, out: Path, edit: Callable[[Block], Block], provenance: Mapping[str, Any]) -> Checkpoint:
+        """Stream every block through `edit` into the new folder `out`, which appears only when it is whole.
+
+        Args:
+            provenance: written to `llmc-step.json`: how this folder came to be.
+        """
+        from compressor.writer import CheckpointWriter, copy_companions
+
+        with whole_folder(out) as folder:
+            writer = CheckpointWriter(folder, self.dtype)
+            for block in self.blocks():
+                writer.add(edit(block).weights)
+            writer.finish(self.config, self.architecture.linears(), provenance)
+            copy_companions(self.root, folder)
+        return Checkpoint.open(out)
+
+    def _parameters(self, block: str) -> list[str]:
+        if block == "embedding":
+            return ["model.embed_tokens.weight"]
+        if block == "head":
+            names = ["model.norm.weight"]
+            return names if self.architecture.tied_embeddings else [*names, "lm_head.weight"]
+        prefix = f"model.{block}."
+        return [name for name in self.architecture.tensor_shapes() if name.startswith(prefix)]
+
+    def _stored_names(self, parameter: str) -> list[str]:
+        layer = parameter.removesuffix(".weight")
+        if layer not in self.schemes or layer == parameter:
+            return [parameter]
+        return [f"{layer}.{suffix}" for suffix in layout.suffixes(self.schemes[layer])]
+
+    def _assemble(self, parameter: str, raw: Mapping[str, torch.Tensor]) -> Weight:
+        names = self._stored_names(parameter)
+        if names == [parameter]:
+            return raw[parameter]
+        layer = parameter.removesuffix(".weight")
+        return layout.decode({name.rpartition(".")[2]: raw[name] for name in names}, self.schemes[layer])
+
+    def _read_tensors(self, names: list[str]) -> dict[str, torch.Tensor]:
+        by_shard = defaultdict(list)
+        for name in names:
+            by_shard[self.tensors[name].shard].append(name)
+        read = {}
+        for shard, wanted in by_shard.items():
+            # Opened anew for every block and copied out: a mapping kept open would keep its pages resident.
+            with _open_shard(self.root / shard) as file:
+                for name in wanted:
+                    read[name] = file.get_tensor(name).clone()
+                    _check_finite(read[name], name, self.root / shard)
+        return read
+
+
+def _read_headers(root: Path) -> dict[str, TensorInfo]:
+    index_path = root / INDEX
+    if index_path.is_file():
+        try:
+            weight_map = json.loads(index_path.read_text())["weight_map"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(f"{index_path} is not a safetensors index.") from error
+        tensors = {info.name: info for shard in sorted(set(weight_map.values())) for info in _read_header(root, shard)}
+        for name, shard in weight_map.items():
+            if name not in tensors or tensors[name].shard != shard:
+                raise InputError(f"{index_path} places tensor {name} in {shard}, which does not hold it.")
+        return tensors
+    if (root / SINGLE_SHARD).is_file():
+        return {info.name: info for info in _read_header(root, SINGLE_SHARD)}
+    pickles = sorted(path.name for path in root.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
+    if pickles:
+        raise InputError(
+            f"{root} holds pickle weights ({pickles[0]}), which can run code when opened.",
+            "Convert them to safetensors, or pass --allow-pickle if you trust their source.",
+        )
+    raise InputError(f"{root} has no {SINGLE_SHARD} and no {INDEX}.")
+
+
+def _read_header(root: Path, shard: str) -> list[TensorInfo]:
+    with _open_shard(root / shard) as file:
+        infos = []
+        for name in file.keys():
+            view = file.get_slice(name)
+            dtype = SAFETENSORS_DTYPES.get(view.get_dtype())
+            if dtype is None:
+                raise InputError(f"{root / shard}: tensor {name} has the unsupported dtype {view.get_dtype()}.")
+            infos.append(TensorInfo(name, dtype, tuple(view.get_shape()), shard))
+        return infos
+
+
+def _open_shard(path: Path) -> safe_open:
+    if not path.is_file():
+        raise InputError(f"Shard {path} is missing.", "Download the folder again.")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is truncated or not a safetensors file ({error}).", "Download it again.") from error
+
+
+def _check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        kind = "NaN" if bool(torch.isnan(tensor).any()) else "Inf"
+        raise InputError(f"{path}: tensor {name} holds {kind} values.", "The checkpoint is damaged or diverged in training.")
+
+
+def _check_parameters(tensors: Mapping[str, TensorInfo], architecture: Architecture, schemes: Mapping[str, Scheme]) -> None:
+    expected: dict[str, tuple[int, ...] | None] = {}
+    for name, shape in architecture.tensor_shapes().items():
+        layer = name.removesuffix(".weight")
+        if layer != name and layer in schemes:
+            expected |= {f"{layer}.{suffix}": None for suffix in layout.suffixes(schemes[layer])}
+        else:
+            expected[name] = shape
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise InputError(f"The checkpoint has no tensor {name}, which a {architecture.model_type} model needs.")
+        if shape is not None and tensors[name].shape != shape:
+            raise InputError(f"Tensor {name} has shape {list(tensors[name].shape)}; config.json says {list(shape)}.")
+    unexpected = [name for name in tensors if name not in expected and not _is_ignorable(name, architecture)]
+    if unexpected:
+        raise InputError(f"Tensor {unexpected[0]} has no place in a {architecture.model_type} model; nothing is dropped silently.")
+
+
+def _is_ignorable(name: str, architecture: Architecture) -> bool:
+    """Tensors that transformers ignores too: cached rotary frequencies, and the second copy of a tied head."""
+    return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and architecture.tied_embeddings)

@@ -1,0 +1,126 @@
+"""Runs a checkpoint one block at a time, in float32, with transformers' own layer code.
+
+This is the definition of what a checkpoint computes: passes calibrate with it and every step is measured with it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.quantized import QuantizedWeight
+
+TOKENS_PER_BATCH = 4096  # rows of one forward call: enough to fill the matrix units, little next to a block
+
+
+class Decoder:
+    """A checkpoint that can be run block by block. Holds the rotary tables and a weightless skeleton, no weights."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._skeleton = _skeleton(checkpoint.config)
+        self._rotary = _rotary(checkpoint.config, self._skeleton)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Hidden states before the first decoder block, float32 [samples, length, hidden_size]."""
+        table = dense(self.checkpoint.block("embedding").weights["model.embed_tokens.weight"], keep_dtype=True)
+        return nn.functional.embedding(tokens, table).float()
+
+    def layer(self, block: Block) -> nn.Module:
+        """The decoder layer of `block` with its weights dequantized to float32."""
+        layer = copy.deepcopy(self._skeleton.layers[block.index])
+        prefix = f"model.{block.name}."
+        weights = {name.removeprefix(prefix): dense(weight) for name, weight in block.weights.items()}
+        layer.load_state_dict(weights, assign=True)
+        return layer.eval()
+
+    @torch.no_grad()
+    def run(self, layer: nn.Module, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The outputs of decoder layer `index` for `hidden` [samples, length, hidden_size], which is overwritten."""
+        context = self._context(index, hidden.shape[1])
+        for batch in batches(hidden):
+            batch.copy_(layer(batch, **context))
+        return hidden
+
+    @torch.no_grad()
+    def final_states(self, tokens: torch.Tensor, progress: Any = None) -> torch.Tensor:
+        """Hidden states after the final norm, float32 [samples, length, hidden_size]; logits are these times the head."""
+        hidden = self.embed(tokens)
+        for index in range(self.checkpoint.architecture.layers):
+            if progress:
+                progress(index)
+            self.run(self.layer(self.checkpoint.block(f"layers.{index}")), index, hidden)
+        return self.final_norm(hidden)
+
+    @torch.no_grad()
+    def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        norm = copy.deepcopy(self._skeleton.norm)
+        weight = self.checkpoint.read(["model.norm.weight"])["model.norm.weight"]
+        norm.load_state_dict({"weight": dense(weight)}, assign=True)
+        for batch in batches(hidden):
+            batch.copy_(norm(batch))
+        return hidden
+
+    def head(self) -> torch.Tensor:
+        """The lm_head weight, float32 [vocab_size, hidden_size]; the embedding itself where they are tied."""
+        tied = self.checkpoint.architecture.tied_embeddings
+        name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        return dense(self.checkpoint.read([name])[name])
+
+    def _context(self, index: int, length: int) -> dict[str, Any]:
+        positions = torch.arange(length).unsqueeze(0)
+        anchor = torch.zeros(1)  # the rotary module takes its dtype from it
+        window = self.checkpoint.architecture.windows[index]
+        return {
+            "position_ids": positions,
+            "position_embeddings": self._rotary(anchor, positions),
+            # None is plain causal attention, for which no mask has to be held.
+            "attention_mask": _window_mask(length, window) if window and window < length else None,
+        }
+
+
+def dense(weight: Weight, keep_dtype: bool = False) -> torch.Tensor:
+    """A weight as float32 values (or as stored, if it is float and `keep_dtype`)."""
+    if isinstance(weight, QuantizedWeight):
+        return weight.dequantize()
+    return weight if keep_dtype else weight.float()
+
+
+def batches(hidden: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Views of [samples, length, hidden_size] along the samples, each of about TOKENS_PER_BATCH rows."""
+    return iter(hidden.split(max(1, TOKENS_PER_BATCH // hidden.shape[1])))
+
+
+def rotary_tables(config: Mapping[str, Any], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine tables of the rotary embedding, float32 [length, head_dim / 2] each, scaling applied.
+
+    Positions beyond the trained context are those of the model's own rule, as transformers computes it.
+    """
+    rotary = _rotary(config, _skeleton(config))
+    cos, sin = rotary(torch.zeros(1), torch.arange(length).unsqueeze(0))
+    half = cos.shape[-1] // 2
+    return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+
+
+def _skeleton(config: Mapping[str, Any]) -> nn.Module:
+    """The model's modules on the meta device: their code without their weights."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    values = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
+    full = CONFIG_MAPPING[config["model_type"]](**values)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(full, attn_implementation="sdpa", dtype=torch.float32).model
+
+
+def _rotary(config: Mapping[str, Any], skeleton: nn.Module) -> nn.Module:
+    return type(skeleton.rotary_emb)(skeleton.config)
+
+
+def _window_mask(length: int, window: int) -> torch.Tensor:
+    distance = torch.arange(length).unsqueeze(1) - torch.arange(length)
+    return ((distance >= 0) & (distance < window)).view(1, 1, length, length)

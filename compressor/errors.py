@@ -1,0 +1,43 @@
+"""Errors a user is meant to read: one sentence, a hint, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LlmcError(Exception):
+    """An expected failure. `str(error)` is one sentence; `hint` says what to do about it."""
+
+    exit_code = 4
+
+    def __init__(self, sentence: str, hint: str | None = None) -> None:
+        super().__init__(sentence)
+        self.hint = hint
+
+
+class InputError(LlmcError):
+    """The request or the data given cannot be used as it is (exit code 2)."""
+
+    exit_code = 2
+
+
+class RunError(LlmcError):
+    """The run broke although its input was accepted (exit code 4)."""
+
+
+class MissingExtra(InputError):
+    """A package that this request needs is not installed (exit code 2)."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed.",
+            f"pip install 'llmc-compiler[{extra}]'",
+        )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence fragment that helps with a misspelled name: the nearest one, or the list."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names)

@@ -1,0 +1,83 @@
+"""Folders that appear whole or not at all, and digests of files."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import InputError, RunError
+
+TEMPORARY_PREFIX = ".llmc-tmp-"
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` when the body ends well, and vanishes when it does not.
+
+    Raises:
+        InputError: `out` already exists.
+        RunError: the disk is full.
+    """
+    if out.exists():
+        raise InputError(f"{out} already exists.", "Choose another folder, or remove it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.parent / f"{TEMPORARY_PREFIX}{out.name}-{os.getpid()}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(out)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if is_disk_full(error):
+            raise RunError(f"The disk that holds {out.parent} is full; nothing was left behind.", "Free some space and run again.") from error
+        raise
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, from Python or from a library that wraps the operating system's, says the disk is full."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove temporary folders that a killed run left in `parent`."""
+    for leftover in parent.glob(TEMPORARY_PREFIX + "*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader never sees half of it."""
+    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_files(root: Path, names: Iterable[str]) -> str:
+    """One SHA-256 over the names and bytes of files below `root`."""
+    return digest_json({name: digest_file(root / name) for name in names})
+
+
+def digest_json(value: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def folder_bytes(root: Path) -> int:
+    """Total size of all files below a folder."""
+    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())

@@ -1,0 +1,106 @@
+"""The one quantized representation: integers, scales and zero points of a linear weight.
+
+A pass decides these numbers once. Every layout on disk and every target is a re-laying of the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from compressor.errors import InputError
+
+# Scales are numbers that float16 and bfloat16 both hold, so that every runtime multiplies by the same one.
+FP16_SMALLEST_NORMAL = 2.0**-14
+FP16_STEP = 2.0**-24  # distance between float16 subnormals
+LARGEST_SHARED_SCALE = 65280.0  # largest bfloat16 number below float16's maximum of 65504
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a weight is quantized. `group_size` counts input features; None is one scale per output channel."""
+
+    bits: int
+    group_size: int | None
+    symmetric: bool = True
+
+    @property
+    def lowest(self) -> int:
+        return -(2 ** (self.bits - 1))
+
+    @property
+    def highest(self) -> int:
+        return 2 ** (self.bits - 1) - 1
+
+    def group_width(self, in_features: int) -> int:
+        """Input features that share one scale.
+
+        Raises:
+            InputError: the group size does not divide `in_features`; the hint names sizes that do.
+        """
+        if self.group_size is None:
+            return in_features
+        if in_features % self.group_size:
+            fitting = [str(size) for size in (128, 64, 32) if in_features % size == 0]
+            hint = f"group_size {' or '.join(fitting)} works" if fitting else "group_size=channel works"
+            raise InputError(f"Group size {self.group_size} does not divide the input width {in_features}.", hint)
+        return self.group_size
+
+    def __str__(self) -> str:
+        group = "channel" if self.group_size is None else f"g{self.group_size}"
+        return f"int{self.bits} {group} {'symmetric' if self.symmetric else 'asymmetric'}"
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """A linear weight as integers.
+
+    Attributes:
+        codes: int8 [out_features, in_features], each in [-2^(bits-1), 2^(bits-1) - 1].
+        scales: float32 [out_features, groups].
+        zero_points: int8 [out_features, groups] in the range of the codes, or None when symmetric.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zero_points: torch.Tensor | None
+    scheme: Scheme
+
+    def dequantize(self) -> torch.Tensor:
+        """The value of the weight, float32 [out_features, in_features]: (code - zero_point) * scale."""
+        rows, columns = self.codes.shape
+        grouped = self.codes.view(rows, self.scales.shape[1], -1).float()
+        if self.zero_points is not None:
+            grouped = grouped - self.zero_points.unsqueeze(-1).float()
+        return (grouped * self.scales.unsqueeze(-1)).view(rows, columns)
+
+    def same_bits(self, other: QuantizedWeight) -> bool:
+        """Whether the other weight has equal integers and numerically equal scales, bit for bit."""
+        zero_points = (self.zero_points, other.zero_points)
+        same_zero = all(z is None for z in zero_points) or (
+            all(z is not None for z in zero_points) and torch.equal(*zero_points)  # type: ignore[arg-type]
+        )
+        return same_zero and torch.equal(self.codes, other.codes) and torch.equal(self.scales, other.scales)
+
+    @property
+    def storage_bits(self) -> int:
+        """Bits that the integers, 16-bit scales and zero points take when packed without padding."""
+        zero_bits = 0 if self.zero_points is None else self.zero_points.numel() * self.scheme.bits
+        return self.codes.numel() * self.scheme.bits + self.scales.numel() * 16 + zero_bits
+
+
+def shared_scale(scales: torch.Tensor, bits: int) -> torch.Tensor:
+    """The nearest scales that float16 and bfloat16 both hold exactly, float32 and positive.
+
+    int4 scales stay in float16's normal range, since some kernels flush subnormals; int8 scales are 16 times
+    smaller and use the subnormals, where the step of 2^-24 is still finer than their eight significant bits.
+
+    Raises:
+        InputError: a scale is beyond what float16 holds.
+    """
+    if not bool((scales <= LARGEST_SHARED_SCALE).all()):
+        raise InputError(f"A weight needs a scale of {float(scales.max()):.3g}, more than float16 holds.")
+    floor = FP16_SMALLEST_NORMAL if bits <= 4 else FP16_STEP
+    on_fp16_grid = torch.where(scales < FP16_SMALLEST_NORMAL, (scales / FP16_STEP).round() * FP16_STEP, scales)
+    return on_fp16_grid.to(torch.bfloat16).float().clamp(min=floor)

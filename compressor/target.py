@@ -1,0 +1,120 @@
+"""What a target is: it says what it cannot take, lowers a checkpoint, reads its own artifact back, and runs it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from compressor.architecture import Architecture
+from compressor.checkpoint import Checkpoint, Weight
+from compressor.files import digest_file, digest_json
+from compressor.pass_ import Progress
+from compressor.quantized import Scheme
+
+MANIFEST = "llmc-manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What is deployed: a folder in the runtime's own layout."""
+
+    root: Path
+    target: str
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of every file by its path below the root, the manifest left out."""
+        paths = sorted(path for path in self.root.rglob("*") if path.is_file() and path.name != MANIFEST)
+        return {path.relative_to(self.root).as_posix(): digest_file(path) for path in paths}
+
+    @property
+    def digest(self) -> str:
+        return digest_json(self.files)
+
+
+class Session(Protocol):
+    """An artifact opened in its own runtime, batch size 1 unless stated. Used for quality and for latency."""
+
+    runtime: str  # name and version, as the ledger shows it
+
+    def logits(self, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Logits of every position of one sequence, in chunks, so that a large vocabulary does not eat the memory.
+
+        Args:
+            tokens: int64 [length].
+
+        Yields:
+            (first position, float32 [positions, vocab_size]).
+        """
+        ...
+
+    def prefill(self, tokens: np.ndarray) -> int:
+        """Forget what was before, process the prompt int64 [batch, length], return the most likely next token of row 0."""
+        ...
+
+    def decode(self, token: int) -> int:
+        """Append `token` to every row and return the most likely next one of row 0."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run an artifact that deserves a ledger row of its own."""
+
+    label: str
+    options: Mapping[str, Any]
+
+
+class Target(ABC):
+    """One deployment format. Stateless; found by name through the entry-point group `llmc.targets`."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    runtime: ClassVar[str]  # what people install to serve it
+    preset: ClassVar[tuple[str, ...]] = ()  # passes, as spelled on the command line, when the recipe names none
+    baseline: ClassVar[str | None] = None  # target that holds the original model in the same runtime
+    reader: ClassVar[str]  # who reads the artifact back: not our writer
+    variants: ClassVar[tuple[Variant, ...]] = (Variant("", {}),)  # the last one is how it ships
+
+    @abstractmethod
+    def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
+        """Every reason why a model of this shape, quantized like this, cannot be lowered; each names a remedy."""
+
+    @abstractmethod
+    def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
+        """Write the artifact's files into the empty folder `out`, one block in memory at a time.
+
+        Returns:
+            Notes for the ledger: whatever was not a mere re-laying of bits, such as a cast of unquantized tensors.
+        """
+
+    @abstractmethod
+    def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
+        """Every weight of the artifact under its checkpoint name (`model.layers.0.mlp.up_proj.weight`).
+
+        Reads the files through `reader`, code that shares nothing with `lower`.
+        """
+
+    def expected(self, name: str, weight: Weight) -> Weight:
+        """What `read_back` must give for the checkpoint's `weight`: itself, or its declared cast."""
+        return weight
+
+    def why_not_run(self) -> str | None:
+        """None when the runtime can be opened here, else the reason it cannot."""
+        return f"{self.runtime} is not run by llmc"
+
+    def open(self, artifact: Artifact, **options: Any) -> Session:
+        """Open the artifact in its runtime (only when `why_not_run` is None)."""
+        raise NotImplementedError(self.name)
+
+    @abstractmethod
+    def run_command(self, artifact: str) -> str:
+        """The exact command line that serves the artifact at this path."""

@@ -1,0 +1,103 @@
+"""Streams a checkpoint out in the compressed-tensors layout, holding one block at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from compressor import layout
+from compressor.checkpoint import INDEX, SINGLE_SHARD, Weight
+from compressor.files import write_json
+from compressor.quantized import QuantizedWeight, Scheme
+
+STEP_FILE = "llmc-step.json"
+# Blocks are gathered into a shard up to this size; a larger block is a shard of its own, so that
+# writing needs no more memory than reading did.
+SHARD_BYTES = 64 << 20
+# Files of a model folder that are carried over from step to step, byte for byte.
+COMPANION_PATTERNS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt",
+                      "added_tokens.json", "chat_template*", "*.jinja", "*.model", "LICENSE*")  # fmt: skip
+
+
+class CheckpointWriter:
+    """Writes the weights of one checkpoint into an empty `folder`, shard by shard.
+
+    Args:
+        dtype: float dtype of the model, in which the scales of quantized weights are stored.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self._folder, self._dtype = folder, dtype
+        self._shards: list[dict[str, int]] = []
+        self._pending: dict[str, torch.Tensor] = {}
+        self._schemes: dict[str, Scheme] = {}
+        self._has_head = False
+
+    def add(self, weights: Mapping[str, Weight]) -> None:
+        """Take the weights of the next block; their memory is free again once their shard is flushed."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, weight in weights.items():
+            tensors |= self._stored(name, weight)
+            self._has_head |= name == "lm_head.weight"
+        if self._pending and _nbytes(self._pending) + _nbytes(tensors) > SHARD_BYTES:
+            self._flush()
+        self._pending |= tensors
+
+    def finish(self, config: Mapping[str, Any], linears: Iterable[str], provenance: Mapping[str, Any]) -> None:
+        """Write what is pending, the index, config.json with its `quantization_config`, and `llmc-step.json`."""
+        if self._pending:
+            self._flush()
+        self._name_shards()
+        write_json(self._folder / "config.json", self._config(config, linears))
+        write_json(self._folder / STEP_FILE, provenance)
+
+    def _stored(self, name: str, weight: torch.Tensor | QuantizedWeight) -> dict[str, torch.Tensor]:
+        if isinstance(weight, torch.Tensor):
+            return {name: weight.contiguous()}
+        layer = name.removesuffix(".weight")
+        self._schemes[layer] = weight.scheme
+        return {f"{layer}.{suffix}": tensor for suffix, tensor in layout.encode(weight, self._dtype).items()}
+
+    def _flush(self) -> None:
+        path = self._folder / f"shard-{len(self._shards)}"
+        save_file(self._pending, path, metadata={"format": "pt"})
+        self._shards.append({name: tensor.nbytes for name, tensor in self._pending.items()})
+        self._pending = {}
+
+    def _name_shards(self) -> None:
+        count = len(self._shards)
+        if count == 1:
+            (self._folder / "shard-0").rename(self._folder / SINGLE_SHARD)
+            return
+        weight_map = {}
+        for number, sizes in enumerate(self._shards):
+            name = f"model-{number + 1:05}-of-{count:05}.safetensors"
+            (self._folder / f"shard-{number}").rename(self._folder / name)
+            weight_map |= dict.fromkeys(sizes, name)
+        total = sum(sum(sizes.values()) for sizes in self._shards)
+        write_json(self._folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+    def _config(self, config: Mapping[str, Any], linears: Iterable[str]) -> dict[str, Any]:
+        written = {key: value for key, value in config.items() if key != "quantization_config"}
+        if self._has_head:
+            written["tie_word_embeddings"] = False
+        if self._schemes:
+            written["quantization_config"] = layout.quantization_config(self._schemes, linears)
+        return written
+
+
+def copy_companions(source: Path, out: Path) -> None:
+    """Copy tokenizer, generation and licence files of a model folder, byte for byte."""
+    for pattern in COMPANION_PATTERNS:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file():
+                shutil.copyfile(path, out / path.name)
+
+
+def _nbytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
