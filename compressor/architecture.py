@@ -7,7 +7,8 @@ Everything that walks a model (streaming, passes, ONNX lowering) reads traits an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,11 @@ class Architecture:
         found = {name: shape for index in range(self.layers) for name, shape in self.block_linears(index).items()}
         return found | {"lm_head": (self.vocab_size, self.hidden_size)}
 
+    @property
+    def parameters(self) -> int:
+        """Number of parameters; a tied head counts once."""
+        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
+
     def fused_linears(self, index: int) -> Iterator[tuple[str, ...]]:
         """Groups of linears in block `index` that a runtime fuses, as full module names."""
         for group in FUSED_LINEARS:
@@ -141,14 +147,14 @@ def read_config(root: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not valid JSON (line {error.lineno}).") from error
 
 
-def resolve(config: dict[str, Any]) -> Architecture:
+def resolve(config: Mapping[str, Any]) -> Architecture:
     """The architecture that a config.json describes, with the defaults that transformers gives missing keys.
 
     Raises:
         InputError: the family is unknown, or the model is not a causal language model of that family.
     """
     family = _family(config)
-    full = _with_defaults(config)
+    full = full_config(config)
     heads = full.num_attention_heads
     kv_heads = full.num_key_value_heads or heads
     return Architecture(
@@ -173,7 +179,15 @@ def resolve(config: dict[str, Any]) -> Architecture:
     )
 
 
-def _family(config: dict[str, Any]) -> Family:
+def full_config(config: Mapping[str, Any]) -> Any:
+    """The transformers configuration object of a config.json, quantization left out, defaults filled in."""
+    from transformers import CONFIG_MAPPING
+
+    known = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
+    return CONFIG_MAPPING[config["model_type"]](**known)
+
+
+def _family(config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type")
     if model_type not in FAMILIES:
         raise InputError(
@@ -185,13 +199,6 @@ def _family(config: dict[str, Any]) -> Family:
     if family.architecture not in classes:
         raise InputError(f"The model is a {classes[0]}; llmc takes causal language models ({family.architecture}).")
     return family
-
-
-def _with_defaults(config: dict[str, Any]) -> Any:
-    from transformers import CONFIG_MAPPING
-
-    known = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
-    return CONFIG_MAPPING[config["model_type"]](**known)
 
 
 def _trait(config: Any, trait: bool | str) -> bool:

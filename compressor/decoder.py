@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressor.architecture import full_config
 from compressor.checkpoint import Block, Checkpoint, Weight
 from compressor.quantized import QuantizedWeight
 
@@ -40,12 +41,16 @@ class Decoder:
         return layer.eval()
 
     @torch.no_grad()
-    def run(self, layer: nn.Module, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        """The outputs of decoder layer `index` for `hidden` [samples, length, hidden_size], which is overwritten."""
+    def outputs(self, layer: nn.Module, index: int, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches of `hidden` [samples, length, hidden_size] as views, each with what decoder layer `index` makes of it."""
         context = self._context(index, hidden.shape[1])
         for batch in batches(hidden):
-            batch.copy_(layer(batch, **context))
-        return hidden
+            yield batch, layer(batch, **context)
+
+    def run(self, layer: nn.Module, index: int, hidden: torch.Tensor) -> None:
+        """Replace `hidden` by the outputs of decoder layer `index`."""
+        for batch, output in self.outputs(layer, index, hidden):
+            batch.copy_(output)
 
     @torch.no_grad()
     def final_states(self, tokens: torch.Tensor, progress: Any = None) -> torch.Tensor:
@@ -55,16 +60,17 @@ class Decoder:
             if progress:
                 progress(index)
             self.run(self.layer(self.checkpoint.block(f"layers.{index}")), index, hidden)
-        return self.final_norm(hidden)
+        self.final_norm(hidden)
+        return hidden
 
     @torch.no_grad()
-    def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+    def final_norm(self, hidden: torch.Tensor) -> None:
+        """Apply the norm before the head to `hidden`, in place."""
         norm = copy.deepcopy(self._skeleton.norm)
         weight = self.checkpoint.read(["model.norm.weight"])["model.norm.weight"]
         norm.load_state_dict({"weight": dense(weight)}, assign=True)
         for batch in batches(hidden):
             batch.copy_(norm(batch))
-        return hidden
 
     def head(self) -> torch.Tensor:
         """The lm_head weight, float32 [vocab_size, hidden_size]; the embedding itself where they are tied."""
@@ -107,14 +113,26 @@ def rotary_tables(config: Mapping[str, Any], length: int) -> tuple[torch.Tensor,
     return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
 
 
-def _skeleton(config: Mapping[str, Any]) -> nn.Module:
-    """The model's modules on the meta device: their code without their weights."""
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+def full_model(checkpoint: Checkpoint) -> Any:
+    """The whole transformers model in the checkpoint's dtype, quantized weights dequantized. Takes a model's memory."""
+    model = _empty_model(checkpoint.config, checkpoint.dtype)
+    weights = {name: dense(w).to(checkpoint.dtype) for block in checkpoint.blocks() for name, w in block.weights.items()}
+    model.load_state_dict(weights, assign=True, strict=False)
+    model.tie_weights()
+    model.model.rotary_emb = _rotary(checkpoint.config, model.model)
+    return model.eval()
 
-    values = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
-    full = CONFIG_MAPPING[config["model_type"]](**values)
+
+def _empty_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """The model's modules on the meta device: their code without their weights."""
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(full, attn_implementation="sdpa", dtype=torch.float32).model
+        return AutoModelForCausalLM.from_config(full_config(config), attn_implementation="sdpa", dtype=dtype)
+
+
+def _skeleton(config: Mapping[str, Any]) -> nn.Module:
+    return _empty_model(config, torch.float32).model
 
 
 def _rotary(config: Mapping[str, Any], skeleton: nn.Module) -> nn.Module:

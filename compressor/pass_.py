@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ import torch
 
 from compressor.architecture import Architecture
 from compressor.checkpoint import Block, Checkpoint
+from compressor.options import Configurable, option
 from compressor.quantized import Scheme
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, out of how many
@@ -22,11 +24,6 @@ class Need(Enum):
     """What a pass wants beside the checkpoint; asked for before any work starts."""
 
     CALIBRATION = "calibration"
-
-
-def option(default: Any, help: str) -> Any:
-    """A dataclass field that is an option of a pass, with the text that listings show."""
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -50,14 +47,12 @@ class PassContext:
     notes: list[str]
 
 
-class Pass(ABC):
+class Pass(Configurable, ABC):
     """One transformation of a checkpoint. Subclasses are frozen dataclasses.
 
     Options, command-line spelling (`name:key=value`), recipe keys and listings all come from the fields.
     """
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
@@ -74,47 +69,21 @@ class Pass(ABC):
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
         """Make the new checkpoint in `context.out` and return it."""
 
-    def options(self) -> dict[str, Any]:
-        """Every option with its value, defaults written out."""
-        return asdict(self)  # type: ignore[call-overload]
-
-    def spelled(self) -> str:
-        """The command-line spelling that makes this very pass; defaults are left out."""
-        changed = [f"{f.name}={_spell(getattr(self, f.name))}" for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
-        return self.name + (":" + ",".join(changed) if changed else "")
-
 
 class BlockPass(Pass):
-    """A pass that looks at one block at a time; streaming comes for free."""
+    """A pass that looks at one block at a time; streaming and progress come for free."""
 
     @abstractmethod
-    def edit(self, block: Block, context: PassContext) -> Block:
-        """The new block."""
+    def edit(self, block: Block, checkpoint: Checkpoint, context: PassContext) -> Block:
+        """The new block. Blocks come in forward order: embedding, decoder blocks, head."""
 
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
         total = len(checkpoint.block_names)
-        done = 0
+        counter = itertools.count(1)
 
         def edit(block: Block) -> Block:
-            nonlocal done
-            context.progress(self.name, done, total)
-            done += 1
-            return self.edit(block, context)
+            edited = self.edit(block, checkpoint, context)
+            context.progress(self.name, next(counter), total)
+            return edited
 
-        edited = checkpoint.rewrite(context.out, edit, context.provenance)
-        context.progress(self.name, total, total)
-        return edited
-
-
-def describe_options(kind: type[Pass]) -> list[tuple[str, str, Any, str]]:
-    """(name, type, default, help) of every option of a pass, for listings."""
-    return [
-        (f.name, str(f.type), None if f.default is MISSING else f.default, f.metadata.get("help", ""))
-        for f in fields(kind)  # type: ignore[arg-type]
-    ]
-
-
-def _spell(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "+".join(value) if isinstance(value, tuple) else str(value)
+        return checkpoint.rewrite(context.out, edit, context.provenance)

@@ -14,6 +14,7 @@ import numpy as np
 from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.files import digest_file, digest_json
+from compressor.options import Configurable
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
 
@@ -73,11 +74,9 @@ class Variant:
     options: Mapping[str, Any]
 
 
-class Target(ABC):
+class Target(Configurable, ABC):
     """One deployment format. Stateless; found by name through the entry-point group `llmc.targets`."""
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
     runtime: ClassVar[str]  # what people install to serve it
     preset: ClassVar[tuple[str, ...]] = ()  # passes, as spelled on the command line, when the recipe names none
     baseline: ClassVar[str | None] = None  # target that holds the original model in the same runtime

@@ -24,6 +24,43 @@ COMPANION_PATTERNS = ("generation_config.json", "tokenizer*", "special_tokens_ma
                       "added_tokens.json", "chat_template*", "*.jinja", "*.model", "LICENSE*")  # fmt: skip
 
 
+class ShardWriter:
+    """Writes named tensors into an empty `folder` as safetensors shards with an index, as they come."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._shards: list[dict[str, int]] = []
+        self._pending: dict[str, torch.Tensor] = {}
+
+    def add(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take the tensors of one block; their memory is free again once their shard is flushed."""
+        if self._pending and _nbytes(self._pending) + _nbytes(tensors) > SHARD_BYTES:
+            self._flush()
+        self._pending |= tensors
+
+    def finish(self) -> None:
+        """Write what is pending and the index; a single shard has the plain name and no index."""
+        if self._pending:
+            self._flush()
+        count = len(self._shards)
+        if count == 1:
+            (self._folder / "shard-0").rename(self._folder / SINGLE_SHARD)
+            return
+        weight_map: dict[str, str] = {}
+        for number, sizes in enumerate(self._shards):
+            name = f"model-{number + 1:05}-of-{count:05}.safetensors"
+            (self._folder / f"shard-{number}").rename(self._folder / name)
+            weight_map |= dict.fromkeys(sizes, name)
+        total = sum(sum(sizes.values()) for sizes in self._shards)
+        write_json(self._folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+    def _flush(self) -> None:
+        path = self._folder / f"shard-{len(self._shards)}"
+        save_file(self._pending, path, metadata={"format": "pt"})
+        self._shards.append({name: tensor.nbytes for name, tensor in self._pending.items()})
+        self._pending = {}
+
+
 class CheckpointWriter:
     """Writes the weights of one checkpoint into an empty `folder`, shard by shard.
 
@@ -33,8 +70,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         self._folder, self._dtype = folder, dtype
-        self._shards: list[dict[str, int]] = []
-        self._pending: dict[str, torch.Tensor] = {}
+        self._shards = ShardWriter(folder)
         self._schemes: dict[str, Scheme] = {}
         self._has_head = False
 
@@ -44,15 +80,11 @@ class CheckpointWriter:
         for name, weight in weights.items():
             tensors |= self._stored(name, weight)
             self._has_head |= name == "lm_head.weight"
-        if self._pending and _nbytes(self._pending) + _nbytes(tensors) > SHARD_BYTES:
-            self._flush()
-        self._pending |= tensors
+        self._shards.add(tensors)
 
     def finish(self, config: Mapping[str, Any], linears: Iterable[str], provenance: Mapping[str, Any]) -> None:
         """Write what is pending, the index, config.json with its `quantization_config`, and `llmc-step.json`."""
-        if self._pending:
-            self._flush()
-        self._name_shards()
+        self._shards.finish()
         write_json(self._folder / "config.json", self._config(config, linears))
         write_json(self._folder / STEP_FILE, provenance)
 
@@ -62,25 +94,6 @@ class CheckpointWriter:
         layer = name.removesuffix(".weight")
         self._schemes[layer] = weight.scheme
         return {f"{layer}.{suffix}": tensor for suffix, tensor in layout.encode(weight, self._dtype).items()}
-
-    def _flush(self) -> None:
-        path = self._folder / f"shard-{len(self._shards)}"
-        save_file(self._pending, path, metadata={"format": "pt"})
-        self._shards.append({name: tensor.nbytes for name, tensor in self._pending.items()})
-        self._pending = {}
-
-    def _name_shards(self) -> None:
-        count = len(self._shards)
-        if count == 1:
-            (self._folder / "shard-0").rename(self._folder / SINGLE_SHARD)
-            return
-        weight_map = {}
-        for number, sizes in enumerate(self._shards):
-            name = f"model-{number + 1:05}-of-{count:05}.safetensors"
-            (self._folder / f"shard-{number}").rename(self._folder / name)
-            weight_map |= dict.fromkeys(sizes, name)
-        total = sum(sum(sizes.values()) for sizes in self._shards)
-        write_json(self._folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
     def _config(self, config: Mapping[str, Any], linears: Iterable[str]) -> dict[str, Any]:
         written = {key: value for key, value in config.items() if key != "quantization_config"}

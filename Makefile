@@ -1,0 +1,45 @@
+# `make demo` and `make test` are all a newcomer needs: each makes its own environment in .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+MODEL ?= examples/demo/model
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format clean
+
+help: ## Show this help
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	# torch by itself and pinned: a range would bring the newest CUDA build, several gigabytes.
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@rm -f $(VENV)/.ready-* && touch $@
+
+demo: $(READY) ## Compress the embedded model for ONNX Runtime and TensorRT-LLM, and show the ledgers
+	@rm -rf out/demo-onnx-int4 out/demo-trt-int4
+	$(BIN)/llmc compress $(MODEL) --recipe examples/demo/recipe.yaml --target onnx-int4 -o out/demo-onnx-int4
+	$(BIN)/llmc compress $(MODEL) --recipe examples/demo/recipe.yaml --target trt-int4 -o out/demo-trt-int4
+	$(BIN)/python examples/demo/talk.py $(MODEL) out/demo-onnx-int4/artifact
+
+lint: $(READY) ## Style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## Lint, then every fast test
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(READY) ## The end-to-end checks that are too slow for every commit
+	$(BIN)/pytest -m slow
+
+format: $(READY) ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove the environment and what runs left behind
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

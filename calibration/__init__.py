@@ -1,0 +1,1 @@
+"""Calibration: text as token windows, and statistics of activations."""

@@ -1,0 +1,248 @@
+"""Where text comes from: plain text, JSON lines, parquet files and datasets, read as a stream of documents."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from compressor.errors import InputError, MissingExtra
+
+# Datasets whose rows are lines of one running text. The literature joins them with a blank line.
+RUNNING_DATASETS = ("wikitext", "Salesforce/wikitext")
+SPLIT = re.compile(r"(train|test|validation|valid|dev|eval)\b.*")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text. `kind` says how it joins its neighbours: "running", "record" or "chat" (see the module)."""
+
+    text: str
+    kind: str
+
+
+class Corpus(Protocol):
+    """A source of documents that can be read more than once. None stands for an empty one that was skipped."""
+
+    def documents(self, characters: int) -> Iterator[Document | None]:
+        """Documents in order; running text comes in pieces of about `characters`."""
+        ...
+
+
+def open_corpus(source: str, tokenizer: Any, *, allow_network: bool = True) -> Corpus:
+    """The documents behind a path or a dataset id.
+
+    Raises:
+        InputError: there is no such file, or its kind cannot be read.
+    """
+    path = Path(source)
+    reader = READERS.get(path.suffix)
+    if path.is_file():
+        if reader is None:
+            raise InputError(f"{path} is not a .txt, .jsonl or .parquet file.")
+        return reader(path, tokenizer)
+    if reader is not None or path.exists() or source.startswith((".", "/", "~")):
+        raise InputError(f"There is no file {source}.")
+    return Dataset(source, tokenizer, allow_network)
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """Plain text in UTF-8. Pieces end at a blank line where there is one, else at the end of a line or word."""
+
+    path: Path
+    tokenizer: Any
+
+    def documents(self, characters: int) -> Iterator[Document | None]:
+        return running_pieces(self._read(characters), characters)
+
+    def _read(self, characters: int) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        with self.path.open("rb") as file:
+            try:
+                while chunk := file.read(characters):
+                    yield decoder.decode(chunk)
+                yield decoder.decode(b"", final=True)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(f"{self.path} (before byte {file.tell()})") from error
+
+
+def running_pieces(texts: Iterable[str], characters: int) -> Iterator[Document | None]:
+    """The joined `texts`, cut into pieces of at most `characters`."""
+    rest = ""
+    for text in texts:
+        rest += text
+        while len(rest) > characters:
+            cut = _boundary(rest, characters)
+            yield _running(rest[:cut])
+            rest = rest[cut:]
+    if rest:
+        yield _running(rest)
+
+
+def _running(text: str) -> Document | None:
+    return Document(text, "running") if text.strip() else None
+
+
+def _boundary(text: str, limit: int) -> int:
+    """Where to cut `text` below `limit`: after the last blank line of its second half, or line, or word."""
+    half = limit // 2
+    for pattern in (r"\n[ \t\r]*\n", r"\n", r"(?=\s)"):
+        ends = [match.end() for match in re.finditer(pattern, text[half:limit])]
+        if ends and ends[-1]:
+            return half + ends[-1]
+    return limit
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """One JSON object a line, with `text` or `messages`."""
+
+    path: Path
+    tokenizer: Any
+
+    def documents(self, characters: int) -> Iterator[Document | None]:
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{self.path}:{number}"
+                yield _record(_parse(line, where), self.tokenizer, where) if line.strip() else None
+
+
+def _parse(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise _not_utf8(where) from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON ({error.msg} at column {error.colno}).") from error
+
+
+def _record(record: Any, tokenizer: Any, where: str) -> Document | None:
+    if isinstance(record, Mapping) and isinstance(messages := record.get("messages"), list):
+        return Document(render_chat(messages, tokenizer, where), "chat") if messages else None
+    if isinstance(record, Mapping) and isinstance(text := record.get("text"), str):
+        return Document(text, "record") if text.strip() else None
+    raise InputError(f"{where} has neither `text` (a string) nor `messages` (a list).")
+
+
+def render_chat(messages: list[Any], tokenizer: Any, where: str) -> str:
+    """A chat as the text that the tokenizer's own chat template makes of it.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or it rejects these messages; names `where`.
+    """
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{where} is a chat, but the model's tokenizer has no chat template.", "Give `text` instead of `messages`."
+        )
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception as error:  # templates are programs: they raise what they like
+        raise InputError(f"{where}: the tokenizer's chat template rejects the messages ({error}).") from error
+
+
+def _not_utf8(where: str) -> InputError:
+    return InputError(f"{where} is not UTF-8 text.", "Convert it, for example with `iconv -t utf-8`.")
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """A parquet file with a column `text` or `messages`."""
+
+    path: Path
+    tokenizer: Any
+
+    def documents(self, characters: int) -> Iterator[Document | None]:
+        try:
+            from pyarrow import ArrowInvalid, parquet
+        except ImportError as error:
+            raise MissingExtra("pyarrow", "data", f"Reading {self.path}") from error
+        try:
+            file = parquet.ParquetFile(self.path)
+        except ArrowInvalid as error:
+            raise InputError(f"{self.path} is truncated or not a parquet file.") from error
+        column = _column(file.schema_arrow.names, str(self.path))
+        rows = (row for batch in file.iter_batches(batch_size=64, columns=[column]) for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield None if row[column] is None else _record(row, self.tokenizer, f"{self.path}, row {number}")
+
+
+def _column(names: Iterable[str], where: str) -> str:
+    for column in ("messages", "text"):
+        if column in names:
+            return column
+    raise InputError(f"{where} has no column `text` or `messages`; it has {', '.join(names)}.")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset `name[:config][:split]` of the `datasets` package; the split is `train` unless given.
+
+    It is downloaded whole into the local cache, from which rows are read without loading it into memory.
+    """
+
+    source: str
+    tokenizer: Any
+    allow_network: bool
+
+    def documents(self, characters: int) -> Iterator[Document | None]:
+        name, config, split = parse_dataset_id(self.source)
+        dataset = self._load(name, config, split)
+        if name in RUNNING_DATASETS:
+            yield from running_pieces((row["text"] + "\n\n" for row in dataset), characters)
+            return
+        column = _column(dataset.column_names, self.source)
+        for number, row in enumerate(dataset.select_columns([column]), start=1):
+            yield None if row[column] is None else _record(row, self.tokenizer, f"{self.source}, row {number}")
+
+    def _load(self, name: str, config: str | None, split: str) -> Any:
+        try:
+            import datasets
+        except ImportError as error:
+            raise MissingExtra("datasets", "data", f"Reading the dataset {name}") from error
+        try:
+            with nullcontext() if self.allow_network else _offline():
+                return datasets.load_dataset(name, config, split=split)
+        except Exception as error:  # a dozen kinds, from several packages
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"{self.source} is not a file, and the dataset cannot be loaded: {reason}",
+                "Give a .txt, .jsonl or .parquet file, or check the id and the network.",
+            ) from error
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """No requests to the hub inside the block; datasets come from the local cache."""
+    import datasets
+    from huggingface_hub import constants
+
+    switches = (datasets.config, constants)
+    before = [module.HF_HUB_OFFLINE for module in switches]
+    try:
+        for module in switches:
+            module.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+        yield
+    finally:
+        for module, value in zip(switches, before, strict=True):
+            module.HF_HUB_OFFLINE = value  # type: ignore[attr-defined]
+
+
+def parse_dataset_id(source: str) -> tuple[str, str | None, str]:
+    """(name, config, split) of `name[:config][:split]`; a lone second part is a split if it reads like one."""
+    name, *rest = source.split(":")
+    if len(rest) > 2 or not name:
+        raise InputError(f"{source} is neither a file nor a dataset id `name[:config][:split]`.")
+    if len(rest) == 2:
+        return name, rest[0], rest[1]
+    if rest and SPLIT.fullmatch(rest[0]):
+        return name, None, rest[0]
+    return name, (rest[0] if rest else None), "train"
+
+
+READERS: dict[str, Callable[[Path, Any], Corpus]] = {".txt": TextFile, ".jsonl": JsonLines, ".parquet": ParquetFile}

@@ -1,0 +1,95 @@
+"""The command line. Verbs are imported when they are run, so that `llmc --help` answers at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from importlib import import_module
+from typing import Any
+
+import click
+
+from compressor import __version__
+from compressor.errors import LlmcError, nearest
+from compressor.files import is_disk_full
+
+# verb -> (module, one line of help)
+VERBS = {
+    "compress": ("compressor.cli.compress", "Compress a model for a target, measured and verified."),
+    "inspect": ("compressor.cli.inspect", "Tell what a model, an artifact or a run's folder is."),
+    "passes": ("compressor.cli.listing", "List the passes, or the options of one."),
+    "targets": ("compressor.cli.listing", "List the targets, or the options of one."),
+    "report": ("compressor.cli.report", "Show the ledger of a run."),
+    "doctor": ("compressor.cli.doctor", "Tell what is installed and which targets can run here."),
+}
+INTERRUPTED = "Interrupted. Finished steps are kept, nothing half-written is; --resume goes on from there."
+
+
+class LazyGroup(click.Group):
+    """A click group whose verbs live in modules of their own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            ctx.fail(f"No such verb {cmd_name!r}; {nearest(cmd_name, VERBS)}")
+        return getattr(import_module(VERBS[cmd_name][0]), f"{cmd_name}_command")
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="llmc")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """llmc takes a trained language model to the runtime it ships on: compressed, verified bit for bit, measured."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs the command line and turns every outcome into an exit code.
+
+    0 done, 1 gate failed, 2 bad usage or bad input, 3 gate inconclusive, 4 a run that broke.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        code = cli.main(words, prog_name="llmc", standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        code = _fail(INTERRUPTED, None, 4)
+    except Exception as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        code = _explain(error)
+    sys.exit(code)
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, LlmcError):
+        return _fail(str(error), error.hint, error.exit_code)
+    if is_disk_full(error):
+        return _fail("The disk is full; nothing half-written was left behind.", "Free some space and run again.", 4)
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    return _fail(f"The run broke: {type(error).__name__}: {reason}", "llmc --debug ... shows where.", 4)
+
+
+def _fail(sentence: str, hint: str | None, code: int) -> int:
+    click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(sentence, err=True)
+    if hint:
+        click.secho("Hint:  ", fg="yellow", nl=False, err=True)
+        click.echo(hint, err=True)
+    return code
+
+
+def emit_json(value: Any) -> None:
+    """Print a value as the verb's JSON result on stdout."""
+    import json
+
+    click.echo(json.dumps(value, indent=2, default=str))

@@ -1,0 +1,94 @@
+"""`llmc doctor`: what is installed, and what can be done with it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+
+# package -> the extra that brings it and what it is for; None: always installed
+PACKAGES = {
+    "torch": (None, "running models block by block"),
+    "transformers": (None, "layer code and tokenizers"),
+    "compressed-tensors": (None, "the independent reader of steps"),
+    "onnxruntime": ("onnx", "ONNX targets: reading back and running"),
+    "onnxruntime-genai": ("onnx", "generating with ONNX artifacts"),
+    "gguf": ("gguf", "reading .gguf models"),
+    "datasets": ("data", "datasets ids as text"),
+    "pyarrow": ("data", "parquet files as text"),
+    "peft": ("lora", "LoRA adapters"),
+}
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor_command(as_json: bool) -> None:
+    """Tell what is installed, which targets can be made, and which of them can run on this machine."""
+    from compressor.cli import emit_json
+
+    facts = {"machine": _machine(), "packages": _packages(), "targets": _targets(), "problems": _problems()}
+    if as_json:
+        emit_json(facts)
+        return
+    for key, value in facts["machine"].items():
+        click.echo(f"{key:10} {value}")
+    click.echo()
+    for name, entry in facts["packages"].items():
+        _line(entry["version"] is not None, name, entry["version"] or f"missing: {entry['install']}", entry["purpose"])
+    click.echo()
+    for name, entry in facts["targets"].items():
+        runs = "runs here" if entry["not_run"] is None else entry["not_run"]
+        _line(entry["not_run"] is None, name, "can be made", runs)
+    for problem in facts["problems"]:
+        click.secho(f"\n{problem}", fg="red")
+
+
+def _line(good: bool, *cells: str) -> None:
+    click.secho("✓ " if good else "· ", fg="green" if good else "yellow", nl=False)
+    click.echo(f"{cells[0]:20} {cells[1]:24} {cells[2]}")
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": psutil.cpu_count(logical=False),
+        "memory": f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} free",
+        "disk": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free here",
+    }
+
+
+def _packages() -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, (extra, purpose) in PACKAGES.items():
+        install = f"pip install 'llmc-compiler[{extra}]'" if extra else "pip install llmc-compiler"
+        try:
+            installed: str | None = version(name)
+        except PackageNotFoundError:
+            installed = None
+        found[name] = {"version": installed, "install": install, "purpose": purpose}
+    return found
+
+
+def _targets() -> dict[str, dict[str, Any]]:
+    from compressor.registry import TARGETS, make_target, names
+
+    return {name: {"not_run": make_target(name, {}).why_not_run()} for name in names(TARGETS)}
+
+
+def _problems() -> list[str]:
+    from compressor.errors import InputError
+    from compressor.registry import check_installation
+
+    try:
+        check_installation()
+    except InputError as error:
+        return [f"{error} {error.hint}"]
+    return []

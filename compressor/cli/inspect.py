@@ -1,0 +1,101 @@
+"""`llmc inspect`: what a model folder, a .gguf file, an artifact or a run's folder is, from headers only."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compressor.errors import InputError
+
+
+@click.command("inspect")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect_command(path: Path, as_json: bool) -> None:
+    """Tell what PATH is: a model folder, a .gguf file, an artifact or a run's folder. Reads no weights."""
+    from compressor.cli import emit_json
+
+    facts = describe(path)
+    if as_json:
+        emit_json(facts)
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        shown = ", ".join(f"{count} × {name}" for name, count in value.items()) if isinstance(value, dict) else value
+        click.echo(f"{key:{width}}  {shown}")
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Facts about a path, by the kind of thing it is.
+
+    Raises:
+        InputError: it is nothing that is known here.
+    """
+    from compressor.ledger import LEDGER_FILE
+    from compressor.target import MANIFEST
+
+    if not path.exists():
+        raise InputError(f"{path} does not exist.")
+    if path.suffix == ".gguf":
+        from compressor.gguf import describe_gguf
+
+        return describe_gguf(path)
+    if (path / MANIFEST).is_file():
+        return _artifact(path, MANIFEST)
+    if (path / LEDGER_FILE).is_file():
+        return _run(path)
+    return _model(path)
+
+
+def _model(path: Path) -> dict[str, Any]:
+    from compressor.checkpoint import Checkpoint
+    from compressor.report.tables import size
+
+    checkpoint = Checkpoint.open(path)
+    shape = checkpoint.architecture
+    schemes = Counter(map(str, checkpoint.schemes.values())) or {"none": len(shape.linears())}
+    return {
+        "kind": "quantized model folder" if checkpoint.schemes else "model folder",
+        "family": f"{shape.model_type} ({shape.class_name})",
+        "parameters": f"{shape.parameters:,}",
+        "shape": f"{shape.layers} layers, width {shape.hidden_size}, MLP {shape.intermediate_size}, "
+        f"{shape.heads} heads of {shape.head_dim}, {shape.kv_heads} KV heads, vocabulary {shape.vocab_size}",
+        "context": shape.max_positions,
+        "embedding": "tied to lm_head" if shape.tied_embeddings else "separate lm_head",
+        "dtype": str(checkpoint.dtype).removeprefix("torch."),
+        "weights": f"{size(checkpoint.nbytes)} in {len({info.shard for info in checkpoint.tensors.values()})} shards",
+        "quantized linears": dict(schemes),
+    }
+
+
+def _artifact(path: Path, manifest_name: str) -> dict[str, Any]:
+    from compressor.files import folder_bytes
+    from compressor.report.tables import size
+
+    manifest = json.loads((path / manifest_name).read_text())
+    return {
+        "kind": "artifact",
+        "target": manifest["target"],
+        "options": json.dumps(manifest["options"]),
+        "quantized linears": dict(Counter(manifest["schemes"].values())),
+        "made from": manifest["input"],
+        "files": f"{len(manifest['files'])}, {size(folder_bytes(path))}",
+    }
+
+
+def _run(path: Path) -> dict[str, Any]:
+    from compressor.ledger import load_ledger
+    from compressor.report.tables import verdict
+
+    ledger = load_ledger(path)
+    return {
+        "kind": "run",
+        "model": ledger.model,
+        "steps": " -> ".join(row.name for row in ledger.steps),
+        "artifact": ledger.artifact.target if ledger.artifact else "none yet",
+        "verdict": verdict(ledger),
+    }

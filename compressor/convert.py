@@ -1,0 +1,55 @@
+"""Writes a model that came in a foreign format as an ordinary folder, one block in memory at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+from compressor.files import whole_folder
+from compressor.writer import STEP_FILE, CheckpointWriter
+
+
+def write_converted(
+    out: Path,
+    config: Mapping[str, Any],
+    blocks: Iterable[Mapping[str, torch.Tensor]],
+    provenance: Mapping[str, Any],
+    companions: Callable[[Path], None],
+) -> Checkpoint:
+    """Stream `blocks` of float weights into the new folder `out`, which appears only when it is whole and valid.
+
+    Args:
+        provenance: written to the step file: what was converted.
+        companions: writes the files beside the weights (tokenizer, generation_config.json) into the folder it is given.
+
+    Raises:
+        InputError: `out` exists, or what was converted is not a model that llmc can read.
+    """
+    with whole_folder(out) as folder:
+        writer = CheckpointWriter(folder, torch.float32)
+        for weights in blocks:
+            writer.add(weights)
+        writer.finish(config, (), provenance)
+        companions(folder)
+        Checkpoint.open(folder)
+    return Checkpoint.open(out)
+
+
+def converted_before(out: Path, provenance: Mapping[str, Any]) -> Checkpoint | None:
+    """The checkpoint in `out`, if an earlier run left it there with this very provenance; None if `out` is free.
+
+    Raises:
+        InputError: `out` holds something else.
+    """
+    if not out.exists():
+        return None
+    step = out / STEP_FILE
+    if step.is_file() and json.loads(step.read_text()) == provenance:
+        return Checkpoint.open(out)
+    raise InputError(f"{out} already exists, and was not converted from this model.", "Choose another folder.")

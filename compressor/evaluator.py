@@ -1,0 +1,110 @@
+"""Measures the rows of a ledger: every step and artifact on the same held-out tokens and the same workload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError, RunError
+from compressor.files import digest_json
+from compressor.ledger import StepRecord
+from compressor.measure.accuracy import Reference, checkpoint_quality, session_quality
+from compressor.measure.latency import Workload, measure_latency
+from compressor.measure.torch_session import TorchSession
+from compressor.pass_ import Progress
+from compressor.recipe import MeasureSection
+from compressor.target import Session
+
+
+@dataclass
+class Evaluator:
+    """What every row is measured with.
+
+    Attributes:
+        original: the model that all quality is relative to.
+        tokens: held-out tokens, int64 [windows, length], or None when there is no text to judge by.
+        scratch: folder for the original's hidden states.
+    """
+
+    original: Checkpoint
+    tokens: torch.Tensor | None
+    settings: MeasureSection
+    scratch: Path
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        longest = self.settings.latency.prompt + self.settings.latency.output
+        limit = self.original.architecture.max_positions
+        if self.enabled and longest > limit:
+            raise InputError(
+                f"The latency workload of {longest} tokens is longer than the model's context of {limit}.",
+                "Lower --prompt or --output-tokens.",
+            )
+
+    @property
+    def enabled(self) -> bool:
+        return self.settings.effort != "none"
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of what decides a measurement, apart from the thing measured."""
+        tokens = None if self.tokens is None else sha256(self.tokens.numpy().tobytes()).hexdigest()
+        return digest_json({"settings": self.settings.model_dump(), "tokens": tokens, "original": self.original.digest})
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The original's hidden states, made when first asked for."""
+        assert self.tokens is not None
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        store = self.scratch / "reference-states.npy"
+        return Reference.make(self.original, self.tokens, store, self._report("judging the original"))
+
+    def measure_checkpoint(self, checkpoint: Checkpoint, row: StepRecord) -> None:
+        """Fill the quality and latency of a step's row."""
+        row.quality, row.latency, row.not_run = None, [], None
+        if not self.enabled:
+            row.not_run = "measuring was switched off"
+            return
+        if self.tokens is not None:
+            row.quality = checkpoint_quality(checkpoint, self.reference, self._report(f"judging {row.name}"))
+        try:
+            with closing(TorchSession(checkpoint)) as session:
+                self._time({row.name: session}, {row.name: row})
+        except RunError as error:
+            row.not_run = str(error)
+        row.measured_with = self.key
+
+    def measure_sessions(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> None:
+        """Fill the rows of artifacts in their own runtime; for latency they take turns."""
+        for row in rows.values():
+            row.quality, row.latency, row.measured_with = None, [], self.key
+        if self.tokens is not None:
+            for name, session in sessions.items():
+                rows[name].quality = session_quality(session, self.reference, self._report(f"judging {name}"))
+        self._time(sessions, rows)
+
+    def _time(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> None:
+        plan = self.settings.latency
+        for batch in plan.batch:
+            workload = Workload(batch, plan.prompt, plan.output, plan.repeats)
+            report = self._report(f"timing {', '.join(sessions)}")
+            for name, latency in measure_latency(sessions, workload, self._prompt(plan.prompt), report).items():
+                rows[name].latency.append(latency)
+                rows[name].runtime = sessions[name].runtime
+
+    def _prompt(self, length: int) -> np.ndarray:
+        """Real text where there is enough, else token ids in order: time does not depend on which they are."""
+        if self.tokens is not None and self.tokens.numel() >= length:
+            return self.tokens.flatten()[:length].numpy()
+        return (torch.arange(length) % self.original.architecture.vocab_size).numpy()
+
+    def _report(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.progress(what, done, total)

@@ -1,0 +1,162 @@
+"""The ledger: what a run did and measured, row by row. The file `ledger.json` is its whole content."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from compressor import __version__
+from compressor.errors import InputError
+from compressor.files import write_json
+from compressor.measure.accuracy import Quality
+from compressor.measure.latency import Latency
+
+SCHEMA = 1
+LEDGER_FILE = "ledger.json"
+REPORTED_PACKAGES = ("torch", "transformers", "compressed-tensors", "onnxruntime", "onnxruntime-genai")
+
+
+@dataclass
+class StepRecord:
+    """One row: the original, a pass, a baseline in the target's runtime, or the artifact.
+
+    Attributes:
+        name: `original`, a pass as spelled on the command line, or a target.
+        seconds: wall time of the work itself, measuring left out.
+        peak_rss_bytes: peak resident memory of the process during it.
+        size_bytes: bytes of the weights on disk; for an artifact, of the whole folder.
+        bits_per_weight: 8 x bytes of the weight files / parameters.
+        runtime: what latency was measured in, and quality too in rows of an artifact.
+        not_run: why a measurement is missing.
+        key: digest of everything that decides the step's bytes.
+        measured_with: digest of what decides the measurements.
+    """
+
+    name: str
+    seconds: float | None = None
+    peak_rss_bytes: int | None = None
+    size_bytes: int | None = None
+    bits_per_weight: float | None = None
+    runtime: str | None = None
+    quality: Quality | None = None
+    latency: list[Latency] = field(default_factory=list)
+    not_run: str | None = None
+    notes: list[str] = field(default_factory=list)
+    key: str | None = None
+    measured_with: str | None = None
+
+
+@dataclass
+class Verification:
+    """The verdict of reading an artifact back: how many weights were compared, and which differed."""
+
+    reader: str
+    weights: int
+    mismatches: list[str]
+
+
+@dataclass
+class ArtifactRecord:
+    """What is deployed, the verdict on it, and the command that serves it."""
+
+    target: str
+    path: str
+    size_bytes: int
+    digest: str
+    verified: Verification
+    run: str
+
+
+@dataclass
+class TextRecord:
+    """Tokens that were used: where from, how many, and their hash."""
+
+    source: str
+    windows: int
+    length: int
+    digest: str
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Ledger:
+    """Everything about one run."""
+
+    model: str
+    recipe: dict[str, Any]
+    schema: int = SCHEMA
+    environment: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, TextRecord] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+    artifact: ArtifactRecord | None = None
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / LEDGER_FILE, _finite(asdict(self)))
+
+
+def load_ledger(path: Path) -> Ledger:
+    """Read a ledger file, or the one in a run's folder.
+
+    Raises:
+        InputError: there is none, or it is of another schema.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    file = path / LEDGER_FILE if path.is_dir() else path
+    try:
+        ledger = TypeAdapter(Ledger).validate_json(file.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"There is no ledger at {file}.") from error
+    except ValidationError as error:
+        raise InputError(f"{file} is not a ledger: {error.errors()[0]['msg']}.") from error
+    if ledger.schema != SCHEMA:
+        raise InputError(f"{file} has ledger schema {ledger.schema}; this version reads {SCHEMA}.")
+    return ledger
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the packages that figures depend on."""
+    import psutil
+    import torch
+
+    packages = {name: found for name in REPORTED_PACKAGES if (found := _version(name))}
+    return {
+        "llmc": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "packages": packages,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN or infinity; a measurement that gave one is recorded as its name."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,1 @@
+"""Measuring: accuracy against the original, latency, size, and the uncertainty of each."""

@@ -1,0 +1,147 @@
+"""Quality of a model against the original on the same held-out tokens.
+
+The original's final hidden states are kept on disk, not its logits: [tokens, hidden_size] instead of
+[tokens, vocab_size]. Logits of both are made from them a few positions at a time.
+Standard errors are over windows: tokens of one window are not independent of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from compressor.checkpoint import Checkpoint
+from compressor.decoder import Decoder
+from compressor.measure.statistics import Estimate, exponential, mean
+from compressor.target import Session
+
+LOGITS_AT_ONCE = 1 << 23  # logits made at a time, in elements: 32 MiB a copy in float32
+
+Report = Callable[[int, int], None]  # windows done, windows in all
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Perplexity, and divergence from the original, with standard errors over windows.
+
+    Attributes:
+        perplexity: exp of the mean negative log-likelihood.
+        perplexity_increase: relative to the original on the same windows (paired), 0 is no change.
+        kl: KL(original || this), mean over tokens, in nats.
+        top1: share of tokens for which both find the same token most likely.
+    """
+
+    perplexity: Estimate
+    perplexity_increase: Estimate
+    kl: Estimate
+    top1: Estimate
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The original model on the evaluation tokens.
+
+    Attributes:
+        tokens: int64 [windows, length].
+        states: final hidden states, float32 [windows, length, hidden_size], memory-mapped.
+    """
+
+    checkpoint: Checkpoint
+    tokens: torch.Tensor
+    states: torch.Tensor
+
+    @classmethod
+    def make(cls, checkpoint: Checkpoint, tokens: torch.Tensor, store: Path, progress: Report) -> Reference:
+        """Run the original once and keep its final states in the file `store`."""
+        shape = (*tokens.shape, checkpoint.architecture.hidden_size)
+        states = torch.from_numpy(np.lib.format.open_memmap(store, mode="w+", dtype=np.float32, shape=shape))
+        states.copy_(_final_states(checkpoint, tokens, progress))
+        return cls(checkpoint, tokens, states)
+
+
+def checkpoint_quality(checkpoint: Checkpoint, reference: Reference, progress: Report) -> Quality:
+    """Quality of a step, run block by block with transformers' layer code in float32."""
+    if checkpoint is reference.checkpoint:
+        states = reference.states
+    else:
+        states = _final_states(checkpoint, reference.tokens, progress)
+    head = Decoder(checkpoint).head()
+
+    def chunks(window: int) -> Iterator[tuple[int, torch.Tensor]]:
+        for start, part in _parts(states[window], head.shape[0]):
+            yield start, part @ head.T
+
+    return _compare(reference, chunks)
+
+
+def session_quality(session: Session, reference: Reference, progress: Report) -> Quality:
+    """Quality of an artifact in its own runtime."""
+    windows = reference.tokens.shape[0]
+
+    def chunks(window: int) -> Iterator[tuple[int, torch.Tensor]]:
+        for start, logits in session.logits(reference.tokens[window].numpy()):
+            yield start, torch.from_numpy(logits)
+        progress(window + 1, windows)
+
+    return _compare(reference, chunks)
+
+
+def _final_states(checkpoint: Checkpoint, tokens: torch.Tensor, progress: Report) -> torch.Tensor:
+    layers = checkpoint.architecture.layers
+    return Decoder(checkpoint).final_states(tokens, lambda index: progress(index, layers))
+
+
+def _compare(reference: Reference, candidate: Callable[[int], Iterator[tuple[int, torch.Tensor]]]) -> Quality:
+    head = Decoder(reference.checkpoint).head()
+    rows = np.array(
+        [_compare_window(reference, head, window, candidate(window)) for window in range(len(reference.tokens))]
+    )
+    original, losses, divergence, agreement = rows.T
+    return Quality(
+        perplexity=exponential(mean(losses)),
+        perplexity_increase=exponential(mean(losses - original), shift=-1.0),
+        kl=mean(divergence),
+        top1=mean(agreement),
+    )
+
+
+@torch.no_grad()
+def _compare_window(
+    reference: Reference, head: torch.Tensor, window: int, candidate: Iterator[tuple[int, torch.Tensor]]
+) -> np.ndarray:
+    """Means over one window's predicted tokens: original's loss, candidate's loss, KL, agreement."""
+    tokens, states = reference.tokens[window], reference.states[window]
+    sums = torch.zeros(4, dtype=torch.float64)
+    for start, logits in candidate:
+        for offset, part in _parts(logits, logits.shape[1]):
+            first = start + offset
+            targets = tokens[first + 1 : first + 1 + len(part)]
+            kept = len(targets)  # the last position of a window predicts a token we do not have
+            ours = torch.log_softmax(part[:kept], dim=-1)
+            original = torch.log_softmax(states[first : first + kept] @ head.T, dim=-1)
+            sums += _token_sums(original, ours, targets)
+    return (sums / (len(tokens) - 1)).numpy()
+
+
+def _token_sums(original: torch.Tensor, ours: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    picked = targets.unsqueeze(1)
+    divergence = torch.nn.functional.kl_div(ours, original, reduction="sum", log_target=True)
+    return torch.stack(
+        [
+            -original.gather(1, picked).double().sum(),
+            -ours.gather(1, picked).double().sum(),
+            divergence.double(),
+            (original.argmax(-1) == ours.argmax(-1)).double().sum(),
+        ]
+    )
+
+
+def _parts(rows: torch.Tensor, vocab_size: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Runs of rows whose logits are about LOGITS_AT_ONCE elements."""
+    size = max(1, LOGITS_AT_ONCE // vocab_size)
+    for start in range(0, rows.shape[0], size):
+        yield start, rows[start : start + size]

@@ -1,0 +1,332 @@
+"""One run: checkpoint, passes, target, artifact, with a ledger row after every step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+
+from compressor import ledger as ledgers
+from compressor.checkpoint import Checkpoint
+from compressor.code_version import code_version
+from compressor.errors import InputError
+from compressor.evaluator import Evaluator
+from compressor.files import TEMPORARY_PREFIX, digest_json, folder_bytes, remove_leftovers, write_whole
+from compressor.ledger import ArtifactRecord, Ledger, StepRecord, TextRecord
+from compressor.lowering import Lowering, artifact_bits
+from compressor.measure.memory import PeakMemory
+from compressor.pass_ import Need, Pass, PassContext, Progress
+from compressor.quantized import Scheme
+from compressor.recipe import Recipe
+from compressor.registry import make_target
+from compressor.source import Source, open_model
+from compressor.target import Artifact, Session, Target
+from compressor.tokenizer import load_tokenizer
+from compressor.writer import STEP_FILE
+
+
+class TokenSet(Protocol):
+    """Windows of tokens, and where they come from. `tokens` is int64 [windows, length]."""
+
+    @property
+    def tokens(self) -> torch.Tensor: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+
+class Texts(Protocol):
+    """Turns text sources into tokens. Given by the caller: the core does not know the calibration package."""
+
+    def calibration(self, recipe: Recipe, tokenizer: Any) -> TokenSet: ...
+    def evaluation(self, recipe: Recipe, tokenizer: Any) -> TokenSet: ...
+    def warnings(self, calibration: TokenSet | None, evaluation: TokenSet | None) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How to run, as opposed to what: nothing here changes a byte of the result."""
+
+    out: Path
+    resume: bool = False
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass
+class Run:
+    """The state of one run; `execute` is the way through."""
+
+    recipe: Recipe
+    settings: RunSettings
+    texts: Texts
+    progress: Progress
+    passes: list[Pass] = field(init=False)
+    target: Target = field(init=False)
+    ledger: Ledger = field(init=False)
+    evaluator: Evaluator = field(init=False)
+    shipped: StepRecord = field(init=False)  # the artifact's own row, always the ledger's last
+    earlier: dict[str, StepRecord] = field(init=False)  # rows of the run that is resumed, by key
+
+    def execute(self) -> Ledger:
+        """Run the recipe and return the ledger, which is on disk too, row by row."""
+        self.target, self.passes = self.recipe.build_target(), self.recipe.build_passes()
+        self.earlier = _earlier_rows(self.settings)
+        with self._scratch() as scratch:
+            with _refusable(self.settings.out):
+                source = self._open_source()
+                check_plan(source.checkpoint, self.passes, self.target)
+                self._start_ledger()
+                calibration = self._load_texts(source.checkpoint, scratch)
+            self._record_original(source)
+            final = self._run_passes(source.checkpoint, calibration)
+            artifact = self._make_artifact(final)
+            self._measure_artifact(artifact, source.checkpoint, scratch)
+        return self.ledger
+
+    # ---- before the first pass
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """A folder for what measuring needs and nobody keeps; leftovers of a killed run go first."""
+        out = self.settings.out
+        for folder in (out, out / "steps"):
+            remove_leftovers(folder)
+        scratch = out / f"{TEMPORARY_PREFIX}scratch"
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _open_source(self) -> Source:
+        return open_model(
+            self.recipe.model,
+            self.settings.out / "steps" / "00-import",
+            allow_pickle=self.settings.allow_pickle,
+            trust_remote_code=self.settings.trust_remote_code,
+            progress=self.progress,
+        )
+
+    def _start_ledger(self) -> None:
+        recipe = self.recipe.written_out()
+        self.ledger = Ledger(model=self.recipe.model, recipe=recipe, environment=ledgers.environment())
+        write_whole(self.settings.out / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+
+    def _load_texts(self, checkpoint: Checkpoint, scratch: Path) -> TokenSet | None:
+        """Load calibration and held-out text, record both, and set up the evaluator."""
+        tokenizer = load_tokenizer(checkpoint.root, trust_remote_code=self.settings.trust_remote_code)
+        self._check_lengths(checkpoint)
+        calibration = self.texts.calibration(self.recipe, tokenizer) if self._wants_calibration() else None
+        measure = self.recipe.measure
+        judged = measure.texts is not None and measure.effort != "none"
+        evaluation = self.texts.evaluation(self.recipe, tokenizer) if judged else None
+        for role, text in (("calibration", calibration), ("evaluation", evaluation)):
+            if text is not None:
+                windows, length = text.tokens.shape
+                self.ledger.texts[role] = TextRecord(text.source, windows, length, text.digest, list(text.notes))
+        self.ledger.warnings += self.texts.warnings(calibration, evaluation)
+        tokens = None if evaluation is None else evaluation.tokens
+        self.evaluator = Evaluator(checkpoint, tokens, measure, scratch, self.progress)
+        return calibration
+
+    def _wants_calibration(self) -> bool:
+        wanting = [one.name for one in self.passes if Need.CALIBRATION in one.needs]
+        if wanting and self.recipe.calibration is None:
+            raise InputError(
+                f"The pass {wanting[0]} needs calibration text.",
+                "Give --calibration FILE (.txt, .jsonl or .parquet), or use --pass rtn, which needs none.",
+            )
+        return bool(wanting)
+
+    def _check_lengths(self, checkpoint: Checkpoint) -> None:
+        limit = checkpoint.architecture.max_positions
+        calibration, measure = self.recipe.calibration, self.recipe.measure
+        for length, flag in ((calibration.length if calibration else 0, "--length"), (measure.length, "--eval-length")):
+            if length > limit:
+                raise InputError(f"{length} tokens are longer than the model's context of {limit}.", f"{flag} {limit}")
+
+    # ---- rows
+
+    def _record_original(self, source: Source) -> None:
+        key = source.checkpoint.digest
+        notes = [source.imported] if source.imported else []
+        fresh = StepRecord("original", key=key, notes=notes, **_size(source.checkpoint))
+        self._record(self.earlier.get(key, fresh), source.checkpoint)
+
+    def _run_passes(self, checkpoint: Checkpoint, calibration: TokenSet | None) -> Checkpoint:
+        for number, one in enumerate(self.passes, start=1):
+            folder = self.settings.out / "steps" / f"{number:02}-{one.name}"
+            key = step_key(one, checkpoint, calibration, self.recipe.seed)
+            row = self.earlier.get(key, StepRecord(one.spelled(), key=key))
+            if folder.exists():
+                checkpoint = _finished_step(folder, key)
+            else:
+                checkpoint = self._run_pass(one, checkpoint, calibration, folder, row)
+            self._record(row, checkpoint)
+        return checkpoint
+
+    def _run_pass(
+        self, one: Pass, checkpoint: Checkpoint, calibration: TokenSet | None, folder: Path, row: StepRecord
+    ) -> Checkpoint:
+        provenance = {"pass": one.name, "options": one.options(), "input": checkpoint.digest, "key": row.key}
+        tokens = None if calibration is None else calibration.tokens
+        row.notes.clear()
+        context = PassContext(folder, provenance, tokens, self.recipe.seed, self.progress, row.notes)
+        start = time.perf_counter()
+        with PeakMemory() as peak:
+            result = one.apply(checkpoint, context)
+        row.seconds, row.peak_rss_bytes = time.perf_counter() - start, peak.bytes
+        vars(row).update(_size(result))
+        return result
+
+    def _record(self, row: StepRecord, checkpoint: Checkpoint) -> None:
+        """Add a row, measured unless an earlier run measured it with the same tokens and workload."""
+        self._add(row)  # on disk before measuring, so that a killed run keeps the pass's time and memory
+        if row.measured_with is None or row.measured_with != self.evaluator.key:
+            self.evaluator.measure_checkpoint(checkpoint, row)
+            self.ledger.save(self.settings.out)
+
+    def _add(self, row: StepRecord) -> None:
+        self.ledger.steps.append(row)
+        self.ledger.save(self.settings.out)
+
+    # ---- the artifact
+
+    def _make_artifact(self, final: Checkpoint) -> Artifact:
+        out = self.settings.out / "artifact"
+        lowering = Lowering(self.target, final, self.progress)
+        self.shipped = self._artifact_row(self.target.name, lowering.key)
+        verified = lowering.make(out, self.shipped)
+        artifact = Artifact(out, self.target.name)
+        run = self.target.run_command(str(out))
+        record = ArtifactRecord(self.target.name, str(out), folder_bytes(out), artifact.digest, verified, run)
+        self.ledger.artifact = record
+        script = self.settings.out / "run.sh"
+        write_whole(script, f'#!/bin/sh\ncd "$(dirname "$0")" || exit\n{self.target.run_command("artifact")}\n')
+        script.chmod(0o755)
+        return artifact
+
+    def _measure_artifact(self, artifact: Artifact, original: Checkpoint, scratch: Path) -> None:
+        """Rows of the artifact in its own runtime, beside the original in the same runtime; its own row comes last."""
+        rows = self._artifact_rows()
+        reason = self.target.why_not_run() if self.evaluator.enabled else "measuring was switched off"
+        if reason is not None:
+            self.shipped.not_run = reason
+            rows = [self.shipped]
+        elif any(row.measured_with != self.evaluator.key for row in rows):
+            self._run_artifact(rows, artifact, original, scratch)
+        for row in rows:
+            self._add(row)
+
+    def _artifact_rows(self) -> list[StepRecord]:
+        key = str(self.shipped.key)
+        baseline = [self._artifact_row(f"{self.target.baseline}, original", key)] if self.target.baseline else []
+        others = [self._artifact_row(f"{self.target.name}, {one.label}", key) for one in self.target.variants[:-1]]
+        return [*baseline, *others, self.shipped]
+
+    def _artifact_row(self, name: str, key: str) -> StepRecord:
+        """The row of this name, as an earlier run of the same artifact left it if there was one."""
+        key = f"{key.partition(' ')[0]} {name}"
+        return self.earlier.get(key, StepRecord(name, key=key))
+
+    def _run_artifact(self, rows: list[StepRecord], artifact: Artifact, original: Checkpoint, scratch: Path) -> None:
+        by_name = {row.name: row for row in rows}
+        with ExitStack() as stack:
+            sessions: dict[str, Session] = {}
+            if self.target.baseline is not None:
+                sessions[rows[0].name] = self._open_baseline(rows[0], original, scratch / "baseline")
+            for row, variant in zip(rows[-len(self.target.variants) :], self.target.variants, strict=True):
+                sessions[row.name] = self.target.open(artifact, **variant.options)
+            for session in sessions.values():
+                stack.callback(session.close)
+            self.evaluator.measure_sessions(sessions, by_name)
+
+    def _open_baseline(self, row: StepRecord, original: Checkpoint, folder: Path) -> Session:
+        """The original in the target's own runtime, unquantized."""
+        target = make_target(str(self.target.baseline), {})
+        folder.mkdir(parents=True)
+        target.lower(original, folder, self.progress)
+        row.size_bytes, row.bits_per_weight = folder_bytes(folder), artifact_bits(folder, original)
+        return target.open(Artifact(folder, target.name))
+
+
+def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Mapping[str, Scheme]:
+    """What the model's linears will be after all passes.
+
+    Raises:
+        InputError: a pass's options do not fit the model, or the target cannot take the outcome.
+    """
+    schemes: Mapping[str, Scheme] = checkpoint.schemes
+    for one in passes:
+        schemes = one.plan(checkpoint.architecture, schemes)
+    problems = target.problems(checkpoint.architecture, schemes)
+    if problems:
+        raise InputError(f"{target.name} cannot take this: " + " ".join(problems))
+    return schemes
+
+
+def step_key(one: Pass, checkpoint: Checkpoint, calibration: TokenSet | None, seed: int) -> str:
+    """Digest of everything that decides the bytes of a step."""
+    return digest_json(
+        {
+            "pass": one.spelled(),
+            "input": checkpoint.digest,
+            "calibration": calibration.digest if calibration and Need.CALIBRATION in one.needs else None,
+            "seed": seed,
+            "code": code_version(type(one)),
+        }
+    )
+
+
+def _earlier_rows(settings: RunSettings) -> dict[str, StepRecord]:
+    if not settings.out.exists():
+        return {}
+    if not settings.resume:
+        raise InputError(
+            f"{settings.out} already exists.", "Choose another folder, or --resume to go on with the run in it."
+        )
+    if not (settings.out / ledgers.LEDGER_FILE).is_file():
+        return {}
+    return {row.key: row for row in ledgers.load_ledger(settings.out).steps if row.key}
+
+
+@contextmanager
+def _refusable(out: Path) -> Iterator[None]:
+    """Make the output folder, and take it away again if the request is refused before any work on it."""
+    made = not out.exists()
+    (out / "steps").mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if made:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _finished_step(folder: Path, key: str) -> Checkpoint:
+    try:
+        found = json.loads((folder / STEP_FILE).read_text()).get("key")
+    except (OSError, json.JSONDecodeError):
+        found = None
+    if found != key:
+        raise InputError(
+            f"{folder} was made from another input, other options or another version of the code.",
+            "Remove it to compute it again, or choose another output folder.",
+        )
+    return Checkpoint.open(folder)
+
+
+def _size(checkpoint: Checkpoint) -> dict[str, Any]:
+    bits = 8 * checkpoint.nbytes / checkpoint.architecture.parameters
+    return {"size_bytes": checkpoint.nbytes, "bits_per_weight": bits}

@@ -1,0 +1,157 @@
+"""The recipe: what a run does, as YAML. Unknown keys are errors that name the line and the nearest key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compressor import registry
+from compressor.errors import InputError, nearest
+from compressor.pass_ import Pass
+from compressor.target import Target
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CalibrationSection(_Section):
+    """Text that passes calibrate on: `samples` windows of `length` tokens, drawn with `seed`."""
+
+    texts: str
+    samples: int = Field(128, ge=1)
+    length: int = Field(512, ge=8)
+    seed: int = 0
+
+
+class LatencySection(_Section):
+    """The workload that latency is measured with."""
+
+    batch: list[int] = [1]
+    prompt: int = Field(128, ge=1)
+    output: int = Field(32, ge=2)
+    repeats: int = Field(5, ge=2)
+
+
+class MeasureSection(_Section):
+    """Held-out text and the workload. `effort`: quick takes at most 24 windows, full all of the text."""
+
+    texts: str | None = None
+    length: int = Field(512, ge=8)
+    effort: Literal["quick", "full", "none"] = "quick"
+    latency: LatencySection = LatencySection()
+
+
+class Recipe(_Section):
+    """One run: model, passes in their order, target, and what is measured."""
+
+    model: str
+    calibration: CalibrationSection | None = None
+    passes: list[str | dict[str, Any]] | None = None  # None: what the target suggests
+    target: str | dict[str, Any]
+    measure: MeasureSection = MeasureSection()
+    seed: int = 0
+
+    def build_target(self) -> Target:
+        return registry.make_target(*_named(self.target))
+
+    def build_passes(self) -> list[Pass]:
+        """The passes in run order; the target's preset when the recipe names none."""
+        entries = self.build_target().preset if self.passes is None else self.passes
+        return [registry.make_pass(*_named(entry)) for entry in entries]
+
+    def written_out(self) -> dict[str, Any]:
+        """The recipe with every default in its place, ready to be run again."""
+        target = self.build_target()
+        plain = self.model_dump(mode="json")
+        plain["passes"] = [{one.name: _plain(one.options())} for one in self.build_passes()]
+        plain["target"] = {target.name: _plain(target.options())}
+        return plain
+
+
+def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
+    """Read a recipe file; `overrides` (from the command line) win, section by section.
+
+    Raises:
+        InputError: unreadable file, unknown key (with its line and the nearest known key) or bad value.
+    """
+    try:
+        text = path.read_text()
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"The recipe {path} cannot be read: {str(error).splitlines()[0]}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"The recipe {path} is not a mapping of keys to values.")
+    return make_recipe(_merge(values, overrides), where=_Lines(path, node))
+
+
+def make_recipe(values: Mapping[str, Any], where: _Lines | None = None) -> Recipe:
+    """A validated recipe.
+
+    Raises:
+        InputError: the first thing that is wrong, in one sentence.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        keys = [part for part in first["loc"] if isinstance(part, str) and part not in ("str", "dict[str,any]")]
+        place = f"{where.of(keys)}: " if where else ""
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{place}unknown key {keys[-1]!r}; {nearest(keys[-1], _keys_of_section(keys[:-1]))}") from error
+        if first["type"] == "missing":
+            raise InputError(f"{place}the recipe needs {'.'.join(keys)!r}.") from error
+        raise InputError(f"{place}{'.'.join(keys)} = {first['input']!r} is not allowed. {first['msg']}.") from error
+
+
+class _Lines:
+    """Finds the line of a key in a YAML document."""
+
+    def __init__(self, path: Path, node: Any) -> None:
+        self._path, self._node = path, node
+
+    def of(self, keys: list[str]) -> str:
+        node, line = self._node, 1
+        for key in keys:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            match = next(((k, v) for k, v in pairs if k.value == key), None)
+            if match is None:
+                break
+            line, node = match[0].start_mark.line + 1, match[1]
+        return f"{self._path} line {line}"
+
+
+def _keys_of_section(path: list[str]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for key in path:
+        annotation = section.model_fields[key].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return list(section.model_fields)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _named(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and options of a pass or target, written as `gptq:bits=4` or as `{gptq: {bits: 4}}`."""
+    if isinstance(entry, str):
+        return registry.parse_spec(entry)
+    if len(entry) != 1:
+        raise InputError(f"A list entry names one pass; this one has {len(entry)} keys: {', '.join(map(str, entry))}.", "Start each pass with its own dash.")
+    ((name, options),) = entry.items()
+    return name, dict(options or {})
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}

@@ -1,0 +1,114 @@
+"""Passes and targets by name. Built-in ones arrive by the same entry points as plug-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points, packages_distributions
+from typing import Any
+
+from compressor.errors import InputError, nearest
+from compressor.pass_ import Pass
+from compressor.target import Target
+
+PASSES, TARGETS = "llmc.passes", "llmc.targets"
+TOP_LEVEL_PACKAGES = ("compressor", "passes", "targets", "calibration")
+
+
+@cache
+def names(group: str) -> dict[str, EntryPoint]:
+    """Everything registered in an entry-point group, sorted by name; nothing is imported.
+
+    Raises:
+        InputError: two distributions register the same name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
+        other = found.get(entry.name)
+        if other is not None and other.value != entry.value:
+            raise InputError(f"{entry.name!r} is registered twice in {group}: by {_owner(other)} and by {_owner(entry)}.")
+        found[entry.name] = entry
+    return found
+
+
+def make_pass(name: str, options: Mapping[str, Any]) -> Pass:
+    """A pass with validated options."""
+    return _make(PASSES, "pass", name, options)
+
+
+def make_target(name: str, options: Mapping[str, Any]) -> Target:
+    """A target with validated options."""
+    return _make(TARGETS, "target", name, options)
+
+
+def load(group: str, kind: str, name: str) -> Any:
+    """The class registered under `name`.
+
+    Raises:
+        InputError: nothing has that name; the message gives the nearest one.
+    """
+    known = names(group)
+    if name not in known:
+        raise InputError(f"Unknown {kind} {name!r}; {nearest(name, known)}", f"`llmc {group.removeprefix('llmc.')}` lists what there is.")
+    return known[name].load()
+
+
+def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
+    """Split `name:key=value,key=value`. Values are YAML scalars; `a+b` is a list.
+
+    Raises:
+        InputError: an option is not of the form key=value.
+    """
+    import yaml
+
+    name, _, rest = text.partition(":")
+    options = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"{part!r} in {text!r} is not of the form option=value.")
+        options[key.strip()] = value.split("+") if "+" in value else yaml.safe_load(value)
+    return name.strip(), options
+
+
+def check_installation() -> None:
+    """Refuse to run where another distribution owns one of our top-level package names.
+
+    Raises:
+        InputError: naming the other distribution.
+    """
+    owners = packages_distributions()
+    for package in TOP_LEVEL_PACKAGES:
+        strangers = {owner for owner in owners.get(package, ()) if owner != "llmc-compiler"}
+        if strangers:
+            raise InputError(f"The distribution {strangers.pop()} also installs a package named {package!r}.", "Install llmc-compiler in an environment without it.")
+
+
+def _make(group: str, kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    from dataclasses import fields
+
+    from pydantic import TypeAdapter, ValidationError
+
+    cls = load(group, kind, name)
+    known = [field.name for field in fields(cls)]
+    for key in options:
+        if key not in known:
+            raise InputError(f"{kind.capitalize()} {name!r} has no option {key!r}; {nearest(key, known)}")
+    wrapped = {key: (value,) if _is_tuple(cls, key) and not isinstance(value, list | tuple) else value for key, value in options.items()}
+    try:
+        return TypeAdapter(cls).validate_python(wrapped)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{kind.capitalize()} {name!r}: {option}={first['input']!r} is not allowed. {first['msg']}.") from error
+
+
+def _is_tuple(cls: Any, option: str) -> bool:
+    """Whether an option takes several values, so that one may be given without a list."""
+    from typing import get_origin, get_type_hints
+
+    return get_origin(get_type_hints(cls).get(option)) is tuple
+
+
+def _owner(entry: EntryPoint) -> str:
+    return f"{entry.dist.name if entry.dist else 'unknown'} ({entry.value})"

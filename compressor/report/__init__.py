@@ -1,0 +1,1 @@
+"""The ledger for people: tables in the terminal and in Markdown."""

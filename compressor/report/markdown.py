@@ -1,0 +1,47 @@
+"""The ledger as Markdown, for pull requests and model cards."""
+
+from __future__ import annotations
+
+import yaml
+
+from compressor.ledger import Ledger
+from compressor.report import tables
+
+
+def render(ledger: Ledger) -> str:
+    """The whole report as one Markdown document."""
+    parts = [f"# {ledger.model} → {_target(ledger)}", _picture(ledger), tables.verdict(ledger)]
+    parts += [f"## {table.title}\n\n{_grid(table)}" for table in tables.all_tables(ledger)]
+    remarks = tables.remarks(ledger)
+    if remarks:
+        parts.append("## Remarks\n\n" + "\n".join(f"- {remark}" for remark in remarks))
+    if ledger.artifact is not None:
+        parts.append(f"## Serve it\n\n```sh\n{ledger.artifact.run}\n```")
+    parts.append(f"## How this was made\n\n```yaml\n{yaml.safe_dump(ledger.recipe, sort_keys=False)}```")
+    parts.append(_environment(ledger))
+    return "\n\n".join(parts) + "\n"
+
+
+def _target(ledger: Ledger) -> str:
+    return ledger.artifact.target if ledger.artifact else "no artifact"
+
+
+def _picture(ledger: Ledger) -> str:
+    passes = [next(iter(one)) for one in ledger.recipe.get("passes", [])]
+    return "`" + " → ".join([ledger.model, *passes, _target(ledger)]) + "`"
+
+
+def _grid(table: tables.Table) -> str:
+    lines = ["| " + " | ".join(table.headers) + " |", "|---|" + "---:|" * (len(table.headers) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in table.rows])
+
+
+def _environment(ledger: Ledger) -> str:
+    facts = ledger.environment
+    packages = ", ".join(f"{name} {version}" for name, version in facts.get("packages", {}).items())
+    return (
+        f"Measured on {facts.get('cpu')}, {facts.get('threads')} threads, {tables.size(facts.get('memory_bytes'))} of memory, "
+        f"Python {facts.get('python')}, {packages}, llmc {facts.get('llmc')}. "
+        "Figures after ± are standard errors: over windows of text for accuracy, over repeats for tokens/s. "
+        "KL is KL(original ‖ this) per token. TTFT is the time to the first token."
+    )

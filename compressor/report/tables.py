@@ -1,0 +1,128 @@
+"""The ledger's figures as text cells; the terminal and Markdown only lay them out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from compressor.ledger import Ledger, StepRecord
+from compressor.measure.latency import Latency
+from compressor.measure.statistics import Estimate
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of cells. The first column is text, the others are figures."""
+
+    title: str
+    headers: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def all_tables(ledger: Ledger) -> list[Table]:
+    """The ledger's tables that have rows, in reading order."""
+    tables = [quality_table(ledger), cost_table(ledger), *latency_tables(ledger)]
+    return [table for table in tables if table.rows]
+
+
+def quality_table(ledger: Ledger) -> Table:
+    """Accuracy against the original."""
+    text = ledger.texts.get("evaluation")
+    title = f"Accuracy on {text.windows} × {text.length} held-out tokens" if text else "Accuracy"
+    headers = ("step", "perplexity", "vs original", "KL (nats)", "top-1")
+    return Table(title, headers, [_quality_row(row) for row in ledger.steps if row.quality])
+
+
+def cost_table(ledger: Ledger) -> Table:
+    """Size of each step, and what it took to make."""
+    headers = ("step", "size", "bits/weight", "time", "peak memory")
+    return Table("Size, and the cost of making it", headers, [_cost_row(row) for row in ledger.steps])
+
+
+def latency_tables(ledger: Ledger) -> list[Table]:
+    """One table for each runtime and workload: times of different ones do not compare."""
+    headers = ("step", "TTFT p50 / p95", "per token p50 / p95", "tokens/s")
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for row in ledger.steps:
+        for latency in row.latency:
+            workload = f"batch {latency.batch}, prompt {latency.prompt}, output {latency.output}"
+            title = f"Latency in ms, {row.runtime}: {workload}"
+            rows.setdefault(title, []).append(_latency_row(row, latency))
+    return [Table(title, headers, lines) for title, lines in rows.items()]
+
+
+def remarks(ledger: Ledger) -> list[str]:
+    """Warnings of the run, notes of its rows, and why something was not run."""
+    found = list(ledger.warnings)
+    for role, text in ledger.texts.items():
+        found += [f"{role} text: {note}" for note in text.notes]
+    for row in ledger.steps:
+        found += [f"{row.name}: {note}" for note in row.notes]
+        if row.not_run:
+            found.append(f"{row.name}: not run, {row.not_run}")
+    return found
+
+
+def verdict(ledger: Ledger) -> str:
+    """One sentence on the artifact's verification."""
+    if ledger.artifact is None:
+        return "No artifact was made."
+    checked = ledger.artifact.verified
+    state = "bit-identical" if not checked.mismatches else f"{len(checked.mismatches)} DIFFER"
+    return f"{checked.weights} weights read back by {checked.reader}: {state}."
+
+
+def estimate(value: Estimate, percent: bool = False) -> str:
+    """An estimate with its standard error, to the two significant digits that the error leaves."""
+    factor, unit = (100, "%") if percent else (1, "")
+    if not value.stderr:
+        return f"{factor * value.value:.4g}{unit}"
+    error = factor * value.stderr
+    digits = min(2 if percent else 4, max(0, 1 - math.floor(math.log10(error))))
+    return f"{factor * value.value:.{digits}f} ± {error:.{digits}f}{unit}"
+
+
+def size(count: int | None) -> str:
+    """Bytes in the unit that leaves one to four digits."""
+    if count is None:
+        return MISSING
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] in ("B", "KiB") else f"{value:.1f} {units[0]}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return MISSING
+    return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def _quality_row(row: StepRecord) -> tuple[str, ...]:
+    quality = row.quality
+    assert quality is not None
+    if row.name == "original":
+        return (row.name, estimate(quality.perplexity), MISSING, MISSING, MISSING)
+    return (
+        row.name,
+        estimate(quality.perplexity),
+        estimate(quality.perplexity_increase, percent=True),
+        estimate(quality.kl),
+        estimate(quality.top1, percent=True),
+    )
+
+
+def _cost_row(row: StepRecord) -> tuple[str, ...]:
+    bits = MISSING if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}"
+    return (row.name, size(row.size_bytes), bits, duration(row.seconds), size(row.peak_rss_bytes))
+
+
+def _latency_row(row: StepRecord, latency: Latency) -> tuple[str, ...]:
+    return (row.name, _pair(latency.ttft_ms), _pair(latency.itl_ms), estimate(latency.tokens_per_s))
+
+
+def _pair(times: dict[str, float]) -> str:
+    digits = 1 if times["p50"] >= 10 else 2
+    return f"{times['p50']:.{digits}f} / {times['p95']:.{digits}f}"

@@ -1,0 +1,35 @@
+"""The ledger in the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from compressor.ledger import Ledger
+from compressor.report import tables
+
+
+def show(ledger: Ledger, console: Console) -> None:
+    """Print the ledger's tables, remarks and verdict."""
+    console.print()
+    for table in tables.all_tables(ledger):
+        console.print(_rich(table))
+    for remark in tables.remarks(ledger):
+        console.print(f"[yellow]•[/] {remark}", highlight=False)
+    console.print()
+    artifact = ledger.artifact
+    passed = artifact is not None and not artifact.verified.mismatches
+    console.print(f"[{'green' if passed else 'red'}]{'✓' if passed else '✗'}[/] {tables.verdict(ledger)}", highlight=False)
+    if artifact is not None:
+        console.print(f"  artifact  {artifact.path}  ({tables.size(artifact.size_bytes)})", highlight=False)
+        console.print(f"  serve it  {artifact.run}", highlight=False, soft_wrap=True)
+
+
+def _rich(table: tables.Table) -> RichTable:
+    drawn = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False, show_edge=False)
+    for number, header in enumerate(table.headers):
+        drawn.add_column(header, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in table.rows:
+        drawn.add_row(*row)
+    return drawn

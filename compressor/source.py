@@ -1,0 +1,188 @@
+"""Where a model comes from: a folder, a GGUF file, a folder of pickle weights, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.architecture import Architecture, read_config, resolve
+from compressor.checkpoint import INDEX, SINGLE_SHARD, Checkpoint
+from compressor.convert import converted_before, write_converted
+from compressor.errors import InputError
+from compressor.files import digest_files
+from compressor.pass_ import Progress
+from compressor.tokenizer import check_tokenizer_code
+from compressor.writer import copy_companions
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_FILES = ["*.json", "model.safetensors", "model-*.safetensors", "tokenizer*", "*.model", "*.jinja", "merges.txt",
+             "vocab.*", "LICENSE*"]  # fmt: skip
+HUB_PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin"]
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that is ready to be compressed.
+
+    Attributes:
+        imported: one sentence for the ledger when the input had to be converted, else None.
+    """
+
+    checkpoint: Checkpoint
+    imported: str | None = None
+
+
+def open_model(
+    model: str,
+    import_to: Path,
+    *,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress,
+) -> Source:
+    """Open a model by what its user calls it.
+
+    A `config.json` with `auto_map` is fine: the model's own code is never run. Only its tokenizer may need code.
+
+    Args:
+        model: a folder, a .gguf file, or a hub id `org/name`; the hub is asked only when no such path exists.
+        import_to: folder for the converted model when conversion is needed; one that an earlier run made from
+            the same input is used again.
+        allow_pickle: whether pickle weights may be opened (without running code that is stored in them).
+        trust_remote_code: whether a tokenizer may run code of the model's folder.
+
+    Raises:
+        InputError: there is no such model, or it cannot be read.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _open_folder(path, import_to, allow_pickle, trust_remote_code, progress)
+    if path.is_file() and path.suffix == ".gguf":
+        from compressor.gguf import import_gguf
+
+        return Source(*import_gguf(path, import_to, progress))
+    if not path.exists() and HUB_ID.fullmatch(model) and path.suffix != ".gguf":
+        return _open_folder(_download(model, allow_pickle), import_to, allow_pickle, trust_remote_code, progress)
+    raise InputError(f"{model} is neither a folder, a .gguf file nor a hub id (org/name).")
+
+
+def _open_folder(
+    root: Path, import_to: Path, allow_pickle: bool, trust_remote_code: bool, progress: Progress
+) -> Source:
+    check_tokenizer_code(root, trust_remote_code)
+    if allow_pickle and not _has_safetensors(root) and _pickle_shards(root):
+        return _import_pickles(root, import_to, progress)
+    return Source(Checkpoint.open(root))
+
+
+def _has_safetensors(root: Path) -> bool:
+    return (root / INDEX).is_file() or (root / SINGLE_SHARD).is_file()
+
+
+# ---- the hub
+
+
+def _download(model: str, allow_pickle: bool) -> Path:
+    """The local snapshot of a hub model; pickle weights only when there are no others."""
+    root = _snapshot(model, HUB_FILES)
+    if not _has_safetensors(root):
+        if not allow_pickle:
+            raise InputError(
+                f"{model} on the Hugging Face hub has no safetensors weights.",
+                "Pass --allow-pickle if it has pytorch_model.bin and you trust its source.",
+            )
+        root = _snapshot(model, HUB_FILES + HUB_PICKLES)
+    return root
+
+
+def _snapshot(model: str, patterns: list[str]) -> Path:
+    import httpx
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*"]))
+    except errors.GatedRepoError as error:
+        raise InputError(
+            f"{model} is gated on the Hugging Face hub.",
+            f"Accept its terms at https://huggingface.co/{model} and log in with `hf auth login`.",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError(
+            f"There is no folder {model}, and no such model on the Hugging Face hub.",
+            "Check the spelling; a private model needs `hf auth login`.",
+        ) from error
+    except (httpx.HTTPError, OSError) as error:
+        raise InputError(
+            f"There is no folder {model}, and the Hugging Face hub cannot be reached to look for it.",
+            "Check the network, or download the model first and give its folder.",
+        ) from error
+
+
+# ---- pickle weights
+
+
+def _pickle_shards(root: Path) -> list[str]:
+    """File names of the folder's pickle weights in the layout of transformers; empty when it has none."""
+    index = root / PICKLE_INDEX
+    if index.is_file():
+        try:
+            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index} is not an index of weights.") from error
+    return [PICKLE] if (root / PICKLE).is_file() else []
+
+
+def _import_pickles(root: Path, import_to: Path, progress: Progress) -> Source:
+    shards = _pickle_shards(root)
+    missing = [name for name in shards if not (root / name).is_file()]
+    if missing:
+        raise InputError(f"Shard {root / missing[0]} is missing.", "Download the folder again.")
+    sentence = f"converted from pickle weights ({', '.join(shards)}) to safetensors"
+    provenance = {"import": "pickle", "files": digest_files(root, [*shards, "config.json"])}
+    if found := converted_before(import_to, provenance):
+        return Source(found, sentence)
+    config = read_config(root)
+    blocks = _pickled_tensors(root, shards, resolve(config), progress)
+    return Source(
+        write_converted(import_to, config, blocks, provenance, lambda out: copy_companions(root, out)), sentence
+    )
+
+
+def _pickled_tensors(
+    root: Path, shards: list[str], architecture: Architecture, progress: Progress
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors of all shards one by one; the files are memory-mapped, and code in them does not run."""
+    for number, shard in enumerate(shards):
+        progress("converting pickle weights", number, len(shards))
+        for name, tensor in _load_pickle(root / shard).items():
+            # A second copy of a tied head would untie it.
+            if not (name == "lm_head.weight" and architecture.tied_embeddings):
+                yield {name: tensor.clone()}
+    progress("converting pickle weights", len(shards), len(shards))
+
+
+def _load_pickle(path: Path) -> Mapping[str, torch.Tensor]:
+    state = _load_tensors(path)
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path} is not a state dict: it holds something other than named tensors.")
+    return state
+
+
+def _load_tensors(path: Path) -> Any:
+    import pickle
+
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"  # files of PyTorch before 1.6 are not, and cannot be mapped
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path} holds Python objects that are not tensors, which are not opened.") from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise InputError(f"{path} is truncated or not a PyTorch file.", "Download it again.") from error

@@ -1,0 +1,60 @@
+"""Opens the tokenizer of a model folder, offline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import InputError
+
+# Any one of these makes a tokenizer; without them transformers invents an empty one.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
+
+
+def load_tokenizer(root: Path, trust_remote_code: bool = False) -> Any:
+    """The transformers tokenizer of a model folder.
+
+    Raises:
+        InputError: the folder has none, it is damaged, or it needs code of its own and that is not trusted.
+    """
+    root = Path(root)
+    if not any((root / name).is_file() for name in TOKENIZER_FILES) and not tokenizer_code(root):
+        raise InputError(f"{root} has no tokenizer ({TOKENIZER_FILES[0]} or {TOKENIZER_FILES[1]}).")
+    check_tokenizer_code(root, trust_remote_code)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(root, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizer files fail in many ways, in several packages
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"The tokenizer of {root} cannot be opened ({reason}).") from error
+
+
+def check_tokenizer_code(root: Path, trust_remote_code: bool) -> None:
+    """Refuse a tokenizer that runs code of the model folder, unless that is trusted.
+
+    Raises:
+        InputError: the code is needed and not trusted.
+    """
+    code = tokenizer_code(root)
+    if code and not trust_remote_code:
+        raise InputError(
+            f"The tokenizer of {root} runs code of its own ({code}).",
+            "Pass --trust-remote-code if you trust its source, or save it as a tokenizer.json.",
+        )
+
+
+def tokenizer_code(root: Path) -> str | None:
+    """The class in the folder's own code that its tokenizer needs; None when tokenizer.json makes it needless."""
+    path = root / "tokenizer_config.json"
+    if not path.is_file() or (root / "tokenizer.json").is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not valid JSON (line {error.lineno}).") from error
+    automatic = config.get("auto_map", {})
+    classes = automatic.get("AutoTokenizer") if isinstance(automatic, dict) else automatic
+    named = classes if isinstance(classes, list) else [classes]
+    return next((name for name in named if name), None)

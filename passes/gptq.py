@@ -1,0 +1,207 @@
+"""GPTQ: round column by column and let the columns still to come make up for the error.
+
+Paper: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2022.
+The solver knows one weight and the second moments of its inputs, nothing of models or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from calibration.activations import InputGram, InputObserver
+from compressor.architecture import Architecture
+from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.decoder import Decoder, batches
+from compressor.errors import InputError, RunError
+from compressor.options import option
+from compressor.pass_ import Need, PassContext
+from compressor.quantized import QuantizedWeight, Scheme
+from passes.grid import Grid, assemble, fit_grid, round_to_grid
+from passes.quantizing import QuantizingPass
+
+COLUMNS_AT_ONCE = 128  # columns whose errors are gathered before the rest of the matrix is updated
+MAX_DAMPING = 1.0
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A quantized weight, and what was met on the way to it."""
+
+    weight: QuantizedWeight
+    dead_inputs: int
+    damping: float
+
+
+def solve(
+    weight: torch.Tensor,
+    gram: torch.Tensor,
+    scheme: Scheme,
+    *,
+    damping: float = 0.01,
+    act_order: bool = True,
+    scale_search: bool = True,
+) -> Solution:
+    """Quantize one weight.
+
+    Args:
+        weight: float32 [out_features, in_features].
+        gram: float32 [in_features, in_features], mean of x xᵀ over the calibration inputs.
+        damping: fraction of the mean diagonal added to the diagonal; raised tenfold while the matrix
+            is not positive definite.
+        act_order: round the inputs with the largest second moment first. Scales are fixed beforehand for the
+            groups as they lie, so the order leaves no trace in the file.
+        scale_search: choose each scale for the least squared error, weighted by the inputs' second moments.
+
+    Raises:
+        RunError: no damping up to 1 makes the matrix positive definite.
+    """
+    energy = gram.diagonal()
+    dead = energy == 0
+    # An input that was never active is rounded to nearest: its row of the inverse is diagonal, nothing propagates.
+    grid = fit_grid(weight, scheme, energy + (energy.mean() * 1e-6 + 1e-12), scale_search)
+    order = torch.argsort(energy, descending=True, stable=True) if act_order else torch.arange(len(energy))
+    factor, used = inverse_factor(gram[order][:, order], damping)
+    codes = _round_columns(weight.T[order].contiguous(), factor, _ColumnGrid(grid, scheme, order))
+    restored = torch.empty_like(codes)
+    restored[order] = codes
+    return Solution(assemble(restored.T.contiguous(), scheme, grid), int(dead.sum()), used)
+
+
+def inverse_factor(gram: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
+    """Upper Cholesky factor of the inverse of the damped gram matrix, and the damping that was needed.
+
+    Raises:
+        RunError: the matrix is not positive definite even at full damping.
+    """
+    energy = gram.diagonal()
+    mean = energy.mean().clamp(min=1e-12)
+    while damping <= MAX_DAMPING:
+        damped = gram + torch.diag(torch.where(energy == 0, mean, damping * mean))
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed:
+                return upper, damping
+        damping *= 10
+    raise RunError("The calibration statistics of a layer are not positive definite at any damping.", "Use more calibration text.")
+
+
+@dataclass(frozen=True)
+class _ColumnGrid:
+    """The grid seen column by column in the order of rounding."""
+
+    grid: Grid
+    scheme: Scheme
+    order: torch.Tensor
+
+    def round(self, column: int, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes of one column's values [out_features], and the values they stand for."""
+        width = len(self.order) // self.grid.scales.shape[1]
+        scale, zero = self.grid.group(int(self.order[column]) // width)
+        codes = round_to_grid(values, scale, zero, self.scheme)
+        return codes, (codes - zero) * scale
+
+
+def _round_columns(columns: torch.Tensor, factor: torch.Tensor, grid: _ColumnGrid) -> torch.Tensor:
+    """Codes [in_features, out_features] for the weight's columns, which are overwritten by their remainders."""
+    count = columns.shape[0]
+    codes = torch.empty_like(columns)
+    for start in range(0, count, COLUMNS_AT_ONCE):
+        end = min(start + COLUMNS_AT_ONCE, count)
+        errors = torch.empty_like(columns[start:end])
+        for column in range(start, end):
+            codes[column], rounded = grid.round(column, columns[column])
+            error = (columns[column] - rounded) / factor[column, column]
+            columns[column + 1 : end].addr_(factor[column, column + 1 : end], error, alpha=-1)
+            errors[column - start] = error
+        columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
+    return codes
+
+
+@dataclass(frozen=True)
+class GPTQ(QuantizingPass):
+    """GPTQ, block by block: each block is calibrated on the outputs of the already quantized ones."""
+
+    name: ClassVar[str] = "gptq"
+    summary: ClassVar[str] = "round weights so that later columns make up for the error; needs calibration text"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
+
+    act_order: bool = option(True, "round the most active inputs first; changes no file layout")
+    scale_search: bool = option(True, "search the clipping that has the least weighted squared error")
+    damping: float = option(0.01, "fraction of the mean diagonal added for stability; raised when it is not enough")
+
+    def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+        if not 0 < self.damping <= MAX_DAMPING:
+            raise InputError(f"damping={self.damping} is outside (0, 1].", "0.01 is the usual value.")
+        return super().plan(architecture, schemes)
+
+    def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
+        decoder = Decoder(checkpoint)
+        tokens = context.tokens
+        assert tokens is not None  # `needs` says so
+        hidden = decoder.embed(tokens)
+
+        def edit(block: Block) -> Block:
+            if block.name == "embedding":
+                return block
+            if block.index is None:
+                return self._edit_head(block, checkpoint, decoder, hidden, context)
+            edited = self._edit_layer(block, checkpoint, decoder, hidden, context)
+            decoder.run(decoder.layer(edited), block.index, hidden)
+            context.progress(self.name, block.index + 1, checkpoint.architecture.layers)
+            return edited
+
+        return checkpoint.rewrite(context.out, edit, context.provenance)
+
+    def _edit_layer(
+        self, block: Block, checkpoint: Checkpoint, decoder: Decoder, hidden: torch.Tensor, context: PassContext
+    ) -> Block:
+        weights = self.weights_to_quantize(block, checkpoint)
+        if not weights:
+            return block
+        prefix = f"model.{block.name}."
+        layer = decoder.layer(block)
+        with InputObserver(layer, [name.removeprefix(prefix) for name in weights]) as observer:
+            for _ in decoder.outputs(layer, block.index or 0, hidden):
+                pass
+        quantized: dict[str, Weight] = {}
+        for names, gram in observer.groups().items():
+            quantized |= self._quantize({prefix + name: weights[prefix + name] for name in names}, gram, context)
+        return block.with_weights(quantized)
+
+    def _edit_head(
+        self, block: Block, checkpoint: Checkpoint, decoder: Decoder, hidden: torch.Tensor, context: PassContext
+    ) -> Block:
+        weights = self.weights_to_quantize(block, checkpoint)
+        if not weights:
+            return block
+        decoder.final_norm(hidden)
+        gram = InputGram.empty(hidden.shape[-1])
+        for batch in batches(hidden):
+            gram.add(batch)
+        return block.with_weights(self._quantize(weights, gram, context))
+
+    def _quantize(self, weights: Mapping[str, torch.Tensor], gram: InputGram, context: PassContext) -> dict[str, Weight]:
+        """Solve layers that share an input as one tall matrix: rows do not influence each other."""
+        first = next(iter(weights))
+        if not bool(torch.isfinite(gram.mean).all()):
+            raise RunError(f"The inputs of {first} hold NaN or Inf on the calibration text.", "The model overflows on it.")
+        tall = torch.cat(list(weights.values()))
+        solution = solve(tall, gram.mean, self.scheme, damping=self.damping, act_order=self.act_order, scale_search=self.scale_search)
+        if solution.dead_inputs:
+            context.notes.append(f"{first}: {solution.dead_inputs} inputs were never active and are rounded to nearest")
+        if solution.damping > self.damping:
+            context.notes.append(f"{first}: damping raised from {self.damping:g} to {solution.damping:g}")
+        return dict(zip((f"{name}.weight" for name in weights), _split_rows(solution.weight, [len(w) for w in weights.values()]), strict=True))
+
+
+def _split_rows(weight: QuantizedWeight, rows: list[int]) -> list[QuantizedWeight]:
+    zero_points = [None] * len(rows) if weight.zero_points is None else weight.zero_points.split(rows)
+    return [
+        QuantizedWeight(codes, scales, zero, weight.scheme)
+        for codes, scales, zero in zip(weight.codes.split(rows), weight.scales.split(rows), zero_points, strict=True)
+    ]

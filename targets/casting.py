@@ -1,0 +1,124 @@
+"""The 16-bit dtype that a runtime serves a model in: which one, the cast to it, and what config.json says of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from compressor.checkpoint import Checkpoint, Weight
+from compressor.errors import InputError
+from compressor.quantized import QuantizedWeight
+
+ServedDtype = Literal["auto", "float16", "bfloat16"]
+DTYPE_HELP = (
+    "dtype of what stays unquantized; auto keeps a 16-bit one and makes float32 bfloat16, which cannot overflow"
+)
+
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`torch.float16` as config.json spells it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def cast_dtype(choice: ServedDtype, stored: torch.dtype) -> torch.dtype:
+    """The dtype that a tensor stored in `stored` gets."""
+    if choice != "auto":
+        return _DTYPES[choice]
+    return torch.bfloat16 if stored == torch.float32 else stored
+
+
+def cast(choice: ServedDtype, weight: Weight) -> Weight:
+    """The declared cast of a weight; integers and scales stay what they are."""
+    return weight if isinstance(weight, QuantizedWeight) else weight.to(cast_dtype(choice, weight.dtype))
+
+
+class Caster:
+    """Casts the unquantized tensors of one checkpoint and counts what it did.
+
+    Raises:
+        InputError: `choice` is auto, and the checkpoint's tensors would end in two different dtypes.
+    """
+
+    def __init__(self, choice: ServedDtype, checkpoint: Checkpoint) -> None:
+        self.dtype = _common_dtype(choice, checkpoint)
+        self._casts: Counter[torch.dtype] = Counter()
+        self._flushed = 0
+
+    def tensor(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` in the served dtype.
+
+        Raises:
+            InputError: a value is beyond what the dtype holds.
+        """
+        if tensor.dtype == self.dtype:
+            return tensor
+        served = tensor.to(self.dtype)
+        if not bool(torch.isfinite(served).all()):
+            largest = float(tensor.abs().max())
+            raise InputError(
+                f"{name} holds {largest:.3g}, more than {dtype_name(self.dtype)} holds.", "dtype=bfloat16 works."
+            )
+        self._casts[tensor.dtype] += 1
+        self._flushed += int(((served == 0) & (tensor != 0)).sum())
+        return served
+
+    def check_scales(self, name: str, weight: QuantizedWeight) -> None:
+        """Scales are multiplied in the served dtype, so it must hold each of them exactly.
+
+        Raises:
+            InputError: it does not.
+        """
+        if not torch.equal(weight.scales.to(self.dtype).float(), weight.scales):
+            other = "float16" if self.dtype == torch.bfloat16 else "bfloat16"
+            raise InputError(
+                f"The scales of {name} are not exact in {dtype_name(self.dtype)}, in which they are served.",
+                f"Try dtype={other}, or quantize the float checkpoint with llmc, whose scales fit both.",
+            )
+
+    @property
+    def notes(self) -> list[str]:
+        """One sentence for each kind of cast that happened."""
+        served = dtype_name(self.dtype)
+        notes = [
+            f"{count} unquantized tensors cast {dtype_name(stored)} -> {served}"
+            for stored, count in self._casts.items()
+        ]
+        return [*notes, f"{self._flushed} values became zero in {served}"] if self._flushed else notes
+
+
+def served_config(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
+    """config.json without its quantization, in the spelling of transformers 5 and in that of 4.
+
+    TensorRT-LLM 1.2 pins transformers 4.57, which would put a default of its own in the place of a rotary base,
+    tying or dtype that it does not find under its old name.
+    """
+    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    config |= {"dtype": dtype_name(dtype), "torch_dtype": dtype_name(dtype)}
+    config["architectures"] = [checkpoint.architecture.class_name]
+    config["tie_word_embeddings"] = checkpoint.architecture.tied_embeddings
+    return config | _legacy_rope(config)
+
+
+def _legacy_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    rope = config.get("rope_parameters")
+    if not rope or "rope_theta" not in rope:
+        return {}
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return {"rope_theta": rope["rope_theta"], "rope_scaling": None if rope.get("rope_type") == "default" else scaling}
+
+
+def _common_dtype(choice: ServedDtype, checkpoint: Checkpoint) -> torch.dtype:
+    parameters = checkpoint.architecture.tensor_shapes()
+    floating = {checkpoint.tensors[name].dtype for name in parameters if name in checkpoint.tensors}
+    served = {cast_dtype(choice, stored) for stored in floating}
+    if len(served) > 1:
+        kinds = " and ".join(sorted(dtype_name(stored) for stored in floating))
+        raise InputError(
+            f"The checkpoint mixes {kinds}, so that dtype=auto has no answer.", "dtype=bfloat16 or dtype=float16 works."
+        )
+    return served.pop()

@@ -1,0 +1,50 @@
+"""The last step's folder itself, for transformers and whatever else opens compressed-tensors folders."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.architecture import Architecture, resolve
+from compressor.checkpoint import INDEX, Checkpoint, Weight
+from compressor.pass_ import Progress
+from compressor.quantized import Scheme
+from compressor.target import Artifact, Target
+from compressor.writer import copy_companions
+from targets.packing import pack_quantized
+from targets.serving import read_config
+
+
+@dataclass(frozen=True)
+class HuggingFace(Target):
+    """Copies the checkpoint byte for byte; any scheme that a step can have, or none."""
+
+    name = "hf"
+    summary = "Hugging Face folder (compressed-tensors) for transformers and TGI"
+    runtime = "transformers >= 5.15 with compressed-tensors, or text-generation-inference >= 3.0"
+    preset = ("gptq:bits=4",)
+    reader = pack_quantized.READER
+
+    def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
+        return []
+
+    def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
+        shards = {info.shard for info in checkpoint.tensors.values()}
+        names = ["config.json", *([INDEX] if (checkpoint.root / INDEX).is_file() else []), *sorted(shards)]
+        for done, name in enumerate(names):
+            progress("copying", done, len(names))
+            shutil.copyfile(checkpoint.root / name, out / name)
+        copy_companions(checkpoint.root, out)
+        progress("copying", len(names), len(names))
+        return []
+
+    def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
+        # A folder from elsewhere may hold what transformers ignores: a tied head's second copy, rotary tables.
+        parameters = resolve(read_config(str(artifact.root))).tensor_shapes()
+        return (pair for pair in pack_quantized.read_folder(artifact.root) if pair[0] in parameters)
+
+    def run_command(self, artifact: str) -> str:
+        return shlex.join(["text-generation-launcher", "--model-id", artifact, "--port", "8080"])

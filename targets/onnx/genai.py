@@ -1,0 +1,120 @@
+"""Writes genai_config.json, which tells onnxruntime-genai how to drive the graph.
+
+Keys: microsoft/onnxruntime-genai, src/config.cpp; values as its own model builder chooses them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.architecture import Architecture
+from compressor.files import write_json
+
+CONFIG_FILE = "genai_config.json"
+# Settings of generation_config.json that genai knows, with genai's defaults.
+SEARCH_DEFAULTS = {
+    "do_sample": False,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+}
+# A shared cache is allocated at the full context at once. Beyond this size it grows with the text instead.
+LARGEST_SHARED_CACHE = 1 << 30
+
+
+def write_config(model: Path, config: Mapping[str, Any], architecture: Architecture, out: Path) -> None:
+    """Write genai_config.json for the model folder `model` into `out`."""
+    generation = _read_json(model / "generation_config.json")
+    value = {
+        "model": {
+            **_special_tokens(model, config, generation),
+            "context_length": architecture.max_positions,
+            "decoder": _decoder(architecture),
+            "type": architecture.model_type,
+            "vocab_size": architecture.vocab_size,
+        },
+        "search": _search(architecture, generation),
+    }
+    write_json(out / CONFIG_FILE, value)
+
+
+def _decoder(architecture: Architecture) -> dict[str, Any]:
+    return {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": "model.onnx",
+        "head_size": architecture.head_dim,
+        "hidden_size": architecture.hidden_size,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+        "num_attention_heads": architecture.heads,
+        "num_hidden_layers": architecture.layers,
+        "num_key_value_heads": architecture.kv_heads,
+    }
+
+
+def _search(architecture: Architecture, generation: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {key: generation.get(key) for key in SEARCH_DEFAULTS}
+    values = {key: default if chosen[key] is None else chosen[key] for key, default in SEARCH_DEFAULTS.items()}
+    cache_elements = 2 * architecture.layers * architecture.kv_heads * architecture.head_dim * architecture.max_positions
+    return values | {
+        "diversity_penalty": 0.0,
+        "early_stopping": True,
+        "max_length": architecture.max_positions,
+        "min_length": 0,
+        "past_present_share_buffer": cache_elements * 4 <= LARGEST_SHARED_CACHE,
+    }
+
+
+def _special_tokens(model: Path, config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids of the special tokens: generation_config.json before config.json before the tokenizer."""
+    tokenizer = _tokenizer_ids(model)
+    found: dict[str, Any] = {}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        sources = (source.get(key) for source in (generation, config, tokenizer))
+        found[key] = next((value for value in sources if value is not None), None)
+    ends = _as_list(found["eos_token_id"])
+    if tokenizer.get("eos_token_id") not in (None, *ends):
+        # Chat models end each turn with the tokenizer's own token, which config.json often forgets.
+        ends.insert(0, tokenizer["eos_token_id"])
+    bos = 1 if found["bos_token_id"] is None else found["bos_token_id"]
+    pad = found["pad_token_id"] if found["pad_token_id"] is not None else (ends or [0])[0]
+    return {"bos_token_id": bos, "eos_token_id": ends[0] if len(ends) == 1 else ends, "pad_token_id": pad}
+
+
+def _tokenizer_ids(model: Path) -> dict[str, int]:
+    """Ids of the special tokens that tokenizer_config.json names, looked up in tokenizer.json."""
+    ids = {token["content"]: token["id"] for token in _read_json(model / "tokenizer.json").get("added_tokens", ())}
+    found = {}
+    for kind in ("bos", "eos", "pad"):
+        token = _read_json(model / "tokenizer_config.json").get(f"{kind}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        if text in ids:
+            found[f"{kind}_token_id"] = ids[text]
+    return found
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,0 +1,129 @@
+"""Runs an artifact on plain onnxruntime, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from targets.onnx.graph import LAST_TOKEN
+
+LOGITS_BYTES = 128 << 20  # of one chunk: what is held is twice this, onnxruntime's buffer and the caller's view
+POSITIONS_PER_CHUNK = 512  # beyond this longer chunks are no faster, and attention scores grow with them
+
+
+class OnnxSession:
+    """One artifact opened in onnxruntime. Implements `compressor.target.Session`.
+
+    Args:
+        accuracy_level: replaces the level of every MatMulNBits node; None leaves what was shipped.
+        threads: of onnxruntime's pool; None is its default, one a core.
+    """
+
+    def __init__(self, root: Path, accuracy_level: int | None = None, threads: int | None = None) -> None:
+        self.runtime = f"onnxruntime {onnxruntime.__version__} CPU"
+        self._root, self._level, self._threads = root, accuracy_level, threads
+        self._cache: dict[str, onnxruntime.OrtValue] = {}
+        self._mask = np.ones((0, 0), np.int64)
+
+    def logits(self, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        session = self._every_position
+        vocabulary = session.get_outputs()[0].shape[-1]
+        size = min(POSITIONS_PER_CHUNK, max(1, LOGITS_BYTES // (4 * vocabulary)))
+        cache = empty_cache(session, 1)
+        for start in range(0, len(tokens), size):
+            chunk = tokens[None, start : start + size]
+            mask = np.ones((1, start + chunk.shape[1]), np.int64)
+            logits, cache = run(session, chunk, mask, cache)
+            yield start, logits[0]
+
+    def prefill(self, tokens: np.ndarray) -> int:
+        self._mask = np.ones_like(tokens, np.int64)
+        return self._step(tokens, empty_cache(self._shipped, len(tokens)))
+
+    def decode(self, token: int) -> int:
+        rows = len(self._mask)
+        self._mask = np.ones((rows, self._mask.shape[1] + 1), np.int64)
+        return self._step(np.full((rows, 1), token, np.int64), self._cache)
+
+    def close(self) -> None:
+        self._cache = {}
+        for name in ("_shipped", "_every_position"):
+            self.__dict__.pop(name, None)
+
+    def _step(self, tokens: np.ndarray, cache: dict[str, onnxruntime.OrtValue]) -> int:
+        logits, self._cache = run(self._shipped, tokens, self._mask, cache)
+        return int(logits[0, -1].argmax())
+
+    @cached_property
+    def _shipped(self) -> onnxruntime.InferenceSession:
+        if self._level is None:
+            return onnxruntime.InferenceSession(self._root / "model.onnx", self._options(), ["CPUExecutionProvider"])
+        return self._patched(every_position=False)
+
+    @cached_property
+    def _every_position(self) -> onnxruntime.InferenceSession:
+        return self._patched(every_position=True)
+
+    def _patched(self, every_position: bool) -> onnxruntime.InferenceSession:
+        """The shipped graph with changes made in memory; the weights stay in their file."""
+        model = onnx.load(self._root / "model.onnx", load_external_data=False)
+        if self._level is not None:
+            set_accuracy_level(model, self._level)
+        if every_position:
+            keep_every_position(model)
+        options = self._options()
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._root))
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+
+    def _options(self) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads or 0
+        options.log_severity_level = 3
+        return options
+
+
+def run(
+    session: onnxruntime.InferenceSession, tokens: np.ndarray, mask: np.ndarray, cache: dict[str, onnxruntime.OrtValue]
+) -> tuple[np.ndarray, dict[str, onnxruntime.OrtValue]]:
+    """Process tokens [batch, current] under mask [batch, total]: (logits, the cache that now covers them)."""
+    value = onnxruntime.OrtValue.ortvalue_from_numpy
+    feeds = {"input_ids": value(np.ascontiguousarray(tokens, np.int64)), "attention_mask": value(mask), **cache}
+    names = [output.name for output in session.get_outputs()]
+    # Values stay inside onnxruntime: the cache of one step is handed to the next without a copy.
+    logits, *present = session.run_with_ort_values(names, feeds)
+    past = (name.replace("present", "past_key_values") for name in names[1:])
+    return logits.numpy(), dict(zip(past, present, strict=True))
+
+
+def empty_cache(session: onnxruntime.InferenceSession, batch: int) -> dict[str, onnxruntime.OrtValue]:
+    """The cache before the first token: keys and values float32 [batch, kv_heads, 0, head_dim] of every layer."""
+    return {
+        entry.name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((batch, entry.shape[1], 0, entry.shape[3]), np.float32))
+        for entry in session.get_inputs()
+        if entry.name.startswith("past_key_values.")
+    }
+
+
+def set_accuracy_level(model: onnx.ModelProto, level: int) -> None:
+    """Give every MatMulNBits node this accuracy level."""
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = level
+
+
+def keep_every_position(model: onnx.ModelProto) -> None:
+    """Make the graph give logits [batch, current, vocab_size]: take out the node that keeps the last token."""
+    selection = next(node for node in model.graph.node if node.name == LAST_TOKEN)
+    for node in model.graph.node:
+        if selection.output[0] in node.input:
+            node.input[list(node.input).index(selection.output[0])] = selection.input[0]
+    model.graph.node.remove(selection)
+    logits = next(output for output in model.graph.output if output.name == "logits")
+    logits.type.tensor_type.shape.dim[1].dim_param = "current"

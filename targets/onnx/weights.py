@@ -1,0 +1,139 @@
+"""Streams a checkpoint's weights into the external-data file beside `model.onnx`, one block in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import torch
+from onnx import TensorProto
+
+from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.decoder import rotary_tables
+from compressor.pass_ import Progress
+from compressor.quantized import QuantizedWeight, Scheme
+from targets.onnx.graph import COSINES, SINES
+from targets.onnx.plan import Matrix, block_matrices, head_matrix
+
+DATA_FILE = "model.onnx.data"
+# onnxruntime maps the file into memory; large tensors start on a page, small ones where vector loads are aligned.
+PAGE, LINE, LARGE = 4096, 64, 1 << 20
+ELEMENTS_PER_CHUNK = 8 << 20  # of one write: bounds what casting and packing need on top of the block
+ONNX_TYPES = {torch.float32: TensorProto.FLOAT, torch.uint8: TensorProto.UINT8}
+
+
+class DataFile:
+    """The external-data file under construction; `initializers` refers into it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.initializers: list[TensorProto] = []
+        self._file: BinaryIO = (folder / DATA_FILE).open("wb")
+
+    def __enter__(self) -> DataFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def write(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, chunks: Iterable[torch.Tensor]) -> None:
+        """Append a tensor given as consecutive pieces of its memory."""
+        length = torch.Size(shape).numel() * dtype.itemsize
+        alignment = PAGE if length >= LARGE else LINE
+        self._file.seek(-self._file.tell() % alignment, 1)
+        offset = self._file.tell()
+        for chunk in chunks:
+            assert chunk.dtype == dtype
+            self._file.write(chunk.contiguous().numpy().data)
+        assert self._file.tell() == offset + length, name
+        self.initializers.append(_reference(name, shape, dtype, offset, length))
+
+
+def stream(checkpoint: Checkpoint, data: DataFile, progress: Progress) -> None:
+    """Write every weight of the checkpoint, and the rotary tables."""
+    architecture, names = checkpoint.architecture, checkpoint.block_names
+    for done, name in enumerate(names):
+        progress("lowering", done, len(names))
+        block = checkpoint.block(name)
+        matrices = _matrices(checkpoint, block)
+        packed = {part for matrix in matrices for part in matrix.parts}
+        for parameter, weight in block.weights.items():
+            if parameter.rpartition(".")[0] not in packed:
+                _write_float(data, parameter, [weight])
+        for matrix in matrices:
+            _write_matrix(data, matrix, block.weights)
+    for table_name, table in zip((COSINES, SINES), rotary_tables(checkpoint.config, architecture.max_positions), strict=True):
+        _write_float(data, table_name, [table])
+    progress("lowering", len(names), len(names))
+
+
+def _matrices(checkpoint: Checkpoint, block: Block) -> list[Matrix]:
+    architecture = checkpoint.architecture
+    if block.index is not None:
+        return list(block_matrices(architecture, checkpoint.schemes, block.index).values())
+    tied_or_embedding = block.name == "embedding" or architecture.tied_embeddings
+    return [] if tied_or_embedding else [head_matrix(architecture, checkpoint.schemes)]
+
+
+def _write_matrix(data: DataFile, matrix: Matrix, weights: Mapping[str, Weight]) -> None:
+    if matrix.has_bias:
+        _write_float(data, matrix.name + ".bias", [weights[part + ".bias"] for part in matrix.parts])
+    parts = [weights[part + ".weight"] for part in matrix.parts]
+    if matrix.scheme is None:
+        _write_float(data, matrix.name + ".weight", parts)
+    else:
+        _write_quantized(data, matrix, matrix.scheme, [part for part in parts if isinstance(part, QuantizedWeight)])
+
+
+def _write_float(data: DataFile, name: str, parts: list[Weight]) -> None:
+    """Write tensors one after the other along their first dimension, as float32, which is exact."""
+    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+    shape = (sum(tensor.shape[0] for tensor in tensors), *tensors[0].shape[1:])
+    data.write(name, shape, torch.float32, (rows.float() for tensor in tensors for rows in _row_chunks(tensor)))
+
+
+def _write_quantized(data: DataFile, matrix: Matrix, scheme: Scheme, parts: list[QuantizedWeight]) -> None:
+    """Write codes uint8 [N, blocks, block * bits / 8], scales float32 [N, blocks], zero points uint8 [N, ...].
+
+    Layout: MatMulNBits in microsoft/onnxruntime, docs/ContribOperators.md.
+    """
+    name, rows, block = matrix.name + ".weight", sum(matrix.rows), matrix.block
+    blocks = -(-matrix.columns // block)
+    chunks = (codes for part in parts for codes in _row_chunks(part.codes))
+    packed = (pack(_padded(codes, blocks * block), scheme.bits) for codes in chunks)
+    data.write(name + ".codes", (rows, blocks, block * scheme.bits // 8), torch.uint8, packed)
+    data.write(name + ".scales", (rows, blocks), torch.float32, (_over_blocks(part.scales, blocks) for part in parts))
+    if not scheme.symmetric:
+        points = (_over_blocks(part.zero_points, blocks) for part in parts if part.zero_points is not None)
+        bytes_per_row = -(-blocks * scheme.bits // 8)
+        zero_points = (pack(_padded(point, bytes_per_row * 8 // scheme.bits), scheme.bits) for point in points)
+        data.write(name + ".zero_points", (rows, bytes_per_row), torch.uint8, zero_points)
+
+
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Signed codes [rows, n] to offset-binary bytes [rows, n * bits / 8], the first element in the low bits."""
+    unsigned = codes.view(torch.uint8) + 2 ** (bits - 1)  # wraps around, which makes it offset-binary
+    return unsigned if bits == 8 else unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
+
+
+def _padded(codes: torch.Tensor, width: int) -> torch.Tensor:
+    missing = width - codes.shape[1]
+    return torch.nn.functional.pad(codes, (0, missing)) if missing else codes
+
+
+def _over_blocks(values: torch.Tensor, blocks: int) -> torch.Tensor:
+    """Repeat the value of each group [rows, groups] for every block that the group spans."""
+    return values.repeat_interleave(blocks // values.shape[1], dim=1)
+
+
+def _row_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    width = tensor[0].numel()
+    return iter(tensor.split(max(1, ELEMENTS_PER_CHUNK // width)))
+
+
+def _reference(name: str, shape: tuple[int, ...], dtype: torch.dtype, offset: int, length: int) -> TensorProto:
+    tensor = TensorProto(name=name, dims=shape, data_type=ONNX_TYPES[dtype], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", DATA_FILE), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor

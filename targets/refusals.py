@@ -1,0 +1,50 @@
+"""Reasons for a refusal: what several runtimes share, and one sentence for many layers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+
+from compressor.architecture import Architecture
+from compressor.quantized import Scheme
+
+LayerRule = Callable[[Scheme, int, int], Iterable[str]]  # scheme, out_features, in_features -> reasons
+
+NOTHING_QUANTIZED = "No layer is quantized; add a quantizing pass such as gptq:bits=4."
+
+
+def refusals(runtime: str, rule: LayerRule, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
+    """What `rule` says of each quantized layer, and the fused groups whose layers do not share one scheme.
+
+    Layers with the same reason share a sentence, which names the first of them and how many more there are.
+    """
+    if not schemes:
+        return [NOTHING_QUANTIZED]
+    layers = defaultdict(list)
+    shapes = architecture.linears()
+    for name, scheme in schemes.items():
+        for reason in rule(scheme, *shapes[name]):
+            layers[reason].append(name)
+    for name, reason in _unequal_groups(runtime, architecture, schemes):
+        layers[reason].append(name)
+    return [f"{_listed(names)}: {reason}." for reason, names in layers.items()]
+
+
+def _unequal_groups(
+    runtime: str, architecture: Architecture, schemes: Mapping[str, Scheme]
+) -> Iterable[tuple[str, str]]:
+    for index in range(architecture.layers):
+        for group in architecture.fused_linears(index):
+            found = [schemes.get(name) for name in group]
+            if len(set(found)) == 1:
+                continue
+            names = "/".join(name.rpartition(".")[2] for name in group)
+            if None in found:
+                skipped = group[found.index(None)]
+                yield skipped, f"left float, but {runtime} fuses {names}; quantize all of them, or skip all of them"
+            else:
+                yield group[0], f"{runtime} fuses {names}, which have different schemes; give all of them the same"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more layers"

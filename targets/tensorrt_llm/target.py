@@ -1,0 +1,167 @@
+"""int4 weights for TensorRT-LLM's PyTorch backend, as a ModelOpt unified checkpoint of kind W4A16_AWQ.
+
+The kind is named after AWQ, but any symmetric int4 integers with group scales fit it: what is AWQ's own, the
+activation scale, is ones where the loader insists on it. Being written without a GPU, the folder is checked against
+the loader's rules (rules.py) and its integers are read back by a reader written from the layout's text (reader.py).
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor import __version__
+from compressor.architecture import Architecture
+from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.errors import RunError
+from compressor.files import write_json
+from compressor.options import option
+from compressor.pass_ import Progress
+from compressor.quantized import QuantizedWeight, Scheme
+from compressor.target import Artifact, Target
+from compressor.writer import ShardWriter, copy_companions
+from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, served_config
+from targets.packing.output_pairs import pack_output_pairs
+from targets.refusals import refusals
+from targets.serving import length_option
+from targets.tensorrt_llm.reader import read_activation_scales, read_folder
+from targets.tensorrt_llm.rules import check_loadable
+
+RUNTIME = "TensorRT-LLM"
+GROUP_SIZES = (128, 64)
+# Linears that the runtime does not fuse: their loader reads an activation scale and fails without one.
+UNFUSED = ("self_attn.o_proj", "mlp.down_proj")
+
+
+@dataclass(frozen=True)
+class TrtInt4(Target):
+    """W4A16: int4 weights in groups of 64 or 128, 16-bit activations."""
+
+    name = "trt-int4"
+    summary = "int4 weights for TensorRT-LLM (ModelOpt unified checkpoint, W4A16_AWQ)"
+    runtime = "TensorRT-LLM >= 1.2"
+    preset = ("gptq:bits=4",)
+    reader = "unpacker written from the layout's text (numpy)"
+
+    dtype: ServedDtype = option("auto", DTYPE_HELP)
+
+    def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
+        inner = {name: scheme for name, scheme in schemes.items() if name != "lm_head"}
+        found = refusals(RUNTIME, _layer_reasons, architecture, inner)
+        if "lm_head" in schemes:
+            found.append(f"lm_head: {RUNTIME} serves no quantized head; lm_head=false works.")
+        sizes = sorted({scheme.group_size for scheme in inner.values() if scheme.group_size in GROUP_SIZES})
+        if len(sizes) > 1:
+            found.append(f"Layers have groups of {sizes[0]} and of {sizes[1]}; one group_size for all layers works.")
+        return found
+
+    def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
+        caster, shards = Caster(self.dtype, checkpoint), ShardWriter(out)
+        total = len(checkpoint.block_names)
+        for done, block in enumerate(checkpoint.blocks()):
+            progress("writing", done, total)
+            shards.add(_stored_block(block, caster))
+        shards.finish()
+        _write_configs(checkpoint, caster.dtype, out)
+        copy_companions(checkpoint.root, out)
+        _refuse_unloadable(out)
+        progress("writing", total, total)
+        ones = sum(name.endswith(UNFUSED) for name in checkpoint.schemes)
+        added = f"{ones} activation scales of ones added, which {RUNTIME} wants on o_proj and down_proj"
+        return [*caster.notes, added] if ones else caster.notes
+
+    def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
+        for layer, scales in read_activation_scales(artifact.root):
+            if not bool((scales == 1).all()):
+                raise RunError(f"The activation scale of {layer} is not ones, so its weight is not what was lowered.")
+        yield from read_folder(artifact.root)
+
+    def expected(self, name: str, weight: Weight) -> Weight:
+        return cast(self.dtype, weight)
+
+    def run_command(self, artifact: str) -> str:
+        options = [
+            "--host",
+            "0.0.0.0",
+            "--port",
+            "8000",
+            "--tp_size",
+            "1",
+            "--max_batch_size",
+            "8",
+            "--max_num_tokens",
+            "8192",
+        ]
+        memory = ["--kv_cache_free_gpu_memory_fraction", "0.9"]
+        return shlex.join(["trtllm-serve", artifact, *options, *length_option("--max_seq_len", artifact), *memory])
+
+
+def _layer_reasons(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
+    if scheme.bits != 4:
+        yield f"int{scheme.bits} is not what this target holds; bits=4 works"
+    if not scheme.symmetric:
+        yield f"zero points are not read by {RUNTIME}; symmetric=true works"
+    if in_features % 64:
+        yield f"the input width {in_features} is no multiple of 64, which {RUNTIME} needs; skip these layers"
+    elif scheme.group_size not in GROUP_SIZES:
+        size = "one scale per channel" if scheme.group_size is None else f"group {scheme.group_size}"
+        fitting = " or ".join(str(size) for size in GROUP_SIZES if in_features % size == 0)
+        yield f"{size} is not served by {RUNTIME}; group_size {fitting} works"
+    if out_features % 16:
+        yield f"the output width {out_features} is no multiple of 16, which {RUNTIME} needs; skip these layers"
+
+
+def _stored_block(block: Block, caster: Caster) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for name, weight in block.weights.items():
+        if isinstance(weight, QuantizedWeight):
+            tensors |= _stored_linear(name.removesuffix(".weight"), weight, caster)
+        else:
+            tensors[name] = caster.tensor(name, weight)
+    return tensors
+
+
+def _stored_linear(layer: str, weight: QuantizedWeight, caster: Caster) -> dict[str, torch.Tensor]:
+    caster.check_scales(layer, weight)
+    tensors = {f"{layer}.weight": pack_output_pairs(weight.codes), f"{layer}.weight_scale": weight.scales}
+    if layer.endswith(UNFUSED):
+        tensors[f"{layer}.pre_quant_scale"] = torch.ones(weight.codes.shape[1], dtype=caster.dtype)
+    return tensors
+
+
+def _write_configs(checkpoint: Checkpoint, dtype: torch.dtype, out: Path) -> None:
+    group_size = next(scheme.group_size for scheme in checkpoint.schemes.values())
+    float_linears = [name for name in checkpoint.architecture.linears() if name not in checkpoint.schemes]
+    producer = {"name": "llmc", "version": __version__}
+    nested: dict[str, Any] = {
+        "quant_algo": "W4A16_AWQ",
+        "kv_cache_quant_algo": None,
+        "group_size": group_size,
+        "has_zero_point": False,
+        "pre_quant_scale": True,
+        "exclude_modules": float_linears,
+    }
+    write_json(out / "hf_quant_config.json", {"producer": producer, "quantization": nested})
+    # The flat copy repeats what the loader compares with the file above; ModelOpt's own leaves group_size out.
+    flat = {
+        "quant_method": "modelopt",
+        "quant_algo": "W4A16_AWQ",
+        "group_size": group_size,
+        "ignore": float_linears,
+        "producer": producer,
+    }
+    write_json(out / "config.json", served_config(checkpoint, dtype) | {"quantization_config": flat})
+
+
+def _refuse_unloadable(folder: Path) -> None:
+    broken = check_loadable(folder)
+    if broken:
+        more = f" ({len(broken) - 1} more rules are broken)" if len(broken) > 1 else ""
+        raise RunError(
+            f"{RUNTIME} would not load what was written: {broken[0]}{more}", "This is a fault of the target."
+        )

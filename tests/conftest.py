@@ -1,0 +1,82 @@
+"""Fixtures shared by all test folders: tiny random models and their byte-level tokenizer.
+
+`tiny_model` is a factory, `tiny_model(family, tied=True, **overrides) -> Path`, for an ordinary Hugging Face folder
+in float32: hidden 64, intermediate 128, 2 layers, 4 heads, 2 key-value heads, head_dim 16, vocabulary 288 (a multiple
+of 32, as the packed formats want; the tokenizer uses the first 259 ids). Overrides are keys of config.json. Equal
+arguments give equal bytes; every call makes a folder of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TINY_CONFIG = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 288,
+    "max_position_embeddings": 512,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": 258,
+}
+SPECIALS = ("<|begin|>", "<|end|>", "<|pad|>")
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|begin|>{{ m['role'] }}\n{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Any:
+    """One token a byte, then `<|begin|>` (256), `<|end|>` (257) and `<|pad|>` (258); with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    begin, end, pad = SPECIALS
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token=end, pad_token=pad)
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@pytest.fixture
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Any) -> Callable[..., Path]:
+    """The factory described at the top of this file."""
+
+    def make(family: str, tied: bool = True, **overrides: Any) -> Path:
+        from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+        config = CONFIG_MAPPING[family](**(TINY_CONFIG | {"tie_word_embeddings": tied} | overrides))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            _spread_out(model)
+        root = tmp_path_factory.mktemp(family) / "model"
+        model.save_pretrained(root)
+        byte_tokenizer.save_pretrained(root)
+        return root
+
+    return make
+
+
+def _spread_out(model: torch.nn.Module) -> None:
+    """Make norms and biases, which start as ones and zeros, matter; and logits wide enough to have a clear winner."""
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.uniform_(0.5, 1.5)
+        elif name.endswith("bias"):
+            parameter.data.normal_(std=0.1)
+        else:
+            parameter.data.normal_(std=0.1)

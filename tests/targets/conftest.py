@@ -1,0 +1,97 @@
+"""Fixtures for target tests: quantized step folders of tiny models, and lowering as the pipeline does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compressor.checkpoint import Block, Checkpoint
+from compressor.ledger import Verification
+from compressor.quantized import QuantizedWeight, Scheme, shared_scale
+from compressor.target import Artifact, Target
+from compressor.verify import verify
+
+
+def round_to_nearest(weight: torch.Tensor, scheme: Scheme) -> QuantizedWeight:
+    weight = weight.float()
+    grouped = weight.view(weight.shape[0], -1, scheme.group_width(weight.shape[1]))
+    if scheme.symmetric:
+        scales = shared_scale(grouped.abs().amax(-1) / scheme.highest, scheme.bits)
+        offset = torch.zeros_like(scales)
+    else:
+        low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+        scales = shared_scale((high - low) / (2**scheme.bits - 1), scheme.bits)
+        offset = (scheme.lowest - low / scales).round().clamp(scheme.lowest, scheme.highest)
+    codes = (grouped / scales.unsqueeze(-1)).round() + offset.unsqueeze(-1)
+    codes = codes.clamp(scheme.lowest, scheme.highest).view_as(weight).to(torch.int8)
+    return QuantizedWeight(codes, scales, None if scheme.symmetric else offset.to(torch.int8), scheme)
+
+
+@pytest.fixture
+def quantize(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint]:
+    """`quantize(root, scheme, but={"down_proj": other or None})`: every inner linear rounded to nearest.
+
+    `but` gives layers whose name ends so another scheme, or none.
+    """
+
+    def make(root: Path, scheme: Scheme, but: Mapping[str, Scheme | None] | None = None) -> Checkpoint:
+        def scheme_of(layer: str) -> Scheme | None:
+            special = [other for ending, other in (but or {}).items() if layer.endswith(ending)]
+            return special[0] if special else scheme
+
+        def edit(block: Block) -> Block:
+            changed: dict[str, Any] = {}
+            for name, weight in block.weights.items():
+                layer = name.removesuffix(".weight")
+                wanted = scheme_of(layer) if layer.endswith("_proj") else None
+                if layer != name and wanted is not None and isinstance(weight, torch.Tensor):
+                    changed[name] = round_to_nearest(weight, wanted)
+            return block.with_weights(changed)
+
+        return Checkpoint.open(root).rewrite(tmp_path_factory.mktemp("step") / "01-rtn", edit, {"pass": "rtn"})
+
+    return make
+
+
+@pytest.fixture
+def lower(tmp_path: Path) -> Callable[..., tuple[Artifact, list[str]]]:
+    """`lower(target, checkpoint)`: the artifact in an own folder, and the notes."""
+
+    def run(target: Target, checkpoint: Checkpoint) -> tuple[Artifact, list[str]]:
+        out = tmp_path / f"artifact-{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        notes = target.lower(checkpoint, out, lambda what, done, total: None)
+        return Artifact(out, target.name), notes
+
+    return run
+
+
+@pytest.fixture
+def verified() -> Callable[..., Verification]:
+    """`verified(target, artifact, checkpoint)`: what the pipeline's read-back says."""
+    return lambda target, artifact, checkpoint: verify(target, artifact, checkpoint, lambda done, total: None)
+
+
+@pytest.fixture
+def recast(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`recast(root, dtype, {"model.norm.weight": tensor})`: the model folder in another dtype, some tensors replaced."""
+
+    def make(root: Path, dtype: torch.dtype, replaced: Mapping[str, torch.Tensor] | None = None) -> Path:
+        import json
+        import shutil
+
+        from safetensors.torch import load_file, save_file
+
+        out = tmp_path_factory.mktemp("recast") / "model"
+        shutil.copytree(root, out)
+        tensors = {name: tensor.to(dtype) for name, tensor in load_file(root / "model.safetensors").items()}
+        save_file(tensors | dict(replaced or {}), out / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((root / "config.json").read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
+        (out / "config.json").write_text(json.dumps(config))
+        return out
+
+    return make
