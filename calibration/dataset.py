@@ -75,7 +75,9 @@ def load_tokens(
     return pack(corpus, tokenizer, source=source, samples=samples, length=length, seed=seed)
 
 
-def pack(corpus: Corpus, tokenizer: Any, *, source: str, samples: int | None, length: int, seed: int | None) -> TokenSet:
+def pack(
+    corpus: Corpus, tokenizer: Any, *, source: str, samples: int | None, length: int, seed: int | None
+) -> TokenSet:
     """Cut the documents of `corpus` into windows; see `load_tokens`."""
     if seed is None:
         windows, tally = _first_windows(corpus, tokenizer, samples, length)

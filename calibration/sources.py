@@ -222,15 +222,15 @@ def _offline() -> Iterator[None]:
     import datasets
     from huggingface_hub import constants
 
-    switches = (datasets.config, constants)
+    switches: tuple[Any, ...] = (datasets.config, constants)
     before = [module.HF_HUB_OFFLINE for module in switches]
     try:
         for module in switches:
-            module.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+            module.HF_HUB_OFFLINE = True
         yield
     finally:
         for module, value in zip(switches, before, strict=True):
-            module.HF_HUB_OFFLINE = value  # type: ignore[attr-defined]
+            module.HF_HUB_OFFLINE = value
 
 
 def parse_dataset_id(source: str) -> tuple[str, str | None, str]:

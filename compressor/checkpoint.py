@@ -21,7 +21,13 @@ from compressor.quantized import QuantizedWeight, Scheme
 
 INDEX = "model.safetensors.index.json"
 SINGLE_SHARD = "model.safetensors"
-SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "I64": torch.int64}
+SAFETENSORS_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
 
 Weight = torch.Tensor | QuantizedWeight
 
@@ -198,7 +204,7 @@ def _read_headers(root: Path) -> dict[str, TensorInfo]:
 def _read_header(root: Path, shard: str) -> list[TensorInfo]:
     with _open_shard(root / shard) as file:
         infos = []
-        for name in file.keys():
+        for name in file.keys():  # noqa: SIM118 -- a safe_open is no mapping
             view = file.get_slice(name)
             dtype = SAFETENSORS_DTYPES.get(view.get_dtype())
             if dtype is None:
@@ -219,10 +225,14 @@ def _open_shard(path: Path) -> safe_open:
 def _check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         kind = "NaN" if bool(torch.isnan(tensor).any()) else "Inf"
-        raise InputError(f"{path}: tensor {name} holds {kind} values.", "The checkpoint is damaged or diverged in training.")
+        raise InputError(
+            f"{path}: tensor {name} holds {kind} values.", "The checkpoint is damaged or diverged in training."
+        )
 
 
-def _check_parameters(tensors: Mapping[str, TensorInfo], architecture: Architecture, schemes: Mapping[str, Scheme]) -> None:
+def _check_parameters(
+    tensors: Mapping[str, TensorInfo], architecture: Architecture, schemes: Mapping[str, Scheme]
+) -> None:
     expected: dict[str, tuple[int, ...] | None] = {}
     for name, shape in architecture.tensor_shapes().items():
         layer = name.removesuffix(".weight")
@@ -230,14 +240,16 @@ def _check_parameters(tensors: Mapping[str, TensorInfo], architecture: Architect
             expected |= {f"{layer}.{suffix}": None for suffix in layout.suffixes(schemes[layer])}
         else:
             expected[name] = shape
-    for name, shape in expected.items():
+    for name, wanted in expected.items():
         if name not in tensors:
             raise InputError(f"The checkpoint has no tensor {name}, which a {architecture.model_type} model needs.")
-        if shape is not None and tensors[name].shape != shape:
-            raise InputError(f"Tensor {name} has shape {list(tensors[name].shape)}; config.json says {list(shape)}.")
+        if wanted is not None and tensors[name].shape != wanted:
+            raise InputError(f"Tensor {name} has shape {list(tensors[name].shape)}; config.json says {list(wanted)}.")
     unexpected = [name for name in tensors if name not in expected and not _is_ignorable(name, architecture)]
     if unexpected:
-        raise InputError(f"Tensor {unexpected[0]} has no place in a {architecture.model_type} model; nothing is dropped silently.")
+        raise InputError(
+            f"Tensor {unexpected[0]} has no place in a {architecture.model_type} model; nothing is dropped silently."
+        )
 
 
 def _is_ignorable(name: str, architecture: Architecture) -> bool:

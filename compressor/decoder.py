@@ -24,8 +24,8 @@ class Decoder:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self._skeleton = _skeleton(checkpoint.config)
-        self._rotary = _rotary(checkpoint.config, self._skeleton)
+        self._skeleton: Any = _skeleton(checkpoint.config)
+        self._rotary: Any = _rotary(checkpoint.config, self._skeleton)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Hidden states before the first decoder block, float32 [samples, length, hidden_size]."""
@@ -41,8 +41,10 @@ class Decoder:
         return layer.eval()
 
     @torch.no_grad()
-    def outputs(self, layer: nn.Module, index: int, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches of `hidden` [samples, length, hidden_size] as views, each with what decoder layer `index` makes of it."""
+    def outputs(
+        self, layer: nn.Module, index: int, hidden: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Views of `hidden` [samples, length, hidden_size], each with what decoder layer `index` makes of it."""
         context = self._context(index, hidden.shape[1])
         for batch in batches(hidden):
             yield batch, layer(batch, **context)
@@ -54,7 +56,7 @@ class Decoder:
 
     @torch.no_grad()
     def final_states(self, tokens: torch.Tensor, progress: Any = None) -> torch.Tensor:
-        """Hidden states after the final norm, float32 [samples, length, hidden_size]; logits are these times the head."""
+        """Hidden states after the final norm, float32 [samples, length, hidden_size]: logits are these @ head.T."""
         hidden = self.embed(tokens)
         for index in range(self.checkpoint.architecture.layers):
             if progress:
@@ -116,7 +118,9 @@ def rotary_tables(config: Mapping[str, Any], length: int) -> tuple[torch.Tensor,
 def full_model(checkpoint: Checkpoint) -> Any:
     """The whole transformers model in the checkpoint's dtype, quantized weights dequantized. Takes a model's memory."""
     model = _empty_model(checkpoint.config, checkpoint.dtype)
-    weights = {name: dense(w).to(checkpoint.dtype) for block in checkpoint.blocks() for name, w in block.weights.items()}
+    weights = {
+        name: dense(w).to(checkpoint.dtype) for block in checkpoint.blocks() for name, w in block.weights.items()
+    }
     model.load_state_dict(weights, assign=True, strict=False)
     model.tie_weights()
     model.model.rotary_emb = _rotary(checkpoint.config, model.model)
@@ -131,11 +135,11 @@ def _empty_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
         return AutoModelForCausalLM.from_config(full_config(config), attn_implementation="sdpa", dtype=dtype)
 
 
-def _skeleton(config: Mapping[str, Any]) -> nn.Module:
+def _skeleton(config: Mapping[str, Any]) -> Any:
     return _empty_model(config, torch.float32).model
 
 
-def _rotary(config: Mapping[str, Any], skeleton: nn.Module) -> nn.Module:
+def _rotary(config: Mapping[str, Any], skeleton: Any) -> Any:
     return type(skeleton.rotary_emb)(skeleton.config)
 
 

@@ -26,7 +26,7 @@ class RunError(LlmcError):
     """The run broke although its input was accepted (exit code 4)."""
 
 
-class MissingExtra(InputError):
+class MissingExtra(InputError):  # noqa: N818 -- reads better where it is raised
     """A package that this request needs is not installed (exit code 2)."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:

@@ -36,7 +36,9 @@ def whole_folder(out: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if is_disk_full(error):
-            raise RunError(f"The disk that holds {out.parent} is full; nothing was left behind.", "Free some space and run again.") from error
+            raise RunError(
+                f"The disk that holds {out.parent} is full; nothing was left behind.", "Free some space and run again."
+            ) from error
         raise
 
 
@@ -59,6 +61,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that a reader never sees half of it."""
     write_whole(path, json.dumps(value, indent=2) + "\n")
 
 

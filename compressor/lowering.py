@@ -89,7 +89,9 @@ class Lowering:
         manifest = json.loads((out / MANIFEST).read_text())
         damaged = [name for name, digest in manifest["files"].items() if digest_file(out / name) != digest]
         if manifest["key"] != self.key or damaged:
-            reason = f"its file {damaged[0]} is damaged" if damaged else "it was made from another input or by other code"
+            reason = (
+                f"its file {damaged[0]} is damaged" if damaged else "it was made from another input or by other code"
+            )
             raise InputError(f"{out} cannot be used again: {reason}.", "Remove it to lower it again.")
 
 

@@ -23,13 +23,18 @@ class Configurable:
 
     def spelled(self) -> str:
         """The command-line spelling that makes this very thing; defaults are left out."""
-        changed = [f"{f.name}={_spell(getattr(self, f.name))}" for f in _fields(self) if getattr(self, f.name) != f.default]
+        changed = [
+            f"{f.name}={_spell(getattr(self, f.name))}" for f in _fields(self) if getattr(self, f.name) != f.default
+        ]
         return self.name + (":" + ",".join(changed) if changed else "")
 
     @classmethod
     def describe_options(cls) -> list[dict[str, Any]]:
         """Name, type, default and help of every option, for listings."""
-        return [{"name": f.name, "type": str(f.type), "default": f.default, "help": f.metadata["help"]} for f in _fields(cls)]
+        return [
+            {"name": f.name, "type": str(f.type), "default": f.default, "help": f.metadata["help"]}
+            for f in _fields(cls)
+        ]
 
 
 def _fields(configurable: Any) -> Any:

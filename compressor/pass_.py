@@ -14,7 +14,7 @@ import torch
 
 from compressor.architecture import Architecture
 from compressor.checkpoint import Block, Checkpoint
-from compressor.options import Configurable, option
+from compressor.options import Configurable
 from compressor.quantized import Scheme
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, out of how many

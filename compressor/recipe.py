@@ -103,7 +103,9 @@ def make_recipe(values: Mapping[str, Any], where: _Lines | None = None) -> Recip
         keys = [part for part in first["loc"] if isinstance(part, str) and part not in ("str", "dict[str,any]")]
         place = f"{where.of(keys)}: " if where else ""
         if first["type"] == "extra_forbidden":
-            raise InputError(f"{place}unknown key {keys[-1]!r}; {nearest(keys[-1], _keys_of_section(keys[:-1]))}") from error
+            raise InputError(
+                f"{place}unknown key {keys[-1]!r}; {nearest(keys[-1], _keys_of_section(keys[:-1]))}"
+            ) from error
         if first["type"] == "missing":
             raise InputError(f"{place}the recipe needs {'.'.join(keys)!r}.") from error
         raise InputError(f"{place}{'.'.join(keys)} = {first['input']!r} is not allowed. {first['msg']}.") from error
@@ -148,7 +150,10 @@ def _named(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(entry, str):
         return registry.parse_spec(entry)
     if len(entry) != 1:
-        raise InputError(f"A list entry names one pass; this one has {len(entry)} keys: {', '.join(map(str, entry))}.", "Start each pass with its own dash.")
+        raise InputError(
+            f"A list entry names one pass; this one has {len(entry)} keys: {', '.join(map(str, entry))}.",
+            "Start each pass with its own dash.",
+        )
     ((name, options),) = entry.items()
     return name, dict(options or {})
 

@@ -26,7 +26,9 @@ def names(group: str) -> dict[str, EntryPoint]:
     for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
         other = found.get(entry.name)
         if other is not None and other.value != entry.value:
-            raise InputError(f"{entry.name!r} is registered twice in {group}: by {_owner(other)} and by {_owner(entry)}.")
+            raise InputError(
+                f"{entry.name!r} is registered twice in {group}: by {_owner(other)} and by {_owner(entry)}."
+            )
         found[entry.name] = entry
     return found
 
@@ -49,7 +51,10 @@ def load(group: str, kind: str, name: str) -> Any:
     """
     known = names(group)
     if name not in known:
-        raise InputError(f"Unknown {kind} {name!r}; {nearest(name, known)}", f"`llmc {group.removeprefix('llmc.')}` lists what there is.")
+        raise InputError(
+            f"Unknown {kind} {name!r}; {nearest(name, known)}",
+            f"`llmc {group.removeprefix('llmc.')}` lists what there is.",
+        )
     return known[name].load()
 
 
@@ -81,7 +86,10 @@ def check_installation() -> None:
     for package in TOP_LEVEL_PACKAGES:
         strangers = {owner for owner in owners.get(package, ()) if owner != "llmc-compiler"}
         if strangers:
-            raise InputError(f"The distribution {strangers.pop()} also installs a package named {package!r}.", "Install llmc-compiler in an environment without it.")
+            raise InputError(
+                f"The distribution {strangers.pop()} also installs a package named {package!r}.",
+                "Install llmc-compiler in an environment without it.",
+            )
 
 
 def _make(group: str, kind: str, name: str, options: Mapping[str, Any]) -> Any:
@@ -94,13 +102,18 @@ def _make(group: str, kind: str, name: str, options: Mapping[str, Any]) -> Any:
     for key in options:
         if key not in known:
             raise InputError(f"{kind.capitalize()} {name!r} has no option {key!r}; {nearest(key, known)}")
-    wrapped = {key: (value,) if _is_tuple(cls, key) and not isinstance(value, list | tuple) else value for key, value in options.items()}
+    wrapped = {
+        key: (value,) if _is_tuple(cls, key) and not isinstance(value, list | tuple) else value
+        for key, value in options.items()
+    }
     try:
         return TypeAdapter(cls).validate_python(wrapped)
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{kind.capitalize()} {name!r}: {option}={first['input']!r} is not allowed. {first['msg']}.") from error
+        raise InputError(
+            f"{kind.capitalize()} {name!r}: {option}={first['input']!r} is not allowed. {first['msg']}."
+        ) from error
 
 
 def _is_tuple(cls: Any, option: str) -> bool:

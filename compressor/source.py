@@ -14,8 +14,8 @@ import torch
 from compressor.architecture import Architecture, read_config, resolve
 from compressor.checkpoint import INDEX, SINGLE_SHARD, Checkpoint
 from compressor.convert import converted_before, write_converted
-from compressor.errors import InputError
-from compressor.files import digest_files
+from compressor.errors import InputError, RunError
+from compressor.files import digest_files, is_disk_full
 from compressor.pass_ import Progress
 from compressor.tokenizer import check_tokenizer_code
 from compressor.writer import copy_companions
@@ -119,6 +119,8 @@ def _snapshot(model: str, patterns: list[str]) -> Path:
             "Check the spelling; a private model needs `hf auth login`.",
         ) from error
     except (httpx.HTTPError, OSError) as error:
+        if is_disk_full(error):
+            raise RunError(f"The disk is full; {model} could not be downloaded.") from error
         raise InputError(
             f"There is no folder {model}, and the Hugging Face hub cannot be reached to look for it.",
             "Check the network, or download the model first and give its folder.",

@@ -56,7 +56,7 @@ class Session(Protocol):
         ...
 
     def prefill(self, tokens: np.ndarray) -> int:
-        """Forget what was before, process the prompt int64 [batch, length], return the most likely next token of row 0."""
+        """Start anew with the prompt int64 [batch, length]; return the most likely next token of row 0."""
         ...
 
     def decode(self, token: int) -> int:

@@ -12,7 +12,9 @@ from compressor.quantized import QuantizedWeight
 from compressor.target import Artifact, Target
 
 
-def verify(target: Target, artifact: Artifact, checkpoint: Checkpoint, progress: Callable[[int, int], None]) -> Verification:
+def verify(
+    target: Target, artifact: Artifact, checkpoint: Checkpoint, progress: Callable[[int, int], None]
+) -> Verification:
     """Compare every weight of the artifact with the checkpoint it was lowered from.
 
     Quantized weights must have equal integers, scales and zero points; float ones equal bits after the cast

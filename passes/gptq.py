@@ -12,16 +12,14 @@ from typing import ClassVar
 
 import torch
 
-from calibration.activations import InputGram, InputObserver
 from compressor.architecture import Architecture
-from compressor.checkpoint import Block, Checkpoint, Weight
-from compressor.decoder import Decoder, batches
+from compressor.checkpoint import Weight
 from compressor.errors import InputError, RunError
 from compressor.options import option
-from compressor.pass_ import Need, PassContext
+from compressor.pass_ import PassContext
 from compressor.quantized import QuantizedWeight, Scheme
 from passes.grid import Grid, assemble, fit_grid, round_to_grid
-from passes.quantizing import QuantizingPass
+from passes.sequential import SequentialPass
 
 COLUMNS_AT_ONCE = 128  # columns whose errors are gathered before the rest of the matrix is updated
 MAX_DAMPING = 1.0
@@ -87,7 +85,9 @@ def inverse_factor(gram: torch.Tensor, damping: float) -> tuple[torch.Tensor, fl
             if not failed:
                 return upper, damping
         damping *= 10
-    raise RunError("The calibration statistics of a layer are not positive definite at any damping.", "Use more calibration text.")
+    raise RunError(
+        "The calibration statistics of a layer are not positive definite at any damping.", "Use more calibration text."
+    )
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,11 @@ def _round_columns(columns: torch.Tensor, factor: torch.Tensor, grid: _ColumnGri
 
 
 @dataclass(frozen=True)
-class GPTQ(QuantizingPass):
-    """GPTQ, block by block: each block is calibrated on the outputs of the already quantized ones."""
+class GPTQ(SequentialPass):
+    """GPTQ with static act-order and a scale search."""
 
     name: ClassVar[str] = "gptq"
     summary: ClassVar[str] = "round weights so that later columns make up for the error; needs calibration text"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
 
     act_order: bool = option(True, "round the most active inputs first; changes no file layout")
     scale_search: bool = option(True, "search the clipping that has the least weighted squared error")
@@ -139,64 +138,25 @@ class GPTQ(QuantizingPass):
             raise InputError(f"damping={self.damping} is outside (0, 1].", "0.01 is the usual value.")
         return super().plan(architecture, schemes)
 
-    def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
-        decoder = Decoder(checkpoint)
-        tokens = context.tokens
-        assert tokens is not None  # `needs` says so
-        hidden = decoder.embed(tokens)
-
-        def edit(block: Block) -> Block:
-            if block.name == "embedding":
-                return block
-            if block.index is None:
-                return self._edit_head(block, checkpoint, decoder, hidden, context)
-            edited = self._edit_layer(block, checkpoint, decoder, hidden, context)
-            decoder.run(decoder.layer(edited), block.index, hidden)
-            context.progress(self.name, block.index + 1, checkpoint.architecture.layers)
-            return edited
-
-        return checkpoint.rewrite(context.out, edit, context.provenance)
-
-    def _edit_layer(
-        self, block: Block, checkpoint: Checkpoint, decoder: Decoder, hidden: torch.Tensor, context: PassContext
-    ) -> Block:
-        weights = self.weights_to_quantize(block, checkpoint)
-        if not weights:
-            return block
-        prefix = f"model.{block.name}."
-        layer = decoder.layer(block)
-        with InputObserver(layer, [name.removeprefix(prefix) for name in weights]) as observer:
-            for _ in decoder.outputs(layer, block.index or 0, hidden):
-                pass
-        quantized: dict[str, Weight] = {}
-        for names, gram in observer.groups().items():
-            quantized |= self._quantize({prefix + name: weights[prefix + name] for name in names}, gram, context)
-        return block.with_weights(quantized)
-
-    def _edit_head(
-        self, block: Block, checkpoint: Checkpoint, decoder: Decoder, hidden: torch.Tensor, context: PassContext
-    ) -> Block:
-        weights = self.weights_to_quantize(block, checkpoint)
-        if not weights:
-            return block
-        decoder.final_norm(hidden)
-        gram = InputGram.empty(hidden.shape[-1])
-        for batch in batches(hidden):
-            gram.add(batch)
-        return block.with_weights(self._quantize(weights, gram, context))
-
-    def _quantize(self, weights: Mapping[str, torch.Tensor], gram: InputGram, context: PassContext) -> dict[str, Weight]:
-        """Solve layers that share an input as one tall matrix: rows do not influence each other."""
+    def quantize(
+        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, context: PassContext
+    ) -> dict[str, Weight]:
         first = next(iter(weights))
-        if not bool(torch.isfinite(gram.mean).all()):
-            raise RunError(f"The inputs of {first} hold NaN or Inf on the calibration text.", "The model overflows on it.")
-        tall = torch.cat(list(weights.values()))
-        solution = solve(tall, gram.mean, self.scheme, damping=self.damping, act_order=self.act_order, scale_search=self.scale_search)
+        # Rows do not influence each other, so layers that share an input are solved as one tall matrix.
+        solution = solve(
+            torch.cat(list(weights.values())),
+            gram,
+            self.scheme,
+            damping=self.damping,
+            act_order=self.act_order,
+            scale_search=self.scale_search,
+        )
         if solution.dead_inputs:
-            context.notes.append(f"{first}: {solution.dead_inputs} inputs were never active and are rounded to nearest")
+            context.notes.append(f"{first}: {solution.dead_inputs} inputs were never active; rounded to nearest")
         if solution.damping > self.damping:
             context.notes.append(f"{first}: damping raised from {self.damping:g} to {solution.damping:g}")
-        return dict(zip((f"{name}.weight" for name in weights), _split_rows(solution.weight, [len(w) for w in weights.values()]), strict=True))
+        parts = _split_rows(solution.weight, [len(weight) for weight in weights.values()])
+        return {f"{name}.weight": part for name, part in zip(weights, parts, strict=True)}
 
 
 def _split_rows(weight: QuantizedWeight, rows: list[int]) -> list[QuantizedWeight]:

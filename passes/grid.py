@@ -50,7 +50,9 @@ def fit_grid(weight: torch.Tensor, scheme: Scheme, importance: torch.Tensor | No
     return best
 
 
-def round_to_grid(values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | float, scheme: Scheme) -> torch.Tensor:
+def round_to_grid(
+    values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | float, scheme: Scheme
+) -> torch.Tensor:
     """The nearest codes, float32, of the values; scale and zero point broadcast."""
     return (values / scale + zero).round().clamp(scheme.lowest, scheme.highest)
 

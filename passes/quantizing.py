@@ -38,7 +38,10 @@ class QuantizingPass(Pass):
         chosen = self._chosen(architecture)
         rounded = [name for name in chosen if name in schemes]
         if rounded:
-            raise InputError(f"{rounded[0]} is already {schemes[rounded[0]]}; a weight is rounded once.", f"Remove the pass {self.name}, or start from the float checkpoint.")
+            raise InputError(
+                f"{rounded[0]} is already {schemes[rounded[0]]}; a weight is rounded once.",
+                f"Remove the pass {self.name}, or start from the float checkpoint.",
+            )
         self._check_group_size({name: architecture.linears()[name][1] for name in chosen})
         return {**schemes, **dict.fromkeys(chosen, self.scheme)}
 
@@ -59,7 +62,9 @@ class QuantizingPass(Pass):
         candidates = [name for name in architecture.linears() if self.lm_head or name != "lm_head"]
         for pattern in self.skip:
             if not any(_matches(name, pattern) for name in candidates):
-                raise InputError(f"The skip pattern {pattern!r} matches no layer.", f"Layers are named like {candidates[0]}.")
+                raise InputError(
+                    f"The skip pattern {pattern!r} matches no layer.", f"Layers are named like {candidates[0]}."
+                )
         return [name for name in candidates if not any(_matches(name, pattern) for pattern in self.skip)]
 
     def _check_group_size(self, widths: Mapping[str, int]) -> None:

@@ -19,30 +19,50 @@ if TYPE_CHECKING:
 @click.argument("model", required=False)
 @click.option("-t", "--target", help="Where it will run: onnx-int4, trt-int4, vllm-int4 ... (`llmc targets`).")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.  [default: MODEL-TARGET]")
-@click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="YAML recipe; options given here win over it.")
-@click.option("--pass", "passes", multiple=True, metavar="NAME[:OPTION=VALUE,...]", help="A pass; repeat for several, in order.  [default: the target's]")
+@click.option(
+    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="YAML recipe; options given here win over it."
+)
+@click.option(
+    "--pass",
+    "passes",
+    multiple=True,
+    metavar="NAME[:OPTION=VALUE,...]",
+    help="A pass; repeat for several, in order.  [default: the target's]",
+)
 @click.option("--calibration", metavar="TEXT", help="Calibration text: .txt, .jsonl, .parquet or a datasets id.")
 @click.option("--samples", type=click.IntRange(1), help="Calibration windows.  [default: 128]")
 @click.option("--length", type=click.IntRange(8), help="Tokens of a calibration window.  [default: 512]")
 @click.option("--seed", type=int, help="Seed of the calibration draw.  [default: 0]")
-@click.option("--eval", "evaluation", metavar="TEXT", help="Held-out text to judge by; the same kinds as --calibration.")
+@click.option(
+    "--eval", "evaluation", metavar="TEXT", help="Held-out text to judge by; the same kinds as --calibration."
+)
 @click.option("--eval-length", type=click.IntRange(8), help="Tokens of an evaluation window.  [default: 512]")
-@click.option("--measure", type=click.Choice(["quick", "full", "none"]), help="quick: at most 24 windows; full: all of the text.  [default: quick]")
-@click.option("--batch", type=click.IntRange(1), multiple=True, help="Batch size to time; repeat for several.  [default: 1]")
+@click.option(
+    "--measure",
+    type=click.Choice(["quick", "full", "none"]),
+    help="quick: at most 24 windows; full: all of the text.  [default: quick]",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), multiple=True, help="Batch size to time; repeat for several.  [default: 1]"
+)
 @click.option("--prompt", type=click.IntRange(1), help="Prompt tokens of the timed workload.  [default: 128]")
 @click.option("--output-tokens", type=click.IntRange(2), help="Generated tokens of the timed workload.  [default: 32]")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run in the output folder.")
 @click.option("--dry-run", is_flag=True, help="Check the request and show the plan; do nothing.")
-@click.option("--allow-pickle", is_flag=True, help="Convert pickle weights (.bin, .pt), which can run code when opened.")
+@click.option(
+    "--allow-pickle", is_flag=True, help="Convert pickle weights (.bin, .pt), which can run code when opened."
+)
 @click.option("--trust-remote-code", is_flag=True, help="Let a tokenizer run code of the model folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ledger as JSON.")
-def compress_command(model: str | None, recipe_file: Path | None, output: Path | None, as_json: bool, **options: Any) -> None:
+def compress_command(
+    model: str | None, recipe_file: Path | None, output: Path | None, as_json: bool, **options: Any
+) -> None:
     """Compress MODEL (a Hugging Face folder, a .gguf file or a hub id) for a target.
 
     \b
     llmc compress ./my-model --target onnx-int4 --calibration train.jsonl --eval held-out.txt
     llmc compress ./my-model --target trt-int4 --pass gptq:group_size=64 --calibration train.jsonl
-    """  # noqa: D301 -- \b is click's mark for a paragraph it must not wrap
+    """
     from compressor.registry import check_installation
 
     check_installation()
@@ -50,8 +70,8 @@ def compress_command(model: str | None, recipe_file: Path | None, output: Path |
     if options["dry_run"]:
         _show_plan(recipe, options, as_json)
         return
-    out = output or Path(f"{Path(recipe.model).stem if recipe.model.endswith('.gguf') else Path(recipe.model).name}-{recipe.build_target().name}")
-    ledger = _run(recipe, out, options, as_json)
+    out = output or Path(f"{Path(recipe.model.removesuffix('.gguf')).name}-{recipe.build_target().name}")
+    ledger = _run(recipe, out, options)
     _present(ledger, as_json)
 
 
@@ -74,9 +94,19 @@ def _recipe(model: str | None, recipe_file: Path | None, options: dict[str, Any]
 
 def _given(model: str | None, options: dict[str, Any]) -> dict[str, Any]:
     """What the command line says, in the recipe's own shape; what it does not say is left out."""
-    calibration = {"texts": options["calibration"], "samples": options["samples"], "length": options["length"], "seed": options["seed"]}
+    calibration = {
+        "texts": options["calibration"],
+        "samples": options["samples"],
+        "length": options["length"],
+        "seed": options["seed"],
+    }
     latency = {"batch": list(options["batch"]) or None, "prompt": options["prompt"], "output": options["output_tokens"]}
-    measure = {"texts": options["evaluation"], "length": options["eval_length"], "effort": options["measure"], "latency": _set(latency) or None}
+    measure = {
+        "texts": options["evaluation"],
+        "length": options["eval_length"],
+        "effort": options["measure"],
+        "latency": _set(latency) or None,
+    }
     values = {
         "model": model,
         "target": options["target"],
@@ -91,7 +121,7 @@ def _set(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _run(recipe: Recipe, out: Path, options: dict[str, Any], as_json: bool) -> Ledger:
+def _run(recipe: Recipe, out: Path, options: dict[str, Any]) -> Ledger:
     from compressor.cli.progress import ConsoleProgress
     from compressor.cli.texts import RecipeTexts
     from compressor.files import write_whole

@@ -30,7 +30,12 @@ def doctor_command(as_json: bool) -> None:
     """Tell what is installed, which targets can be made, and which of them can run on this machine."""
     from compressor.cli import emit_json
 
-    facts = {"machine": _machine(), "packages": _packages(), "targets": _targets(), "problems": _problems()}
+    facts: dict[str, Any] = {
+        "machine": _machine(),
+        "packages": _packages(),
+        "targets": _targets(),
+        "problems": _problems(),
+    }
     if as_json:
         emit_json(facts)
         return

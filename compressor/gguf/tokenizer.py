@@ -114,7 +114,11 @@ def _byte_level(file: GgufFile) -> Any:
         )
     pre = PRE_TOKENIZERS[name]
     merges = [_pair(merge) for merge in _field(file, "merges", [])]
-    tokenizer = Tokenizer(models.BPE(_vocabulary(file), merges, ignore_merges=pre.ignore_merges))
+    try:
+        model = models.BPE(_vocabulary(file), merges, ignore_merges=pre.ignore_merges)
+    except Exception as error:  # the package raises nothing more specific
+        raise InputError(f"{file.path} is damaged: its merges do not fit its vocabulary ({error}).") from error
+    tokenizer = Tokenizer(model)
     if pre.nfc:
         tokenizer.normalizer = normalizers.NFC()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre.pattern is None)
@@ -148,7 +152,7 @@ def _vocabulary(file: GgufFile) -> dict[str, int]:
 
 
 def _pair(merge: str) -> tuple[str, str]:
-    cut = merge.index(" ", 1)
+    cut = merge.find(" ", 1)
     return merge[:cut], merge[cut + 1 :]
 
 

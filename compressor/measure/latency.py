@@ -1,4 +1,7 @@
-"""Time to first token, time per token, tokens per second. Sessions take turns, so that a drifting machine is fair to all."""
+"""Time to first token, time per token, tokens per second.
+
+Sessions take turns, so that a machine whose speed drifts is fair to all of them.
+"""
 
 from __future__ import annotations
 

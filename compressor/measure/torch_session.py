@@ -29,7 +29,9 @@ class TorchSession:
         needed = checkpoint.architecture.parameters * checkpoint.dtype.itemsize
         available = psutil.virtual_memory().available
         if needed > MEMORY_SHARE * available:
-            raise RunError(f"not timed: the whole model takes {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free")
+            raise RunError(
+                f"not timed: the whole model takes {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free"
+            )
         self.runtime = f"transformers {transformers.__version__} {str(checkpoint.dtype).removeprefix('torch.')} CPU"
         self._model = full_model(checkpoint)
         self._cache: Any = None

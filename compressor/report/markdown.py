@@ -39,8 +39,9 @@ def _grid(table: tables.Table) -> str:
 def _environment(ledger: Ledger) -> str:
     facts = ledger.environment
     packages = ", ".join(f"{name} {version}" for name, version in facts.get("packages", {}).items())
+    memory = tables.size(facts.get("memory_bytes"))
     return (
-        f"Measured on {facts.get('cpu')}, {facts.get('threads')} threads, {tables.size(facts.get('memory_bytes'))} of memory, "
+        f"Measured on {facts.get('cpu')}, {facts.get('threads')} threads, {memory} of memory, "
         f"Python {facts.get('python')}, {packages}, llmc {facts.get('llmc')}. "
         "Figures after ± are standard errors: over windows of text for accuracy, over repeats for tokens/s. "
         "KL is KL(original ‖ this) per token. TTFT is the time to the first token."

@@ -95,6 +95,7 @@ def size(count: int | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
+    """Seconds, or minutes and seconds."""
     if seconds is None:
         return MISSING
     return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds // 60)} min {int(seconds % 60)} s"

@@ -20,14 +20,23 @@ def show(ledger: Ledger, console: Console) -> None:
     console.print()
     artifact = ledger.artifact
     passed = artifact is not None and not artifact.verified.mismatches
-    console.print(f"[{'green' if passed else 'red'}]{'✓' if passed else '✗'}[/] {tables.verdict(ledger)}", highlight=False)
+    console.print(
+        f"[{'green' if passed else 'red'}]{'✓' if passed else '✗'}[/] {tables.verdict(ledger)}", highlight=False
+    )
     if artifact is not None:
         console.print(f"  artifact  {artifact.path}  ({tables.size(artifact.size_bytes)})", highlight=False)
         console.print(f"  serve it  {artifact.run}", highlight=False, soft_wrap=True)
 
 
 def _rich(table: tables.Table) -> RichTable:
-    drawn = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False, show_edge=False)
+    drawn = RichTable(
+        title=table.title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        title_style="bold",
+        pad_edge=False,
+        show_edge=False,
+    )
     for number, header in enumerate(table.headers):
         drawn.add_column(header, justify="left" if number == 0 else "right", no_wrap=True)
     for row in table.rows:

@@ -72,13 +72,13 @@ def _decoder(architecture: Architecture) -> dict[str, Any]:
 def _search(architecture: Architecture, generation: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {key: generation.get(key) for key in SEARCH_DEFAULTS}
     values = {key: default if chosen[key] is None else chosen[key] for key, default in SEARCH_DEFAULTS.items()}
-    cache_elements = 2 * architecture.layers * architecture.kv_heads * architecture.head_dim * architecture.max_positions
+    per_token = 2 * 4 * architecture.layers * architecture.kv_heads * architecture.head_dim
     return values | {
         "diversity_penalty": 0.0,
         "early_stopping": True,
         "max_length": architecture.max_positions,
         "min_length": 0,
-        "past_present_share_buffer": cache_elements * 4 <= LARGEST_SHARED_CACHE,
+        "past_present_share_buffer": per_token * architecture.max_positions <= LARGEST_SHARED_CACHE,
     }
 
 

@@ -8,269 +8,180 @@ onnxruntime-genai.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from compressor.architecture import Architecture
 from compressor.quantized import Scheme
+from targets.onnx.lengths import Lengths
+from targets.onnx.nodes import CONTRIB, Nodes
 from targets.onnx.plan import Matrix, block_matrices, head_matrix
 
 OPSET = 21
 IR_VERSION = 10  # the first whose nodes carry metadata
-CONTRIB = "com.microsoft"
-CONTRIB_OPERATORS = {
-    "FusedMatMul",
-    "GroupQueryAttention",
-    "MatMulNBits",
-    "RotaryEmbedding",
-    "SkipSimplifiedLayerNormalization",
-}
-# GroupQueryAttention rotates heads of a multiple of this size itself; others are rotated before it.
-ROTATED_INSIDE = 16
-# Added to the score of a padding position. Finite, since a row that is all padding would turn into NaN.
-LOWEST = float(np.finfo(np.float32).min)
 
 EMBEDDING = "model.embed_tokens.weight"
 COSINES, SINES = "rotary.cosines", "rotary.sines"
 GROUP_SIZE = "group_size"  # node metadata: the group size before scales were repeated over smaller blocks
-LAST_TOKEN = "last_token"  # the node that keeps one position of each row
-
-
-class Graph:
-    """Nodes and constants under construction. `add` returns the name of the new node's first output."""
-
-    def __init__(self) -> None:
-        self.nodes: list[NodeProto] = []
-        self.constants: dict[str, TensorProto] = {}
-
-    def add(self, operator: str, inputs: Sequence[str], name: str, outputs: Sequence[str] = (), **attributes: Any) -> str:
-        outputs = outputs or [name]
-        domain = CONTRIB if operator in CONTRIB_OPERATORS else ""
-        self.nodes.append(helper.make_node(operator, _trimmed(inputs), outputs, name, domain=domain, **attributes))
-        return outputs[0]
-
-    def constant(self, value: Any, dtype: type = np.int64) -> str:
-        """The name of a small constant, made once."""
-        name = f"constant.{np.dtype(dtype).name}.{value}".replace(" ", "")
-        self.constants.setdefault(name, numpy_helper.from_array(np.array(value, dtype), name))
-        return name
+LAST_TOKEN = "last_token"  # name of the node that keeps one position of each row
+# GroupQueryAttention rotates heads of a multiple of this width itself; others are rotated before it.
+ROTATED_INSIDE = 16
+INT8_LEVEL = 4  # of int8 matrices whatever was asked: level 0 is 20 times slower
 
 
 def build(architecture: Architecture, schemes: Mapping[str, Scheme], accuracy_level: int) -> ModelProto:
     """The model without its weights.
 
     Args:
-        accuracy_level: of int4 matrices; int8 ones always take level 4, since level 0 is 20 times slower.
+        accuracy_level: of int4 matrices (see MatMulNBits).
     """
-    graph = Graph()
-    lengths = _lengths(graph, architecture)
-    hidden = graph.add("Gather", [EMBEDDING, "input_ids"], "embedding")
-    residual, branch = hidden, ""
+    decoder = Decoder(architecture, accuracy_level)
+    decoder.embed()
     for index in range(architecture.layers):
-        matrices = block_matrices(architecture, schemes, index)
-        residual, branch = _decoder_block(graph, architecture, matrices, index, (residual, branch), lengths, accuracy_level)
-    _head(graph, architecture, head_matrix(architecture, schemes), (residual, branch), lengths, accuracy_level)
-    return _model(graph, architecture)
+        decoder.block(index, block_matrices(architecture, schemes, index))
+    decoder.head(head_matrix(architecture, schemes))
+    return decoder.model()
 
 
-def _lengths(graph: Graph, architecture: Architecture) -> dict[str, str]:
-    """What attention has to know of lengths, computed from the attention mask [batch, total].
+class Decoder:
+    """The graph under construction, from the embedding to the logits.
 
-    Padding in front (transformers) is masked by a bias. Padding behind a prompt (onnxruntime-genai) needs none:
-    the kernel takes the row's own length and overwrites the padding with the tokens that follow.
+    Values are called by name. The residual stream is a sum not yet made, `_residual` + `_branch`, since
+    one operator adds and normalizes at once.
     """
-    one = graph.constant([1])
-    total = graph.add("Shape", ["attention_mask"], "lengths/total", start=1, end=2)
-    current = graph.add("Shape", ["input_ids"], "lengths/current", start=1, end=2)
-    padding = graph.add("ArgMax", ["attention_mask"], "lengths/padding", axis=1, keepdims=1)  # zeros in front, [batch, 1]
-    tokens = graph.add("ReduceSum", ["attention_mask", one], "lengths/tokens", keepdims=1)
-    end = graph.add("Add", [padding, tokens], "lengths/end")
-    last = graph.add("Sub", [end, one], "lengths/last")
-    last_flat = graph.add("Squeeze", [last, one], "lengths/last_flat")
-    total_scalar = graph.add("Squeeze", [total], "lengths/total_scalar")
-    return {
-        "last": last,
-        "past": graph.add("Sub", [total, current], "lengths/past"),
-        "seqlens_k": graph.add("Cast", [last_flat], "lengths/seqlens_k", to=TensorProto.INT32),
-        "total": graph.add("Cast", [total_scalar], "lengths/total_int32", to=TensorProto.INT32),
-        "bias": _padding_bias(graph, padding, total_scalar, current),
-        "positions": "" if rotates_inside(architecture) else _positions(graph, last, current),
-    }
 
+    def __init__(self, architecture: Architecture, accuracy_level: int) -> None:
+        self._architecture, self._level = architecture, accuracy_level
+        self._nodes = Nodes()
+        self._rotates_inside = architecture.head_dim % ROTATED_INSIDE == 0
+        self._lengths = Lengths.measure(self._nodes)
+        self._attention_lengths = self._lengths.of_attention(self._nodes)
+        self._padding_bias = self._lengths.padding_bias(self._nodes)
+        self._positions = "" if self._rotates_inside else self._lengths.positions(self._nodes)
+        self._residual, self._branch = "", ""
 
-def _padding_bias(graph: Graph, padding: str, total: str, current: str) -> str:
-    """Bias [batch, 1, current, total] that hides the padding in front of each row."""
-    positions = graph.add("Range", [graph.constant(0), total, graph.constant(1)], "padding/positions")
-    hidden = graph.add("Less", [positions, padding], "padding/hidden")
-    values = [graph.constant(LOWEST, np.float32), graph.constant(0, np.float32)]
-    row = graph.add("Where", [hidden, *values], "padding/row")
-    matrix = graph.add("Unsqueeze", [row, graph.constant([1, 2])], "padding/matrix")
-    one = graph.constant([1])
-    shape = graph.add("Concat", [one, one, current, one], "padding/shape", axis=0)
-    return graph.add("Expand", [matrix, shape], "padding/bias")
+    def embed(self) -> None:
+        self._residual = self._nodes.add("Gather", [EMBEDDING, "input_ids"], "embedding")
 
+    def block(self, index: int, matrices: Mapping[str, Matrix]) -> None:
+        prefix = f"model.layers.{index}."
+        normed = self._norm(prefix + "input_layernorm")
+        attended = self._attention(index, self._query_key_value(index, matrices, normed))
+        self._branch = self._linear(matrices["self_attn.o_proj"], attended)
+        normed = self._norm(prefix + "post_attention_layernorm")
+        self._branch = self._gated_mlp(prefix, matrices, normed)
 
-def _positions(graph: Graph, last: str, current: str) -> str:
-    """Rotary position int64 [batch, current] of each token: those in front of the last one, from 0 at least."""
-    zero, one = graph.constant(0), graph.constant(1)
-    count = graph.add("Squeeze", [current], "positions/count")
-    steps = graph.add("Range", [zero, count, one], "positions/steps")
-    before = graph.add("Sub", [last, count], "positions/before")
-    first = graph.add("Max", [graph.add("Add", [before, one], "positions/unclipped"), zero], "positions/first")
-    return graph.add("Add", [first, steps], "positions")
+    def head(self, matrix: Matrix) -> None:
+        """Logits [batch, 1, vocab_size] of the last token of each row, wherever its padding is."""
+        normed = self._norm("model.norm")
+        last = self._nodes.add("GatherND", [normed, self._lengths.last_of_step(self._nodes)], LAST_TOKEN, batch_dims=1)
+        self._linear(matrix, last)
+        self._nodes.nodes[-1].output[0] = "logits"
 
+    def model(self) -> ModelProto:
+        inputs, outputs = _inputs(self._architecture), _outputs(self._architecture)
+        graph = helper.make_graph(self._nodes.nodes, "decoder", inputs, outputs, self._nodes.constants)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="llmc")
 
-def _decoder_block(
-    graph: Graph,
-    architecture: Architecture,
-    matrices: Mapping[str, Matrix],
-    index: int,
-    stream: tuple[str, str],
-    lengths: Mapping[str, str],
-    level: int,
-) -> tuple[str, str]:
-    prefix = f"model.layers.{index}."
-    residual, normed = _norm(graph, architecture, prefix + "input_layernorm", stream)
-    query, key, value = _query_key_value(graph, architecture, matrices, index, normed, level)
-    attended = _attention(graph, architecture, index, (query, key, value), lengths)
-    branch = _linear(graph, matrices["self_attn.o_proj"], attended, level)
-    residual, normed = _norm(graph, architecture, prefix + "post_attention_layernorm", (residual, branch))
-    return residual, _gated_mlp(graph, matrices, prefix, normed, level)
+    def _norm(self, name: str) -> str:
+        """Add the branch to the residual, and normalize the sum."""
+        weight, epsilon = name + ".weight", self._architecture.norm_epsilon
+        if not self._branch:
+            return self._rms_norm(self._residual, weight, name)
+        inputs = [self._residual, self._branch, weight]
+        self._residual, self._branch = name + "/residual", ""
+        outputs = [name, "", "", self._residual]
+        return self._nodes.add("SkipSimplifiedLayerNormalization", inputs, name, outputs, epsilon=epsilon)
 
+    def _rms_norm(self, features: str, weight: str, name: str) -> str:
+        epsilon = self._architecture.norm_epsilon
+        return self._nodes.add("SimplifiedLayerNormalization", [features, weight], name, axis=-1, epsilon=epsilon)
 
-def _norm(graph: Graph, architecture: Architecture, name: str, stream: tuple[str, str]) -> tuple[str, str]:
-    """Add the branch to the residual and normalize the sum: (sum, normalized)."""
-    residual, branch = stream
-    epsilon = architecture.norm_epsilon
-    if not branch:
-        return residual, graph.add("SimplifiedLayerNormalization", [residual, name + ".weight"], name, epsilon=epsilon, axis=-1)
-    outputs = [name, "", "", name + "/residual"]
-    graph.add("SkipSimplifiedLayerNormalization", [residual, branch, name + ".weight"], name, outputs, epsilon=epsilon)
-    return outputs[3], name
+    def _linear(self, matrix: Matrix, features: str) -> str:
+        multiply = self._float_linear if matrix.scheme is None else self._quantized_linear
+        return multiply(matrix, features)
 
+    def _float_linear(self, matrix: Matrix, features: str) -> str:
+        # The weight is [out_features, in_features], as the checkpoint has it and as the embedding needs it.
+        product = self._nodes.add("FusedMatMul", [features, matrix.weight], matrix.name + "/product", transB=1)
+        return self._nodes.add("Add", [product, matrix.bias], matrix.name) if matrix.bias else product
 
-def _linear(graph: Graph, matrix: Matrix, features: str, level: int) -> str:
-    if matrix.scheme is None:
-        return _float_linear(graph, matrix, features)
-    weight, scheme = matrix.name + ".weight", matrix.scheme
-    zero_points = "" if scheme.symmetric else weight + ".zero_points"
-    bias = matrix.name + ".bias" if matrix.has_bias else ""
-    product = graph.add(
-        "MatMulNBits",
-        [features, weight + ".codes", weight + ".scales", zero_points, "", bias],
-        matrix.name,
-        K=matrix.columns,
-        N=sum(matrix.rows),
-        bits=scheme.bits,
-        block_size=matrix.block,
-        accuracy_level=level if scheme.bits == 4 else 4,
-    )
-    graph.nodes[-1].metadata_props.add(key=GROUP_SIZE, value=str(scheme.group_size or "channel"))
-    return product
+    def _quantized_linear(self, matrix: Matrix, features: str) -> str:
+        scheme, weight = matrix.scheme, matrix.weight
+        assert scheme is not None
+        zero_points = "" if scheme.symmetric else weight + ".zero_points"
+        product = self._nodes.add(
+            "MatMulNBits",
+            [features, weight + ".codes", weight + ".scales", zero_points, "", matrix.bias],
+            matrix.name,
+            K=matrix.columns,
+            N=sum(matrix.rows),
+            bits=scheme.bits,
+            block_size=matrix.block,
+            accuracy_level=INT8_LEVEL if scheme.bits == 8 else self._level,
+        )
+        self._nodes.nodes[-1].metadata_props.add(key=GROUP_SIZE, value=str(scheme.group_size or "channel"))
+        return product
 
+    def _query_key_value(self, index: int, matrices: Mapping[str, Matrix], normed: str) -> tuple[str, str, str]:
+        """Query, key and value [batch, current, heads * head_dim]; or all in the first, the others empty."""
+        name, architecture = f"model.layers.{index}.self_attn.", self._architecture
+        packed = matrices.get("self_attn.qkv_proj")
+        if packed is None:
+            query, key, value = (self._linear(matrices[f"self_attn.{x}_proj"], normed) for x in "qkv")
+        else:
+            features = self._linear(packed, normed)
+            if self._rotates_inside and not architecture.qk_norm:
+                return features, "", ""
+            query, key, value = outputs = [name + part for part in ("query", "key", "value")]
+            rows = self._nodes.constant(list(packed.rows))
+            self._nodes.add("Split", [features, rows], name + "split", outputs, axis=-1)
+        if architecture.qk_norm:
+            query = self._head_norm(query, name + "q_norm", architecture.heads)
+            key = self._head_norm(key, name + "k_norm", architecture.kv_heads)
+        if not self._rotates_inside:
+            query, key = self._rotated(query, name + "q_rotated"), self._rotated(key, name + "k_rotated")
+        return query, key, value
 
-def _float_linear(graph: Graph, matrix: Matrix, features: str) -> str:
-    product = graph.add("FusedMatMul", [features, matrix.name + ".weight"], matrix.name + "/product", transB=1)
-    return graph.add("Add", [product, matrix.name + ".bias"], matrix.name) if matrix.has_bias else product
+    def _head_norm(self, features: str, name: str, heads: int) -> str:
+        """Normalize each head of [batch, current, heads * head_dim] by itself."""
+        width = self._architecture.head_dim
+        by_head = self._nodes.add("Reshape", [features, self._nodes.constant([0, 0, heads, width])], name + "/heads")
+        normed = self._rms_norm(by_head, name + ".weight", name + "/normed")
+        return self._nodes.add("Reshape", [normed, self._nodes.constant([0, 0, heads * width])], name)
 
+    def _rotated(self, features: str, name: str) -> str:
+        return self._nodes.add("RotaryEmbedding", [features, self._positions, COSINES, SINES], name)
 
-def _query_key_value(
-    graph: Graph, architecture: Architecture, matrices: Mapping[str, Matrix], index: int, normed: str, level: int
-) -> tuple[str, str, str]:
-    """Query, key and value [batch, current, heads * head_dim]; or all in the first, the others empty."""
-    attention = f"model.layers.{index}.self_attn."
-    if "self_attn.qkv_proj" not in matrices:
-        query, key, value = (_linear(graph, matrices[f"self_attn.{x}_proj"], normed, level) for x in "qkv")
-    else:
-        packed = _linear(graph, matrices["self_attn.qkv_proj"], normed, level)
-        if not architecture.qk_norm and rotates_inside(architecture):
-            return packed, "", ""
-        query, key, value = outputs = [attention + x for x in ("query", "key", "value")]
-        rows = graph.constant(list(matrices["self_attn.qkv_proj"].rows))
-        graph.add("Split", [packed, rows], attention + "split", outputs, axis=-1)
-    if architecture.qk_norm:
-        query = _head_norm(graph, architecture, query, attention + "q_norm", architecture.heads)
-        key = _head_norm(graph, architecture, key, attention + "k_norm", architecture.kv_heads)
-    return query, key, value
+    def _attention(self, index: int, query_key_value: tuple[str, str, str]) -> str:
+        architecture = self._architecture
+        past = [f"past_key_values.{index}.key", f"past_key_values.{index}.value"]
+        present = [f"present.{index}.key", f"present.{index}.value"]
+        tables = [COSINES, SINES] if self._rotates_inside else ["", ""]
+        name = f"model.layers.{index}.self_attn"
+        return self._nodes.add(
+            "GroupQueryAttention",
+            [*query_key_value, *past, *self._attention_lengths, *tables, "", self._padding_bias],
+            name,
+            [name, *present],
+            num_heads=architecture.heads,
+            kv_num_heads=architecture.kv_heads,
+            scale=architecture.head_dim**-0.5,
+            do_rotary=int(self._rotates_inside),
+            # Counts the token itself, as transformers does: key j is seen from i if i - j < window.
+            local_window_size=architecture.windows[index] or -1,
+        )
 
-
-def _head_norm(graph: Graph, architecture: Architecture, features: str, name: str, heads: int) -> str:
-    """Normalize each head of [batch, current, heads * head_dim] by itself."""
-    by_head = graph.constant([0, 0, heads, architecture.head_dim])
-    split = graph.add("Reshape", [features, by_head], name + "/heads")
-    epsilon = architecture.norm_epsilon
-    normed = graph.add("SimplifiedLayerNormalization", [split, name + ".weight"], name + "/normed", epsilon=epsilon, axis=-1)
-    return graph.add("Reshape", [normed, graph.constant([0, 0, heads * architecture.head_dim])], name)
-
-
-def _attention(
-    graph: Graph, architecture: Architecture, index: int, qkv: tuple[str, str, str], lengths: Mapping[str, str]
-) -> str:
-    name = f"model.layers.{index}.self_attn"
-    inside = rotates_inside(architecture)
-    if not inside:
-        qkv = _rotated(graph, architecture, name, qkv, lengths["positions"])
-    tables = [COSINES, SINES] if inside else ["", ""]
-    past = [f"past_key_values.{index}.key", f"past_key_values.{index}.value"]
-    present = [f"present.{index}.key", f"present.{index}.value"]
-    return graph.add(
-        "GroupQueryAttention",
-        [*qkv, *past, lengths["seqlens_k"], lengths["total"], *tables, "", lengths["bias"]],
-        name,
-        [name, *present],
-        num_heads=architecture.heads,
-        kv_num_heads=architecture.kv_heads,
-        scale=architecture.head_dim**-0.5,
-        do_rotary=int(inside),
-        # Counts the token itself, as transformers does: key j is seen from i if i - j < window.
-        local_window_size=architecture.windows[index] or -1,
-    )
-
-
-def rotates_inside(architecture: Architecture) -> bool:
-    """Whether attention applies the rotary embedding itself."""
-    return architecture.head_dim % ROTATED_INSIDE == 0
-
-
-def _rotated(
-    graph: Graph, architecture: Architecture, name: str, qkv: tuple[str, str, str], positions: str
-) -> tuple[str, str, str]:
-    query, key, value = qkv
-    rotated_query = graph.add("RotaryEmbedding", [query, positions, COSINES, SINES], name + ".rotated_query")
-    return rotated_query, graph.add("RotaryEmbedding", [key, positions, COSINES, SINES], name + ".rotated_key"), value
-
-
-def _gated_mlp(graph: Graph, matrices: Mapping[str, Matrix], prefix: str, normed: str, level: int) -> str:
-    gate = _linear(graph, matrices["mlp.gate_proj"], normed, level)
-    up = _linear(graph, matrices["mlp.up_proj"], normed, level)
-    sigmoid = graph.add("Sigmoid", [gate], prefix + "mlp.sigmoid")
-    activated = graph.add("Mul", [gate, sigmoid], prefix + "mlp.activated")
-    gated = graph.add("Mul", [activated, up], prefix + "mlp.gated")
-    return _linear(graph, matrices["mlp.down_proj"], gated, level)
-
-
-def _head(
-    graph: Graph, architecture: Architecture, matrix: Matrix, stream: tuple[str, str], lengths: Mapping[str, str], level: int
-) -> None:
-    """Logits [batch, 1, vocab_size] of the last token of each row, wherever its padding is."""
-    _, normed = _norm(graph, architecture, "model.norm", stream)
-    within = graph.add("Sub", [lengths["last"], lengths["past"]], "last_token/within")
-    position = graph.add("Max", [within, graph.constant(0)], "last_token/position")
-    index = graph.add("Unsqueeze", [position, graph.constant([1])], "last_token/index")
-    last = graph.add("GatherND", [normed, index], LAST_TOKEN, batch_dims=1)
-    _linear(graph, matrix, last, level)
-    graph.nodes[-1].output[0] = "logits"
-
-
-def _model(graph: Graph, architecture: Architecture) -> ModelProto:
-    proto = helper.make_graph(
-        graph.nodes, "decoder", _inputs(architecture), _outputs(architecture), list(graph.constants.values())
-    )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
-    return helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="llmc")
+    def _gated_mlp(self, prefix: str, matrices: Mapping[str, Matrix], normed: str) -> str:
+        gate = self._linear(matrices["mlp.gate_proj"], normed)
+        up = self._linear(matrices["mlp.up_proj"], normed)
+        # onnxruntime makes one node of these two, its sign of SiLU.
+        sigmoid = self._nodes.add("Sigmoid", [gate], prefix + "mlp.sigmoid")
+        activated = self._nodes.add("Mul", [gate, sigmoid], prefix + "mlp.activated")
+        gated = self._nodes.add("Mul", [activated, up], prefix + "mlp.gated")
+        return self._linear(matrices["mlp.down_proj"], gated)
 
 
 def _inputs(architecture: Architecture) -> list[ValueInfoProto]:
@@ -284,18 +195,10 @@ def _outputs(architecture: Architecture) -> list[ValueInfoProto]:
     return [logits, *_cache(architecture, "present", "total")]
 
 
-def _cache(architecture: Architecture, name: str, length: str) -> list[ValueInfoProto]:
-    shape = ["batch", architecture.kv_heads, length, architecture.head_dim]
+def _cache(architecture: Architecture, kind: str, length: str) -> list[ValueInfoProto]:
+    shape: tuple[str | int, ...] = ("batch", architecture.kv_heads, length, architecture.head_dim)
     return [
-        helper.make_tensor_value_info(f"{name}.{index}.{part}", TensorProto.FLOAT, shape)
+        helper.make_tensor_value_info(f"{kind}.{index}.{part}", TensorProto.FLOAT, shape)
         for index in range(architecture.layers)
         for part in ("key", "value")
     ]
-
-
-def _trimmed(inputs: Sequence[str]) -> list[str]:
-    """Inputs without absent optional ones at the end."""
-    names = list(inputs)
-    while names and not names[-1]:
-        names.pop()
-    return names

@@ -31,6 +31,7 @@ WEIGHT_INPUTS = {
     "Add": 1,
     "MatMulNBits": 1,
 }
+MATMULNBITS_INPUTS = ("features", "codes", "scales", "zero_points", "order", "bias")
 
 
 def read_weights(root: Path) -> Iterator[tuple[str, Weight]]:
@@ -54,23 +55,17 @@ def _parameters(
     if node.op_type != "MatMulNBits":
         yield from _split_rows(architecture, name, torch.from_numpy(_load(root, stored[name])))
         return
-    inputs = {slot: _load(root, stored[used]) for slot, used in _named_inputs(node).items() if used in stored}
-    bias = inputs.pop("bias", None)
-    weight = QuantizedMatrix.of(node, inputs).recover()
-    yield from _split_quantized(architecture, name.removesuffix(".codes"), weight)
-    if bias is not None:
-        yield from _split_rows(architecture, _named_inputs(node)["bias"], torch.from_numpy(bias))
-
-
-def _named_inputs(node: NodeProto) -> dict[str, str]:
-    slots = ("features", "codes", "scales", "zero_points", "order", "bias")
-    return {slot: name for slot, name in zip(slots, node.input, strict=False) if name}
+    inputs = dict(zip(MATMULNBITS_INPUTS, node.input, strict=False))
+    arrays = {slot: _load(root, stored[used]) for slot, used in inputs.items() if used in stored}
+    yield from _split_quantized(architecture, name.removesuffix(".codes"), QuantizedMatrix.of(node, arrays).recover())
+    if "bias" in arrays:
+        yield from _split_rows(architecture, inputs["bias"], torch.from_numpy(arrays["bias"]))
 
 
 def _load(root: Path, tensor: TensorProto) -> np.ndarray:
-    copy = TensorProto()
-    copy.CopyFrom(tensor)  # onnx fills the data into the tensor it is given
-    return numpy_helper.to_array(copy, str(root)).copy()
+    reference = TensorProto()
+    reference.CopyFrom(tensor)  # onnx reads the data into the tensor it is given, which would then stay in memory
+    return numpy_helper.to_array(reference, str(root)).copy()
 
 
 @dataclass(frozen=True)
@@ -105,17 +100,14 @@ class QuantizedMatrix:
         """The weight in its integers.
 
         Raises:
-            RunError: blocks of one group have different scales or zero points, or onnxruntime multiplies by
-                another matrix than integers, scales and zero points make.
+            RunError: onnxruntime multiplies by another matrix than integers, scales and zero points make.
         """
         codes = self._codes()
         zero_points = None if self.zero_points is None else self._zero_points(codes)
         scheme = Scheme(self.bits, self.group_size, zero_points is None)
-        scales = self._of_groups(self.scales)
-        points = None if zero_points is None else torch.from_numpy(self._of_groups(zero_points).astype(np.int8))
-        weight = QuantizedWeight(torch.from_numpy(codes), torch.from_numpy(scales), points, scheme)
-        self._check(weight)
-        return weight
+        self._check(codes, zero_points)
+        points = None if zero_points is None else torch.from_numpy(self._of_groups(zero_points))
+        return QuantizedWeight(torch.from_numpy(codes), torch.from_numpy(self._of_groups(self.scales)), points, scheme)
 
     def _codes(self) -> np.ndarray:
         """int8 [rows, columns]: a unit matrix times the stored integers with unit scales.
@@ -138,10 +130,11 @@ class QuantizedMatrix:
         moved = self._first_of_blocks(np.ones_like(self.scales))
         return (codes[:, :: self.block] - moved).astype(np.int8)
 
-    def _check(self, weight: QuantizedWeight) -> None:
-        """Run the node as it is stored on the first column of each block."""
-        served = self._first_of_blocks(self.scales)
-        if not np.array_equal(served, weight.dequantize()[:, :: self.block].numpy()):
+    def _check(self, codes: np.ndarray, zero_points: np.ndarray | None) -> None:
+        """Run the node as it is stored on the first input of each block, where every scale has its part."""
+        first = codes[:, :: self.block].astype(np.float32)
+        meant = (first if zero_points is None else first - zero_points) * self.scales
+        if not np.array_equal(self._first_of_blocks(self.scales), meant, equal_nan=True):
             raise RunError("onnxruntime multiplies by another matrix than the stored integers and scales make.")
 
     def _first_of_blocks(self, scales: np.ndarray) -> np.ndarray:
@@ -150,12 +143,11 @@ class QuantizedMatrix:
         return _multiply(probes, self.bits, self.block, self.codes, scales, self.zero_points).T
 
     def _of_groups(self, values: np.ndarray) -> np.ndarray:
-        """One value a group out of one a block."""
+        """One value a group out of one a block; all of them if a group's differ, which then equals no weight."""
         per_group = values.shape[1] if self.group_size is None else self.group_size // self.block
         grouped = values.reshape(self.rows, -1, per_group)
-        if not (grouped == grouped[:, :, :1]).all():
-            raise RunError("The blocks of one quantization group are stored with different scales or zero points.")
-        return np.ascontiguousarray(grouped[:, :, 0])
+        is_uniform = (grouped == grouped[:, :, :1]).all()
+        return np.ascontiguousarray(grouped[:, :, 0]) if is_uniform else values
 
 
 def _multiply(
@@ -185,15 +177,13 @@ def _multiply(
     return session.run(None, {"features": features})[0]
 
 
-def _split_quantized(
-    architecture: Architecture, name: str, weight: QuantizedWeight
-) -> Iterator[tuple[str, QuantizedWeight]]:
+def _split_quantized(architecture: Architecture, name: str, weight: QuantizedWeight) -> Iterator[tuple[str, Weight]]:
     for part, rows in _parts(architecture, name):
         points = None if weight.zero_points is None else weight.zero_points[rows]
         yield part, QuantizedWeight(weight.codes[rows], weight.scales[rows], points, weight.scheme)
 
 
-def _split_rows(architecture: Architecture, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+def _split_rows(architecture: Architecture, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, Weight]]:
     for part, rows in _parts(architecture, name):
         yield part, tensor[rows]
 

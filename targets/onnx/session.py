@@ -103,10 +103,10 @@ def run(
 
 def empty_cache(session: onnxruntime.InferenceSession, batch: int) -> dict[str, onnxruntime.OrtValue]:
     """The cache before the first token: keys and values float32 [batch, kv_heads, 0, head_dim] of every layer."""
+    entries = {entry.name: entry.shape for entry in session.get_inputs() if entry.name.startswith("past_key_values.")}
+    value = onnxruntime.OrtValue.ortvalue_from_numpy
     return {
-        entry.name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((batch, entry.shape[1], 0, entry.shape[3]), np.float32))
-        for entry in session.get_inputs()
-        if entry.name.startswith("past_key_values.")
+        name: value(np.zeros((batch, heads, 0, width), np.float32)) for name, (_, heads, _, width) in entries.items()
     }
 
 

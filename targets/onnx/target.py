@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,13 +18,15 @@ from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.errors import InputError, MissingExtra
 from compressor.files import write_json
-from compressor.pass_ import Progress, option
+from compressor.options import option
+from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact, Session, Target, Variant
-from targets.onnx.plan import BLOCK_SIZES, block_size
+from targets.onnx.plan import BLOCK_SIZES
 
 ACCURACY_LEVELS = (0, 1, 4)
 EXACT_LEVEL = 0
+HEAD_DIM_STEP = 8
 FIXED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -49,9 +55,10 @@ class _Onnx(Target):
         from compressor.writer import copy_companions
         from targets.onnx import genai, graph, weights
 
-        _check_rope(checkpoint.config)
+        for problem in _rope_problems(_rope_type(checkpoint.config)):
+            raise InputError(problem)
         model = graph.build(checkpoint.architecture, checkpoint.schemes, self._level())
-        with weights.DataFile(out) as data:
+        with closing(weights.DataFile(out)) as data:
             weights.stream(checkpoint, data, progress)
         model.graph.initializer.extend(data.initializers)
         save(model, out / "model.onnx")
@@ -84,11 +91,14 @@ class _Onnx(Target):
         return OnnxSession(artifact.root, **options)
 
     def run_command(self, artifact: str) -> str:
-        return (
-            'python -c "import onnxruntime_genai as og; '
-            f"m = og.Model('{artifact}'); t = og.Tokenizer(m); p = og.GeneratorParams(m); "
-            "p.set_search_options(max_length=100); g = og.Generator(m, p); g.append_tokens(t.encode('Once upon a time')); "
-            '[g.generate_next_token() for _ in iter(g.is_done, True)]; print(t.decode(g.get_sequence(0)))"'
+        return "python -c " + shlex.quote(
+            "import onnxruntime_genai as og; "
+            f"model = og.Model({json.dumps(artifact)}); tokenizer = og.Tokenizer(model); "
+            "parameters = og.GeneratorParams(model); parameters.set_search_options(max_length=100); "
+            "generator = og.Generator(model, parameters); "
+            'generator.append_tokens(tokenizer.encode("Once upon a time")); '
+            "[generator.generate_next_token() for _ in iter(generator.is_done, True)]; "
+            "print(tokenizer.decode(generator.get_sequence(0)))"
         )
 
 
@@ -100,9 +110,11 @@ class OnnxFp32(_Onnx):
     summary: ClassVar[str] = "ONNX Runtime, float32 weights"
 
     def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> list[str]:
-        if not schemes:
-            return []
-        return [f"onnx-fp32 takes no quantized weights; choose onnx-int{_any_bits(schemes)}, or drop the quantizing pass."]
+        return [
+            f"onnx-fp32 takes no quantized weights, and {_have(names)} int{bits}; "
+            f"choose onnx-int{bits}, or leave out the quantizing pass."
+            for bits, names in _grouped((scheme.bits, name) for name, scheme in schemes.items()).items()
+        ]
 
 
 @dataclass(frozen=True)
@@ -115,10 +127,10 @@ class _Quantized(_Onnx):
         return [*self._wrong_bits(schemes), *_wrong_groups(schemes)]
 
     def _wrong_bits(self, schemes: Mapping[str, Scheme]) -> Iterator[str]:
-        for bits, names in _by(schemes, "bits").items():
+        for bits, names in _grouped((scheme.bits, name) for name, scheme in schemes.items()).items():
             if bits != self.bits:
                 yield (
-                    f"{self.name} takes int{self.bits} weights, and {_some(names)} int{bits}; "
+                    f"{self.name} takes int{self.bits} weights, and {_have(names)} int{bits}; "
                     f"quantize with bits={self.bits}, or choose onnx-int{bits}."
                 )
 
@@ -169,45 +181,48 @@ def _require_onnx() -> None:
 
 def _shape_problems(architecture: Architecture) -> Iterator[str]:
     if architecture.activation != "silu":
-        yield f"The ONNX graph knows the activation silu, not {architecture.activation}; choose another target."
-    if architecture.head_dim % 8:
-        yield f"onnxruntime's attention needs a head_dim that is a multiple of 8, not {architecture.head_dim}; choose another target."
+        yield f"The ONNX graph knows the activation silu, not {architecture.activation}; choose target hf."
+    if architecture.head_dim % HEAD_DIM_STEP:
+        yield (
+            f"onnxruntime's attention takes a head_dim that is a multiple of {HEAD_DIM_STEP}, "
+            f"not {architecture.head_dim}; choose target hf."
+        )
+    yield from _rope_problems(getattr(architecture, "rope_type", "default"))
+
+
+def _rope_problems(kind: str) -> Iterator[str]:
+    if kind not in FIXED_ROPE_TYPES:
+        yield (
+            f"Rotary scaling {kind!r} changes with the length of the text, which a stored table cannot follow; "
+            f"choose target hf, or set rope_type to {' or '.join(FIXED_ROPE_TYPES[:2])}."
+        )
 
 
 def _wrong_groups(schemes: Mapping[str, Scheme]) -> Iterator[str]:
-    for scheme, names in _by(schemes, None).items():
-        if scheme.group_size is not None and not block_size(scheme, 0):
+    for group, names in _grouped((scheme.group_size, name) for name, scheme in schemes.items()).items():
+        if group is not None and group % BLOCK_SIZES[-1]:
             yield (
-                f"onnxruntime takes groups that are a multiple of {BLOCK_SIZES[-1]}, and {_some(names)} "
-                f"group_size={scheme.group_size}; use group_size=32, 64 or 128."
+                f"onnxruntime takes groups of a multiple of {BLOCK_SIZES[-1]}, and {_have(names)} "
+                f"group_size={group}; use group_size=32, 64 or 128."
             )
 
 
-def _by(schemes: Mapping[str, Scheme], attribute: str | None) -> dict[Any, list[str]]:
-    grouped: dict[Any, list[str]] = {}
-    for name, scheme in schemes.items():
-        grouped.setdefault(getattr(scheme, attribute) if attribute else scheme, []).append(name)
+def _grouped(pairs: Iterable[tuple[Any, str]]) -> dict[Any, list[str]]:
+    grouped = defaultdict(list)
+    for key, name in pairs:
+        grouped[key].append(name)
     return grouped
 
 
-def _some(names: list[str]) -> str:
-    """`model.layers.0.mlp.up_proj has`, `model.layers.0.mlp.up_proj and 3 others have`."""
+def _have(names: list[str]) -> str:
+    """`lm_head has`, or `lm_head and 3 others have`."""
     others = len(names) - 1
-    return f"{names[0]} has" if not others else f"{names[0]} and {others} others have"
+    return f"{names[0]} and {others} others have" if others else f"{names[0]} has"
 
 
-def _any_bits(schemes: Mapping[str, Scheme]) -> int:
-    return next(iter(schemes.values())).bits
-
-
-def _check_rope(config: Mapping[str, Any]) -> None:
+def _rope_type(config: Mapping[str, Any]) -> str:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in FIXED_ROPE_TYPES:
-        raise InputError(
-            f"Rotary scaling {kind!r} changes with the length of the text, which a stored table cannot follow.",
-            f"The ONNX targets take {', '.join(FIXED_ROPE_TYPES)}.",
-        )
+    return rope.get("rope_type") or rope.get("type") or "default"
 
 
 def _notes(checkpoint: Checkpoint) -> list[str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
 
 import torch
 from onnx import TensorProto
@@ -18,7 +16,7 @@ from targets.onnx.graph import COSINES, SINES
 from targets.onnx.plan import Matrix, block_matrices, head_matrix
 
 DATA_FILE = "model.onnx.data"
-# onnxruntime maps the file into memory; large tensors start on a page, small ones where vector loads are aligned.
+# onnxruntime maps the file into memory: large tensors start on a page, small ones where vector loads are aligned.
 PAGE, LINE, LARGE = 4096, 64, 1 << 20
 ELEMENTS_PER_CHUNK = 8 << 20  # of one write: bounds what casting and packing need on top of the block
 ONNX_TYPES = {torch.float32: TensorProto.FLOAT, torch.uint8: TensorProto.UINT8}
@@ -29,68 +27,67 @@ class DataFile:
 
     def __init__(self, folder: Path) -> None:
         self.initializers: list[TensorProto] = []
-        self._file: BinaryIO = (folder / DATA_FILE).open("wb")
+        self._file = (folder / DATA_FILE).open("wb")
 
-    def __enter__(self) -> DataFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
         self._file.close()
 
     def write(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, chunks: Iterable[torch.Tensor]) -> None:
-        """Append a tensor given as consecutive pieces of its memory."""
+        """Append a tensor, given as consecutive pieces of its memory."""
         length = torch.Size(shape).numel() * dtype.itemsize
-        alignment = PAGE if length >= LARGE else LINE
-        self._file.seek(-self._file.tell() % alignment, 1)
+        self._file.seek(-self._file.tell() % (PAGE if length >= LARGE else LINE), 1)
         offset = self._file.tell()
         for chunk in chunks:
-            assert chunk.dtype == dtype
-            self._file.write(chunk.contiguous().numpy().data)
+            self._file.write(chunk.to(dtype).contiguous().numpy().data)
         assert self._file.tell() == offset + length, name
         self.initializers.append(_reference(name, shape, dtype, offset, length))
 
 
 def stream(checkpoint: Checkpoint, data: DataFile, progress: Progress) -> None:
     """Write every weight of the checkpoint, and the rotary tables."""
-    architecture, names = checkpoint.architecture, checkpoint.block_names
-    for done, name in enumerate(names):
+    names = checkpoint.block_names
+    for done, name in enumerate(names, start=1):
+        _write_block(data, checkpoint, checkpoint.block(name))
         progress("lowering", done, len(names))
-        block = checkpoint.block(name)
-        matrices = _matrices(checkpoint, block)
-        packed = {part for matrix in matrices for part in matrix.parts}
-        for parameter, weight in block.weights.items():
-            if parameter.rpartition(".")[0] not in packed:
-                _write_float(data, parameter, [weight])
-        for matrix in matrices:
-            _write_matrix(data, matrix, block.weights)
-    for table_name, table in zip((COSINES, SINES), rotary_tables(checkpoint.config, architecture.max_positions), strict=True):
-        _write_float(data, table_name, [table])
-    progress("lowering", len(names), len(names))
+    for name, table in zip(
+        (COSINES, SINES), rotary_tables(checkpoint.config, checkpoint.architecture.max_positions), strict=True
+    ):
+        _write_float(data, name, [table])
+
+
+def _write_block(data: DataFile, checkpoint: Checkpoint, block: Block) -> None:
+    matrices = _matrices(checkpoint, block)
+    packed = {part for matrix in matrices for part in matrix.parts}
+    for name, weight in block.weights.items():
+        if name.rpartition(".")[0] not in packed:
+            _write_float(data, name, [weight])
+    for matrix in matrices:
+        _write_matrix(data, matrix, block.weights)
 
 
 def _matrices(checkpoint: Checkpoint, block: Block) -> list[Matrix]:
-    architecture = checkpoint.architecture
+    architecture, schemes = checkpoint.architecture, checkpoint.schemes
     if block.index is not None:
-        return list(block_matrices(architecture, checkpoint.schemes, block.index).values())
-    tied_or_embedding = block.name == "embedding" or architecture.tied_embeddings
-    return [] if tied_or_embedding else [head_matrix(architecture, checkpoint.schemes)]
+        return list(block_matrices(architecture, schemes, block.index).values())
+    head = head_matrix(architecture, schemes)
+    return [head] if block.name == "head" and head.weight in block.weights else []
 
 
 def _write_matrix(data: DataFile, matrix: Matrix, weights: Mapping[str, Weight]) -> None:
-    if matrix.has_bias:
-        _write_float(data, matrix.name + ".bias", [weights[part + ".bias"] for part in matrix.parts])
+    if matrix.bias:
+        _write_float(data, matrix.bias, [weights[part + ".bias"] for part in matrix.parts])
     parts = [weights[part + ".weight"] for part in matrix.parts]
     if matrix.scheme is None:
-        _write_float(data, matrix.name + ".weight", parts)
+        _write_float(data, matrix.weight, parts)
     else:
         _write_quantized(data, matrix, matrix.scheme, [part for part in parts if isinstance(part, QuantizedWeight)])
 
 
 def _write_float(data: DataFile, name: str, parts: list[Weight]) -> None:
-    """Write tensors one after the other along their first dimension, as float32, which is exact."""
+    """Write tensors one after the other along their first dimension, as float32, which holds them exactly."""
     tensors = [part for part in parts if isinstance(part, torch.Tensor)]
     shape = (sum(tensor.shape[0] for tensor in tensors), *tensors[0].shape[1:])
-    data.write(name, shape, torch.float32, (rows.float() for tensor in tensors for rows in _row_chunks(tensor)))
+    data.write(name, shape, torch.float32, (rows for tensor in tensors for rows in _row_chunks(tensor)))
 
 
 def _write_quantized(data: DataFile, matrix: Matrix, scheme: Scheme, parts: list[QuantizedWeight]) -> None:
@@ -98,21 +95,23 @@ def _write_quantized(data: DataFile, matrix: Matrix, scheme: Scheme, parts: list
 
     Layout: MatMulNBits in microsoft/onnxruntime, docs/ContribOperators.md.
     """
-    name, rows, block = matrix.name + ".weight", sum(matrix.rows), matrix.block
+    rows, block, bits = sum(matrix.rows), matrix.block, scheme.bits
     blocks = -(-matrix.columns // block)
-    chunks = (codes for part in parts for codes in _row_chunks(part.codes))
-    packed = (pack(_padded(codes, blocks * block), scheme.bits) for codes in chunks)
-    data.write(name + ".codes", (rows, blocks, block * scheme.bits // 8), torch.uint8, packed)
-    data.write(name + ".scales", (rows, blocks), torch.float32, (_over_blocks(part.scales, blocks) for part in parts))
-    if not scheme.symmetric:
-        points = (_over_blocks(part.zero_points, blocks) for part in parts if part.zero_points is not None)
-        bytes_per_row = -(-blocks * scheme.bits // 8)
-        zero_points = (pack(_padded(point, bytes_per_row * 8 // scheme.bits), scheme.bits) for point in points)
-        data.write(name + ".zero_points", (rows, bytes_per_row), torch.uint8, zero_points)
+    codes = (chunk for part in parts for chunk in _row_chunks(part.codes))
+    packed = (pack(_padded(chunk, blocks * block), bits) for chunk in codes)
+    data.write(matrix.weight + ".codes", (rows, blocks, block * bits // 8), torch.uint8, packed)
+    scales = (_over_blocks(part.scales, blocks) for part in parts)
+    data.write(matrix.weight + ".scales", (rows, blocks), torch.float32, scales)
+    if scheme.symmetric:
+        return  # the kernel's own zero point is the middle
+    row_bytes = -(-blocks * bits // 8)
+    points = (_over_blocks(part.zero_points, blocks) for part in parts if part.zero_points is not None)
+    packed_points = (pack(_padded(point, row_bytes * 8 // bits), bits) for point in points)
+    data.write(matrix.weight + ".zero_points", (rows, row_bytes), torch.uint8, packed_points)
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Signed codes [rows, n] to offset-binary bytes [rows, n * bits / 8], the first element in the low bits."""
+    """Signed int8 codes [rows, n] to offset-binary bytes [rows, n * bits / 8], the first element in the low bits."""
     unsigned = codes.view(torch.uint8) + 2 ** (bits - 1)  # wraps around, which makes it offset-binary
     return unsigned if bits == 8 else unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
 
@@ -128,8 +127,7 @@ def _over_blocks(values: torch.Tensor, blocks: int) -> torch.Tensor:
 
 
 def _row_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    width = tensor[0].numel()
-    return iter(tensor.split(max(1, ELEMENTS_PER_CHUNK // width)))
+    return iter(tensor.split(max(1, ELEMENTS_PER_CHUNK // tensor[0].numel())))
 
 
 def _reference(name: str, shape: tuple[int, ...], dtype: torch.dtype, offset: int, length: int) -> TensorProto:

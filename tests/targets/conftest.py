@@ -95,3 +95,51 @@ def recast(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return out
 
     return make
+
+
+@pytest.fixture
+def flip_byte() -> Callable[[Path, str], None]:
+    """`flip_byte(shard, tensor)`: one bit of one byte in the middle of the tensor."""
+
+    def flip(path: Path, tensor: str) -> None:
+        import json
+
+        content = bytearray(path.read_bytes())
+        length = int.from_bytes(content[:8], "little")
+        start, end = json.loads(content[8 : 8 + length])[tensor]["data_offsets"]
+        content[8 + length + (start + end) // 2] ^= 0x10
+        path.write_bytes(content)
+
+    return flip
+
+
+@pytest.fixture
+def logits_of() -> Callable[..., torch.Tensor]:
+    """transformers' logits of a folder, or of a checkpoint's dequantized weights in a float model."""
+    tokens = torch.arange(0, 250, 10).view(1, -1)
+
+    @torch.no_grad()
+    def run(model: Path | Checkpoint, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        if isinstance(model, Checkpoint):
+            return _float_model(model, dtype)(tokens).logits
+        return AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()(tokens).logits
+
+    return run
+
+
+def _float_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    from compressor.architecture import full_config
+
+    model = AutoModelForCausalLM.from_config(full_config(checkpoint.config), dtype=dtype)
+    weights = checkpoint.read(list(checkpoint.architecture.tensor_shapes()))
+    dense = {name: w.dequantize() if isinstance(w, QuantizedWeight) else w for name, w in weights.items()}
+    missing = model.load_state_dict({name: tensor.to(dtype) for name, tensor in dense.items()}, strict=False)
+    assert not missing.unexpected_keys
+    assert set(missing.missing_keys) <= {"lm_head.weight"}
+    return model.eval()

@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.quantized import Scheme
+from targets.onnx.genai import write_config
 from targets.onnx.target import OnnxFp32, OnnxInt4
 
 og = pytest.importorskip("onnxruntime_genai")
@@ -85,8 +87,20 @@ def test_special_tokens_and_search(tiny_model, lowered):
     assert search["max_length"] == 512
 
 
-def test_a_long_context_does_not_allocate_its_whole_cache(tiny_model, lowered):
-    short = config_of(lowered(OnnxFp32(), Checkpoint.open(tiny_model("llama"))))
-    long = config_of(lowered(OnnxFp32(), Checkpoint.open(tiny_model("llama", max_position_embeddings=3 << 20))))
-    assert short["search"]["past_present_share_buffer"] is True
-    assert long["search"]["past_present_share_buffer"] is False
+def test_a_long_context_does_not_allocate_its_whole_cache(tiny_model, tmp_path):
+    root = tiny_model("llama")
+    architecture = Checkpoint.open(root).architecture
+    shares = []
+    for positions in (512, 3 << 20):
+        write_config(root, {}, replace(architecture, max_positions=positions), tmp_path)
+        shares.append(json.loads((tmp_path / "genai_config.json").read_text())["search"]["past_present_share_buffer"])
+    assert shares == [True, False]
+
+
+def test_a_folder_without_special_tokens(tiny_model, tmp_path):
+    root = tiny_model("llama")
+    architecture = Checkpoint.open(root).architecture
+    (tmp_path / "bare").mkdir()
+    write_config(tmp_path / "bare", {}, architecture, tmp_path)
+    model = json.loads((tmp_path / "genai_config.json").read_text())["model"]
+    assert (model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == (1, [], 0)

@@ -1,0 +1,79 @@
+"""Sessions run the shipped graph, and an all-positions one made from it in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from compressor.checkpoint import Checkpoint
+from compressor.quantized import Scheme
+from targets.onnx.session import keep_every_position, set_accuracy_level
+from targets.onnx.target import OnnxFp32, OnnxInt4, OnnxInt8
+
+
+@pytest.fixture
+def artifact(tiny_model, lowered):
+    return lowered(OnnxFp32(), Checkpoint.open(tiny_model("qwen2")))
+
+
+def test_decode_goes_on_where_prefill_ended(artifact, tokens):
+    session = OnnxFp32().open(artifact, threads=1)
+    every = np.concatenate([logits for _, logits in session.logits(tokens)])
+    assert session.prefill(tokens[None, :-3]) == every[-4].argmax()
+    assert [session.decode(int(token)) for token in tokens[-3:]] == every[-3:].argmax(-1).tolist()
+
+
+def test_prefill_forgets_what_was_before(artifact, tokens):
+    session = OnnxFp32().open(artifact, threads=1)
+    first = session.prefill(tokens[None, :9])
+    session.decode(5)
+    session.prefill(np.stack([tokens, tokens[::-1]]))
+    session.decode(7)
+    assert session.prefill(tokens[None, :9]) == first
+
+
+def test_rows_of_a_batch_do_not_touch_each_other(artifact, tokens):
+    session = OnnxFp32().open(artifact, threads=1)
+    alone = [session.prefill(tokens[None]), session.decode(3)]
+    together = [session.prefill(np.stack([tokens, tokens[::-1]])), session.decode(3)]
+    assert alone == together
+
+
+def test_only_the_session_in_use_is_built(artifact, tokens):
+    session = OnnxFp32().open(artifact, threads=1)
+    assert "_shipped" not in vars(session)
+    session.prefill(tokens[None])
+    assert "_every_position" not in vars(session)
+    session.close()
+    assert "_shipped" not in vars(session)
+
+
+def test_runtime_is_named(artifact):
+    assert OnnxFp32().open(artifact).runtime == f"onnxruntime {onnxruntime.__version__} CPU"
+
+
+def levels(model: onnx.ModelProto) -> set[tuple[int, int]]:
+    """(bits, accuracy level) of the MatMulNBits nodes."""
+    nodes = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    attributes = [{attribute.name: attribute.i for attribute in node.attribute} for node in nodes]
+    return {(values["bits"], values["accuracy_level"]) for values in attributes}
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"), [(OnnxInt4(), (4, 4)), (OnnxInt4(accuracy_level=0), (4, 0)), (OnnxInt8(), (8, 4))]
+)
+def test_shipped_accuracy_level(tiny_model, quantized, lowered, target, expected):
+    checkpoint = quantized(tiny_model("llama"), Scheme(target.bits, 32))
+    model = onnx.load(lowered(target, checkpoint).root / "model.onnx", load_external_data=False)
+    assert levels(model) == {expected}
+    set_accuracy_level(model, 1)
+    assert levels(model) == {(target.bits, 1)}
+
+
+def test_every_position_changes_nothing_else(artifact):
+    model = onnx.load(artifact.root / "model.onnx", load_external_data=False)
+    before = [node.name for node in model.graph.node]
+    keep_every_position(model)
+    assert [name for name in before if name not in {node.name for node in model.graph.node}] == ["last_token"]

@@ -1,0 +1,86 @@
+"""hf: the checkpoint's own bytes, read back by compressed-tensors and opened by transformers."""
+
+import pytest
+import torch
+
+from compressor.checkpoint import Checkpoint
+from compressor.quantized import Scheme
+from targets.huggingface import HuggingFace
+
+SCHEMES = [
+    Scheme(bits, group_size, symmetric)
+    for bits in (4, 8)
+    for group_size in (32, 64, 128, None)
+    for symmetric in (True, False)
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_transformers_computes_what_the_integers_say(tiny_model, quantize, lower, verified, logits_of, scheme):
+    root = tiny_model("llama", hidden_size=128, head_dim=32, num_hidden_layers=1)
+    checkpoint = quantize(root, scheme)
+    artifact, notes = lower(HuggingFace(), checkpoint)
+    assert notes == []
+    assert verified(HuggingFace(), artifact, checkpoint).mismatches == []
+    assert torch.equal(logits_of(artifact.root), logits_of(checkpoint))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_families(tiny_model, quantize, lower, verified, logits_of, family, tied):
+    checkpoint = quantize(tiny_model(family, tied=tied), Scheme(4, 64, symmetric=False))
+    artifact, _ = lower(HuggingFace(), checkpoint)
+    assert verified(HuggingFace(), artifact, checkpoint).mismatches == []
+    assert torch.equal(logits_of(artifact.root), logits_of(checkpoint))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_models(tiny_model, quantize, lower, verified, logits_of, recast, dtype):
+    checkpoint = quantize(recast(tiny_model("llama"), dtype), Scheme(4, 64, symmetric=False))
+    artifact, _ = lower(HuggingFace(), checkpoint)
+    assert verified(HuggingFace(), artifact, checkpoint).mismatches == []
+    assert torch.equal(logits_of(artifact.root, dtype=dtype), logits_of(checkpoint, dtype=dtype))
+
+
+def test_several_schemes_and_skipped_layers(tiny_model, quantize, lower, verified, logits_of):
+    but = {"down_proj": Scheme(8, 32, symmetric=False), "o_proj": None, "layers.1.mlp.up_proj": Scheme(4, None)}
+    checkpoint = quantize(tiny_model("qwen2", tied=False), Scheme(4, 64), but)
+    assert HuggingFace().problems(checkpoint.architecture, checkpoint.schemes) == []
+    artifact, _ = lower(HuggingFace(), checkpoint)
+    assert verified(HuggingFace(), artifact, checkpoint).mismatches == []
+    assert torch.equal(logits_of(artifact.root), logits_of(checkpoint))
+
+
+def test_files_are_byte_copies_without_the_steps_own(tiny_model, quantize, lower):
+    checkpoint = quantize(tiny_model("llama"), Scheme(4, 64))
+    artifact, _ = lower(HuggingFace(), checkpoint)
+    copied = {path.name: path.read_bytes() for path in artifact.root.iterdir()}
+    kept = {path.name: path.read_bytes() for path in checkpoint.root.iterdir() if path.name != "llmc-step.json"}
+    assert copied == kept
+
+
+def test_a_float_checkpoint_is_copied_too(tiny_model, lower, verified, logits_of):
+    checkpoint = Checkpoint.open(tiny_model("llama"))
+    assert HuggingFace().problems(checkpoint.architecture, checkpoint.schemes) == []
+    artifact, _ = lower(HuggingFace(), checkpoint)
+    assert verified(HuggingFace(), artifact, checkpoint).mismatches == []
+    assert torch.equal(logits_of(artifact.root), logits_of(checkpoint.root))
+
+
+def test_a_tied_head_stored_twice_is_no_mismatch(tiny_model, lower, verified, recast):
+    root = tiny_model("llama")
+    table = Checkpoint.open(root).read(["model.embed_tokens.weight"])["model.embed_tokens.weight"]
+    checkpoint = Checkpoint.open(recast(root, torch.float32, {"lm_head.weight": table.clone()}))
+    artifact, _ = lower(HuggingFace(), checkpoint)
+    assert verified(HuggingFace(), artifact, checkpoint).mismatches == []
+
+
+def test_a_flipped_byte_is_found(tiny_model, quantize, lower, verified, flip_byte):
+    checkpoint = quantize(tiny_model("llama"), Scheme(8, 32))
+    artifact, _ = lower(HuggingFace(), checkpoint)
+    flip_byte(artifact.root / "model.safetensors", "model.layers.0.mlp.gate_proj.weight_packed")
+    assert verified(HuggingFace(), artifact, checkpoint).mismatches == ["model.layers.0.mlp.gate_proj.weight"]
+
+
+def test_run_command():
+    assert HuggingFace().run_command("out/it's") == "text-generation-launcher --model-id 'out/it'\"'\"'s' --port 8080"
