@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peer import Peer, Row, report, table
 from safetensors.torch import load_file, save_file
 
 from compressor.checkpoint import Checkpoint
@@ -29,12 +29,12 @@ from targets.packing.output_pairs import pack_output_pairs
 from targets.tensorrt_llm import TrtInt4, check_loadable
 from targets.tensorrt_llm.reader import Header, read_activation_scales, read_folder, read_headers, unpack_nibbles
 
-ROOT = Path(__file__).resolve().parent
-PYTHON = ROOT.parent / ".venv-modelopt" / "bin" / "python"
-PEER = ROOT / "peers" / "modelopt_peer.py"
-RESULT = ROOT / "results" / "modelopt_parity.md"
 # torch first and pinned, so that nothing pulls a CUDA build.
-REQUIREMENTS = (["torch==2.13.0"], ["nvidia-modelopt[hf]==0.47.0", "transformers==5.14.1", "torch==2.13.0"])
+MODELOPT = Peer(
+    ".venv-modelopt",
+    "modelopt_peer.py",
+    (["torch==2.13.0"], ["nvidia-modelopt[hf]==0.47.0", "transformers==5.14.1", "torch==2.13.0"]),
+)
 SHAPES = ((2, 64), (16, 64), (32, 128), (130, 320), (192, 576), (1536, 576))
 GROUP_SIZES = (64, 128)
 MODEL_NOTE = (
@@ -44,45 +44,21 @@ MODEL_NOTE = (
 
 
 def main() -> int:
-    make_environment()
-    versions = peer("versions").strip()
+    versions = MODELOPT.run("versions")
+    differences: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        rows = [*packing_rows(folder)]
-        differences: dict[str, list[str]] = {}
+        rows = list(packing_rows(folder))
         base = make_model(folder / "base")
         for group_size in GROUP_SIZES:
             rows += export_rows(folder, base, group_size, differences)
-    report = render(versions, rows, differences)
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(report)
-    print(report)
-    return int(any(not row[2] for row in rows))
-
-
-def make_environment() -> None:
-    if PYTHON.is_file():
-        return
-    subprocess.run([sys.executable, "-m", "venv", PYTHON.parent.parent], check=True)
-    for packages in REQUIREMENTS:
-        subprocess.run([PYTHON, "-m", "pip", "install", "--quiet", *packages], check=True)
-
-
-def peer(*arguments: object) -> str:
-    command = [str(part) for part in (PYTHON, PEER, *arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
-    return done.stdout
-
-
-Row = tuple[str, str, bool]  # what was compared, how it came out, whether that is parity
+    return report("modelopt_parity", rows, render(versions, rows, differences))
 
 
 def packing_rows(folder: Path) -> Iterator[Row]:
     codes = dict(cases())
     save_file(codes, folder / "codes.safetensors")
-    peer("pack", folder / "codes.safetensors", folder / "packed.safetensors")
+    MODELOPT.run("pack", folder / "codes.safetensors", folder / "packed.safetensors")
     theirs = load_file(folder / "packed.safetensors")
     packed = [name for name in codes if torch.equal(pack_output_pairs(codes[name]), theirs[name])]
     unpacked = [name for name in codes if np.array_equal(unpack_nibbles(theirs[name].numpy()), codes[name].numpy())]
@@ -152,7 +128,7 @@ def export(folder: Path, base: Path, recipe: str, dtype: str, group_size: int) -
     """The folder that ModelOpt writes for `base`."""
     out = folder / f"{recipe}-{dtype}-{group_size}"
     options = ("--recipe", recipe, "--dtype", dtype, "--group-size", group_size, "--tokens", base / "tokens")
-    peer("export", base, out, *options)
+    MODELOPT.run("export", base, out, *options)
     return out
 
 
@@ -239,15 +215,12 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def render(versions: str, rows: Iterable[Row], differences: Mapping[str, list[str]]) -> str:
+def render(versions: str, rows: list[Row], differences: Mapping[str, list[str]]) -> Iterator[str]:
     ours = f"Python {platform.python_version()}, torch {torch.__version__}"
-    lines = ["# trt-int4 next to ModelOpt", "", "`python benchmarks/modelopt_parity.py`", ""]
-    lines += [f"Peer: {versions}. Ours: {ours}. CPU only.", "", "| compared | outcome | parity |", "|---|---|---|"]
-    lines += [f"| {what} | {outcome} | {'yes' if good else 'NO'} |" for what, outcome, good in rows]
-    lines += ["", *MODEL_NOTE, ""]
+    yield from ("# trt-int4 next to ModelOpt", "", "`python benchmarks/modelopt_parity.py`", "")
+    yield from (f"Peer: {versions}. Ours: {ours}. CPU only.", "", *table(rows), "", *MODEL_NOTE)
     for kind, found in differences.items():
-        lines += [f"## Differences in {kind}", "", *(f"- {line}" for line in sorted(found) or ["none"]), ""]
-    return "\n".join(lines)
+        yield from ("", f"## Differences in {kind}", "", *(f"- {line}" for line in sorted(found) or ["none"]))
 
 
 if __name__ == "__main__":

@@ -183,9 +183,10 @@ def _read_headers(root: Path) -> dict[str, TensorInfo]:
     if index_path.is_file():
         try:
             weight_map = json.loads(index_path.read_text())["weight_map"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            shards = sorted(set(weight_map.values()))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index_path} is not a safetensors index.") from error
-        tensors = {info.name: info for shard in sorted(set(weight_map.values())) for info in _read_header(root, shard)}
+        tensors = {info.name: info for shard in shards for info in _read_header(root, shard)}
         for name, shard in weight_map.items():
             if name not in tensors or tensors[name].shard != shard:
                 raise InputError(f"{index_path} places tensor {name} in {shard}, which does not hold it.")

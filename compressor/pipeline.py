@@ -136,6 +136,8 @@ class Run:
                 windows, length = text.tokens.shape
                 self.ledger.texts[role] = TextRecord(text.source, windows, length, text.digest, list(text.notes))
         self.ledger.warnings += self.texts.warnings(calibration, evaluation)
+        if measure.texts is None and measure.effort != "none":
+            self.ledger.warnings.append("Accuracy was not measured: no held-out text was given (--eval).")
         tokens = None if evaluation is None else evaluation.tokens
         self.evaluator = Evaluator(checkpoint, tokens, measure, scratch, self.progress)
         return calibration

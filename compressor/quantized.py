@@ -14,6 +14,7 @@ from compressor.errors import InputError
 # Scales are numbers that float16 and bfloat16 both hold, so that every runtime multiplies by the same one.
 FP16_SMALLEST_NORMAL = 2.0**-14
 FP16_STEP = 2.0**-24  # distance between float16 subnormals
+FP16_COARSER_BELOW = 2.0**-16  # where that distance is more than bfloat16's eight significant bits need
 LARGEST_SHARED_SCALE = 65280.0  # largest bfloat16 number below float16's maximum of 65504
 
 
@@ -102,5 +103,7 @@ def shared_scale(scales: torch.Tensor, bits: int) -> torch.Tensor:
     if not bool((scales <= LARGEST_SHARED_SCALE).all()):
         raise InputError(f"A weight needs a scale of {float(scales.max()):.3g}, more than float16 holds.")
     floor = FP16_SMALLEST_NORMAL if bits <= 4 else FP16_STEP
-    on_fp16_grid = torch.where(scales < FP16_SMALLEST_NORMAL, (scales / FP16_STEP).round() * FP16_STEP, scales)
-    return on_fp16_grid.to(torch.bfloat16).float().clamp(min=floor)
+    # Each range is rounded once, to the coarser of the two types: twice would miss the nearest in rare ties.
+    on_fp16_grid = (scales / FP16_STEP).round() * FP16_STEP
+    nearest = torch.where(scales < FP16_COARSER_BELOW, on_fp16_grid, scales.to(torch.bfloat16).float())
+    return nearest.clamp(min=floor)

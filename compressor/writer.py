@@ -56,7 +56,10 @@ class ShardWriter:
 
     def _flush(self) -> None:
         path = self._folder / f"shard-{len(self._shards)}"
+        path.touch()
+        mode = path.stat().st_mode
         save_file(self._pending, path, metadata={"format": "pt"})
+        path.chmod(mode)  # safetensors leaves files that only their owner can read
         self._shards.append({name: tensor.nbytes for name, tensor in self._pending.items()})
         self._pending = {}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from compressor.architecture import resolve
 from compressor.checkpoint import Checkpoint
 from compressor.convert import converted_before, write_converted
-from compressor.errors import RunError
+from compressor.errors import InputError
 from compressor.files import digest_file, write_json
 from compressor.gguf.config import build_config, end_ids, special_ids
 from compressor.gguf.container import GgufFile
@@ -63,7 +63,7 @@ def _check_tokenizer(folder: Path, tokenizer: object) -> None:
     from compressor.tokenizer import load_tokenizer
 
     if load_tokenizer(folder)(PROBE)["input_ids"] != tokenizer(PROBE)["input_ids"]:  # type: ignore[operator]
-        raise RunError(
+        raise InputError(
             "transformers reads the model's tokenizer otherwise than the GGUF file describes it.",
             "Start from the model's original folder.",
         )

@@ -6,6 +6,7 @@ the kernel that will serve it. Nothing here comes from the modules that wrote th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import onnx
 import onnxruntime
 import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo
 
 from compressor.architecture import Architecture, read_config, resolve
 from compressor.checkpoint import Weight
@@ -63,9 +65,17 @@ def _parameters(
 
 
 def _load(root: Path, tensor: TensorProto) -> np.ndarray:
-    reference = TensorProto()
-    reference.CopyFrom(tensor)  # onnx reads the data into the tensor it is given, which would then stay in memory
-    return numpy_helper.to_array(reference, str(root)).copy()
+    """An external tensor, in one copy of its bytes.
+
+    Raises:
+        RunError: the data file ends before the tensor does.
+    """
+    place = ExternalDataInfo(tensor)
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    values = np.fromfile(root / place.location, dtype, math.prod(tensor.dims), offset=place.offset or 0)
+    if values.nbytes != place.length:
+        raise RunError(f"{root / place.location} ends before tensor {tensor.name} does.", "Lower the model again.")
+    return values.reshape(tensor.dims)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from targets.onnx.graph import LAST_TOKEN
 
 LOGITS_BYTES = 128 << 20  # of one chunk: what is held is twice this, onnxruntime's buffer and the caller's view
 POSITIONS_PER_CHUNK = 512  # beyond this longer chunks are no faster, and attention scores grow with them
+PROVIDERS = ["CPUExecutionProvider"]
 
 
 class OnnxSession:
@@ -28,11 +28,12 @@ class OnnxSession:
     def __init__(self, root: Path, accuracy_level: int | None = None, threads: int | None = None) -> None:
         self.runtime = f"onnxruntime {onnxruntime.__version__} CPU"
         self._root, self._level, self._threads = root, accuracy_level, threads
+        self._opened: dict[bool, onnxruntime.InferenceSession] = {}  # by whether it gives logits of every position
         self._cache: dict[str, onnxruntime.OrtValue] = {}
         self._mask = np.ones((0, 0), np.int64)
 
     def logits(self, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        session = self._every_position
+        session = self._session(every_position=True)
         vocabulary = session.get_outputs()[0].shape[-1]
         size = min(POSITIONS_PER_CHUNK, max(1, LOGITS_BYTES // (4 * vocabulary)))
         cache = empty_cache(session, 1)
@@ -44,31 +45,31 @@ class OnnxSession:
 
     def prefill(self, tokens: np.ndarray) -> int:
         self._mask = np.ones_like(tokens, np.int64)
-        return self._step(tokens, empty_cache(self._shipped, len(tokens)))
+        self._cache = empty_cache(self._session(every_position=False), len(tokens))
+        return self._step(tokens)
 
     def decode(self, token: int) -> int:
-        rows = len(self._mask)
-        self._mask = np.ones((rows, self._mask.shape[1] + 1), np.int64)
-        return self._step(np.full((rows, 1), token, np.int64), self._cache)
+        rows, total = self._mask.shape
+        self._mask = np.ones((rows, total + 1), np.int64)
+        return self._step(np.full((rows, 1), token, np.int64))
 
     def close(self) -> None:
-        self._cache = {}
-        for name in ("_shipped", "_every_position"):
-            self.__dict__.pop(name, None)
+        self._cache, self._opened = {}, {}
 
-    def _step(self, tokens: np.ndarray, cache: dict[str, onnxruntime.OrtValue]) -> int:
-        logits, self._cache = run(self._shipped, tokens, self._mask, cache)
+    def _step(self, tokens: np.ndarray) -> int:
+        logits, self._cache = run(self._session(every_position=False), tokens, self._mask, self._cache)
         return int(logits[0, -1].argmax())
 
-    @cached_property
-    def _shipped(self) -> onnxruntime.InferenceSession:
-        if self._level is None:
-            return onnxruntime.InferenceSession(self._root / "model.onnx", self._options(), ["CPUExecutionProvider"])
-        return self._patched(every_position=False)
+    def _session(self, every_position: bool) -> onnxruntime.InferenceSession:
+        """The session with this graph, opened when first asked for; the other one is closed."""
+        if every_position not in self._opened:
+            self._opened = {}  # each session holds a prepacked copy of the weights
+            changed = every_position or self._level is not None
+            self._opened = {every_position: self._patched(every_position) if changed else self._shipped()}
+        return self._opened[every_position]
 
-    @cached_property
-    def _every_position(self) -> onnxruntime.InferenceSession:
-        return self._patched(every_position=True)
+    def _shipped(self) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(self._root / "model.onnx", self._options(), PROVIDERS)
 
     def _patched(self, every_position: bool) -> onnxruntime.InferenceSession:
         """The shipped graph with changes made in memory; the weights stay in their file."""
@@ -79,7 +80,7 @@ class OnnxSession:
             keep_every_position(model)
         options = self._options()
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._root))
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, PROVIDERS)
 
     def _options(self) -> Any:
         options = onnxruntime.SessionOptions()

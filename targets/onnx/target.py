@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -22,53 +22,53 @@ from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact, Session, Target, Variant
+from compressor.writer import copy_companions
+from targets.casting import dtype_name, served_config
 from targets.onnx.plan import BLOCK_SIZES
 
-ACCURACY_LEVELS = (0, 1, 4)
-EXACT_LEVEL = 0
+EXACT, FAST = 0, 4  # accuracy levels of MatMulNBits
 HEAD_DIM_STEP = 8
-FIXED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+# Rules whose tables do not depend on how long the text is.
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
 class _Onnx(Target):
     """What the three targets share."""
 
-    runtime: ClassVar[str] = "onnxruntime-genai"
-    reader: ClassVar[str] = "onnxruntime with identity input"
-    bits: ClassVar[int | None] = None
+    runtime = "onnxruntime-genai"
+    reader = "onnxruntime with identity input"
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         return [*_shape_problems(architecture), *self._scheme_problems(schemes)]
 
-    def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> list[str]:
+    def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> Iterable[str]:
         raise NotImplementedError
 
-    def _level(self) -> int:
-        """Accuracy level of int4 matrices."""
-        return EXACT_LEVEL
+    def _accuracy_level(self) -> int:
+        """Accuracy level of the int4 matrices that are written."""
+        return FAST
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
-        _require_onnx()
-        from onnx import save
+        for problem in _rope_problems(checkpoint.config):
+            raise InputError(problem)
+        _require_packages()
+        import onnx
 
-        from compressor.writer import copy_companions
         from targets.onnx import genai, graph, weights
 
-        for problem in _rope_problems(_rope_type(checkpoint.config)):
-            raise InputError(problem)
-        model = graph.build(checkpoint.architecture, checkpoint.schemes, self._level())
+        model = graph.build(checkpoint.architecture, checkpoint.schemes, self._accuracy_level())
         with closing(weights.DataFile(out)) as data:
             weights.stream(checkpoint, data, progress)
         model.graph.initializer.extend(data.initializers)
-        save(model, out / "model.onnx")
+        onnx.save(model, out / "model.onnx")
         genai.write_config(checkpoint.root, checkpoint.config, checkpoint.architecture, out)
-        write_json(out / "config.json", {k: v for k, v in checkpoint.config.items() if k != "quantization_config"})
+        write_json(out / "config.json", served_config(checkpoint, torch.float32))
         copy_companions(checkpoint.root, out)
         return _notes(checkpoint)
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
-        _require_onnx()
+        _require_packages()
         from targets.onnx.reader import read_weights
 
         return read_weights(artifact.root)
@@ -77,15 +77,16 @@ class _Onnx(Target):
         return weight if isinstance(weight, QuantizedWeight) else weight.float()
 
     def why_not_run(self) -> str | None:
-        return None if _installed() else "onnxruntime is not installed (pip install 'llmc-compiler[onnx]')"
+        missing = _missing_package()
+        return None if missing is None else f"{missing} is not installed (pip install 'llmc-compiler[onnx]')"
 
     def open(self, artifact: Artifact, **options: Any) -> Session:
         """Open on plain onnxruntime.
 
         Args:
-            options: `accuracy_level` and `threads`, as `targets.onnx.session.OnnxSession` takes them.
+            options: `accuracy_level` and `threads`, see `targets.onnx.session.OnnxSession`.
         """
-        _require_onnx()
+        _require_packages()
         from targets.onnx.session import OnnxSession
 
         return OnnxSession(artifact.root, **options)
@@ -97,7 +98,7 @@ class _Onnx(Target):
             "parameters = og.GeneratorParams(model); parameters.set_search_options(max_length=100); "
             "generator = og.Generator(model, parameters); "
             'generator.append_tokens(tokenizer.encode("Once upon a time")); '
-            "[generator.generate_next_token() for _ in iter(generator.is_done, True)]; "
+            "any(generator.generate_next_token() for _ in iter(generator.is_done, True)); "
             "print(tokenizer.decode(generator.get_sequence(0)))"
         )
 
@@ -106,77 +107,71 @@ class _Onnx(Target):
 class OnnxFp32(_Onnx):
     """The model as it is, in float32: the baseline of the other two."""
 
-    name: ClassVar[str] = "onnx-fp32"
-    summary: ClassVar[str] = "ONNX Runtime, float32 weights"
+    name = "onnx-fp32"
+    summary = "float32 weights for ONNX Runtime"
 
-    def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> list[str]:
-        return [
-            f"onnx-fp32 takes no quantized weights, and {_have(names)} int{bits}; "
-            f"choose onnx-int{bits}, or leave out the quantizing pass."
-            for bits, names in _grouped((scheme.bits, name) for name, scheme in schemes.items()).items()
-        ]
+    def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> Iterable[str]:
+        for bits, names in _by_bits(schemes).items():
+            yield (
+                f"onnx-fp32 takes no quantized weights, and {_have(names)} int{bits}; "
+                f"choose onnx-int{bits}, or leave out the quantizing pass."
+            )
 
 
 @dataclass(frozen=True)
 class _Quantized(_Onnx):
-    baseline: ClassVar[str | None] = "onnx-fp32"
+    baseline = "onnx-fp32"
+    bits: ClassVar[int]
 
-    def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> list[str]:
+    def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> Iterable[str]:
+        # The head alone does not make a quantized model: somebody forgot the pass.
         if not any(name.startswith("model.layers.") for name in schemes):
-            return [f"{self.name} needs int{self.bits} weights; add a quantizing pass such as {self.preset[0]}."]
-        return [*self._wrong_bits(schemes), *_wrong_groups(schemes)]
-
-    def _wrong_bits(self, schemes: Mapping[str, Scheme]) -> Iterator[str]:
-        for bits, names in _grouped((scheme.bits, name) for name, scheme in schemes.items()).items():
+            yield f"{self.name} needs int{self.bits} weights; add a quantizing pass such as {self.preset[0]}."
+        for bits, names in _by_bits(schemes).items():
             if bits != self.bits:
                 yield (
                     f"{self.name} takes int{self.bits} weights, and {_have(names)} int{bits}; "
                     f"quantize with bits={self.bits}, or choose onnx-int{bits}."
                 )
+        yield from _group_problems(schemes)
 
 
 @dataclass(frozen=True)
 class OnnxInt8(_Quantized):
-    """int8 weights, activations rounded to int8 inside the kernel."""
+    """int8 weights; activations are rounded to int8 inside the kernel, since its exact path is 20 times slower."""
 
-    name: ClassVar[str] = "onnx-int8"
-    summary: ClassVar[str] = "ONNX Runtime, int8 weights (MatMulNBits)"
-    preset: ClassVar[tuple[str, ...]] = ("rtn:bits=8",)
-    bits: ClassVar[int | None] = 8
+    name = "onnx-int8"
+    summary = "int8 weights for ONNX Runtime (MatMulNBits)"
+    preset = ("rtn:bits=8",)
+    bits = 8
 
 
 @dataclass(frozen=True)
 class OnnxInt4(_Quantized):
-    """int4 weights; by default activations are rounded to int8 inside the kernel, which is the faster one."""
+    """int4 weights. Both ways to compute with them are measured; the faster one ships unless asked otherwise."""
 
-    name: ClassVar[str] = "onnx-int4"
-    summary: ClassVar[str] = "ONNX Runtime, int4 weights (MatMulNBits)"
-    preset: ClassVar[tuple[str, ...]] = ("gptq:bits=4",)
-    bits: ClassVar[int | None] = 4
-    variants: ClassVar[tuple[Variant, ...]] = (
-        Variant("accuracy_level 0", {"accuracy_level": EXACT_LEVEL}),
-        Variant("", {}),
+    name = "onnx-int4"
+    summary = "int4 weights for ONNX Runtime (MatMulNBits)"
+    preset = ("gptq:bits=4",)
+    variants = (Variant(f"accuracy_level {EXACT}", {"accuracy_level": EXACT}), Variant("", {}))
+    bits = 4
+
+    accuracy_level: Literal[0, 4] = option(
+        FAST, "0: float activations, exact; 4: activations rounded to int8 per block, faster"
     )
 
-    accuracy_level: int = option(4, "0: float activations, exact; 4: activations rounded to int8 per block, faster")
-
-    def __post_init__(self) -> None:
-        if self.accuracy_level not in ACCURACY_LEVELS:
-            levels = ", ".join(map(str, ACCURACY_LEVELS))
-            raise InputError(f"accuracy_level={self.accuracy_level} is not one of {levels}.")
-
-    def _level(self) -> int:
+    def _accuracy_level(self) -> int:
         return self.accuracy_level
 
 
-def _installed() -> bool:
-    return find_spec("onnxruntime") is not None and find_spec("onnx") is not None
+def _missing_package() -> str | None:
+    return next((package for package in ("onnx", "onnxruntime") if find_spec(package) is None), None)
 
 
-def _require_onnx() -> None:
-    for package in ("onnx", "onnxruntime"):
-        if find_spec(package) is None:
-            raise MissingExtra(package, "onnx", "Lowering to ONNX Runtime")
+def _require_packages() -> None:
+    missing = _missing_package()
+    if missing is not None:
+        raise MissingExtra(missing, "onnx", "An ONNX Runtime target")
 
 
 def _shape_problems(architecture: Architecture) -> Iterator[str]:
@@ -187,46 +182,41 @@ def _shape_problems(architecture: Architecture) -> Iterator[str]:
             f"onnxruntime's attention takes a head_dim that is a multiple of {HEAD_DIM_STEP}, "
             f"not {architecture.head_dim}; choose target hf."
         )
-    yield from _rope_problems(getattr(architecture, "rope_type", "default"))
 
 
-def _rope_problems(kind: str) -> Iterator[str]:
-    if kind not in FIXED_ROPE_TYPES:
+def _rope_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ROPE_TYPES:
         yield (
             f"Rotary scaling {kind!r} changes with the length of the text, which a stored table cannot follow; "
-            f"choose target hf, or set rope_type to {' or '.join(FIXED_ROPE_TYPES[:2])}."
+            "choose target hf."
         )
 
 
-def _wrong_groups(schemes: Mapping[str, Scheme]) -> Iterator[str]:
-    for group, names in _grouped((scheme.group_size, name) for name, scheme in schemes.items()).items():
-        if group is not None and group % BLOCK_SIZES[-1]:
-            yield (
-                f"onnxruntime takes groups of a multiple of {BLOCK_SIZES[-1]}, and {_have(names)} "
-                f"group_size={group}; use group_size=32, 64 or 128."
-            )
+def _group_problems(schemes: Mapping[str, Scheme]) -> Iterator[str]:
+    smallest = BLOCK_SIZES[-1]
+    odd = [name for name, scheme in schemes.items() if scheme.group_size and scheme.group_size % smallest]
+    if odd:
+        yield (
+            f"onnxruntime takes groups of a multiple of {smallest}, and {_have(odd)} "
+            f"group_size={schemes[odd[0]].group_size}; use group_size=32, 64 or 128."
+        )
 
 
-def _grouped(pairs: Iterable[tuple[Any, str]]) -> dict[Any, list[str]]:
-    grouped = defaultdict(list)
-    for key, name in pairs:
-        grouped[key].append(name)
-    return grouped
+def _by_bits(schemes: Mapping[str, Scheme]) -> dict[int, list[str]]:
+    names = defaultdict(list)
+    for name, scheme in schemes.items():
+        names[scheme.bits].append(name)
+    return names
 
 
 def _have(names: list[str]) -> str:
-    """`lm_head has`, or `lm_head and 3 others have`."""
-    others = len(names) - 1
-    return f"{names[0]} and {others} others have" if others else f"{names[0]} has"
-
-
-def _rope_type(config: Mapping[str, Any]) -> str:
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return rope.get("rope_type") or rope.get("type") or "default"
+    """`lm_head has`, or `lm_head and 3 more have`."""
+    return f"{names[0]} and {len(names) - 1} more have" if len(names) > 1 else f"{names[0]} has"
 
 
 def _notes(checkpoint: Checkpoint) -> list[str]:
     if checkpoint.dtype == torch.float32:
         return []
-    dtype = str(checkpoint.dtype).removeprefix("torch.")
-    return [f"Unquantized tensors are stored as float32 (from {dtype}, exactly)."]
+    return [f"unquantized tensors cast {dtype_name(checkpoint.dtype)} -> float32, which holds them exactly"]

@@ -48,7 +48,7 @@ def stream(checkpoint: Checkpoint, data: DataFile, progress: Progress) -> None:
     names = checkpoint.block_names
     for done, name in enumerate(names, start=1):
         _write_block(data, checkpoint, checkpoint.block(name))
-        progress("lowering", done, len(names))
+        progress("writing", done, len(names))
     for name, table in zip(
         (COSINES, SINES), rotary_tables(checkpoint.config, checkpoint.architecture.max_positions), strict=True
     ):

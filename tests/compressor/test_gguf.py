@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compressor.checkpoint import Checkpoint
-from compressor.errors import InputError, RunError
+from compressor.errors import InputError
 from compressor.gguf import import_gguf
 from compressor.gguf.config import LLAMA3, build_config, end_ids, llama3_factors
 from compressor.gguf.container import GgufFile
@@ -259,8 +259,8 @@ def test_qwen2_rule_equals_transformers(trained):
 @pytest.mark.parametrize(
     ("pre", "pieces"),
     [
-        ("gpt-2", ["don", "'t", "Ġ", "ĠSPLIT", "Ġ1234", "ĊĊ", "x"]),
-        ("smollm", ["don", "'t", "Ġ", "ĠSPLIT", "Ġ", "1", "2", "3", "4", "ĊĊ", "x"]),
+        ("gpt-2", ["don", "'t", "Ġ", "ĠSPLIT", "Ġ1234", "Ċ", "Ċ", "x"]),
+        ("smollm", ["don", "'t", "Ġ", "ĠSPLIT", "Ġ", "1", "2", "3", "4", "Ċ", "Ċ", "x"]),
         ("qwen2", ["don", "'t", "Ġ", "ĠSPLIT", "Ġ", "1", "2", "3", "4", "ĊĊ", "x"]),
         ("llama-bpe", ["don", "'t", "Ġ", "ĠSPLIT", "Ġ", "123", "4", "ĊĊ", "x"]),
         ("tekken", ["don", "'t", "Ġ", "ĠSPLIT", "Ġ", "1", "2", "3", "4", "ĊĊ", "x"]),
@@ -310,7 +310,8 @@ def test_sentencepiece_vocabulary_tokenizes_like_sentencepiece(tmp_path, prefix)
     )  # fmt: skip
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     size = theirs.get_piece_size()
-    fields = {"tokens": [theirs.id_to_piece(i) for i in range(size)], "scores": [theirs.get_score(i) for i in range(size)],
+    tokens, scores = zip(*((theirs.id_to_piece(i), theirs.get_score(i)) for i in range(size)), strict=True)
+    fields = {"tokens": tokens, "scores": scores,
               "token_type": [2, 3, 3, *[6] * 256, *[1] * (size - 259)], "bos_token_id": 1, "eos_token_id": 2,
               "unknown_token_id": 0, "add_space_prefix": prefix, "model": "llama"}  # fmt: skip
     ours = build_tokenizer(file_with(({}, []), **fields))
@@ -324,9 +325,16 @@ def test_merges_come_best_score_first():
     assert merges_by_score(vocabulary, [0.0, 0.0, -2.0, -1.0]) == [("ab", "b"), ("a", "b")]
 
 
-def test_tokenizer_that_transformers_overrides_is_refused(tiny_model, gguf_of, tmp_path):
-    # transformers gives every qwen2 folder its own splitting rule, whatever tokenizer.json says.
-    path = gguf_of(tiny_model("qwen2"), extra={"tokenizer.ggml.pre": "gpt-2"})
-    with pytest.raises(RunError, match="reads the model's tokenizer otherwise"):
-        import_gguf(path, tmp_path / "out", silent)
+def test_tokenizer_that_transformers_overrides_is_refused(tiny_model, gguf_of, tmp_path, byte_tokenizer):
+    # transformers gives every qwen2 folder its own splitting rule, in which no token joins two digits.
+    known = byte_tokenizer.convert_ids_to_tokens(range(259))
+    tokens = [*known, "12", *(f"[unused{index}]" for index in range(260, 288))]
+    extra = {"tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": ["1 2"]}
+    with pytest.raises(InputError, match="reads the model's tokenizer otherwise"):
+        import_gguf(gguf_of(tiny_model("qwen2"), extra=extra), tmp_path / "out", silent)
     assert not (tmp_path / "out").exists()
+
+
+def test_merges_that_make_no_token_are_refused(trained):
+    with pytest.raises(InputError, match="merges do not fit"):
+        build_tokenizer(file_with(trained, pre="gpt-2", merges=["@ @"]))

@@ -1,4 +1,7 @@
-"""Fixtures for target tests: quantized step folders of tiny models, and lowering as the pipeline does it."""
+"""Fixtures for target tests: quantized step folders of tiny models, and lowering as the pipeline does it.
+
+Models and step folders are made once and shared between tests, which only read them.
+"""
 
 from __future__ import annotations
 
@@ -16,45 +19,77 @@ from compressor.target import Artifact, Target
 from compressor.verify import verify
 
 
-def round_to_nearest(weight: torch.Tensor, scheme: Scheme) -> QuantizedWeight:
+def round_to_nearest(weight: torch.Tensor, scheme: Scheme, shared_scales: bool) -> QuantizedWeight:
     weight = weight.float()
+    fit_scale = shared_scale if shared_scales else lambda scales, bits: scales
     grouped = weight.view(weight.shape[0], -1, scheme.group_width(weight.shape[1]))
     if scheme.symmetric:
-        scales = shared_scale(grouped.abs().amax(-1) / scheme.highest, scheme.bits)
+        scales = fit_scale(grouped.abs().amax(-1) / scheme.highest, scheme.bits)
         offset = torch.zeros_like(scales)
     else:
         low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
-        scales = shared_scale((high - low) / (2**scheme.bits - 1), scheme.bits)
+        scales = fit_scale((high - low) / (2**scheme.bits - 1), scheme.bits)
         offset = (scheme.lowest - low / scales).round().clamp(scheme.lowest, scheme.highest)
     codes = (grouped / scales.unsqueeze(-1)).round() + offset.unsqueeze(-1)
     codes = codes.clamp(scheme.lowest, scheme.highest).view_as(weight).to(torch.int8)
     return QuantizedWeight(codes, scales, None if scheme.symmetric else offset.to(torch.int8), scheme)
 
 
+@pytest.fixture(scope="session")
+def made() -> dict[Any, Any]:
+    """What earlier tests made, by what it was made from."""
+    return {}
+
+
 @pytest.fixture
-def quantize(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint]:
-    """`quantize(root, scheme, but={"down_proj": other or None})`: every inner linear rounded to nearest.
+def tiny_model(tiny_model: Callable[..., Path], made: dict[Any, Any]) -> Callable[..., Path]:
+    """The factory of the same name; equal arguments give the same folder."""
 
-    `but` gives layers whose name ends so another scheme, or none.
-    """
-
-    def make(root: Path, scheme: Scheme, but: Mapping[str, Scheme | None] | None = None) -> Checkpoint:
-        def scheme_of(layer: str) -> Scheme | None:
-            special = [other for ending, other in (but or {}).items() if layer.endswith(ending)]
-            return special[0] if special else scheme
-
-        def edit(block: Block) -> Block:
-            changed: dict[str, Any] = {}
-            for name, weight in block.weights.items():
-                layer = name.removesuffix(".weight")
-                wanted = scheme_of(layer) if layer.endswith("_proj") else None
-                if layer != name and wanted is not None and isinstance(weight, torch.Tensor):
-                    changed[name] = round_to_nearest(weight, wanted)
-            return block.with_weights(changed)
-
-        return Checkpoint.open(root).rewrite(tmp_path_factory.mktemp("step") / "01-rtn", edit, {"pass": "rtn"})
+    def make(family: str, tied: bool = True, **overrides: Any) -> Path:
+        key = (family, tied, repr(overrides))
+        if key not in made:
+            made[key] = tiny_model(family, tied, **overrides)
+        return made[key]
 
     return make
+
+
+@pytest.fixture
+def quantize(tmp_path_factory: pytest.TempPathFactory, made: dict[Any, Any]) -> Callable[..., Checkpoint]:
+    """`quantize(root, scheme, but={"down_proj": other or None})`: every inner linear rounded to nearest.
+
+    `but` gives layers whose name ends so another scheme, or none. `shared_scales=False` leaves float32 scales.
+    """
+
+    def make(
+        root: Path, scheme: Scheme, but: Mapping[str, Scheme | None] | None = None, shared_scales: bool = True
+    ) -> Checkpoint:
+        key = (root, scheme, repr(but), shared_scales)
+        if key not in made:
+            out = tmp_path_factory.mktemp("step") / "01-rtn"
+            made[key] = _rewrite(root, out, scheme, but or {}, shared_scales)
+        return made[key]
+
+    return make
+
+
+def _rewrite(
+    root: Path, out: Path, scheme: Scheme, but: Mapping[str, Scheme | None], shared_scales: bool
+) -> Checkpoint:
+    def scheme_of(layer: str) -> Scheme | None:
+        special = [other for ending, other in but.items() if layer.endswith(ending)]
+        return special[0] if special else scheme
+
+    def edit(block: Block) -> Block:
+        changed: dict[str, Any] = {}
+        for name, weight in block.weights.items():
+            layer = name.removesuffix(".weight")
+            wanted = scheme_of(layer) if layer != name and layer.endswith("_proj") else None
+            if wanted is not None and isinstance(weight, torch.Tensor):
+                changed[name] = round_to_nearest(weight, wanted, shared_scales)
+        return block.with_weights(changed)
+
+    return Checkpoint.open(root).rewrite(out, edit, {"pass": "rtn"})
 
 
 @pytest.fixture
@@ -78,7 +113,7 @@ def verified() -> Callable[..., Verification]:
 
 @pytest.fixture
 def recast(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`recast(root, dtype, {"model.norm.weight": tensor})`: the model folder in another dtype, some tensors replaced."""
+    """`recast(root, dtype, {name: tensor})`: the model folder in another dtype, some tensors replaced."""
 
     def make(root: Path, dtype: torch.dtype, replaced: Mapping[str, torch.Tensor] | None = None) -> Path:
         import json

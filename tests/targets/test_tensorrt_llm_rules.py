@@ -1,6 +1,7 @@
 """The loader model: silent on a sound folder, and each rule fires on a folder damaged for it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,13 +14,16 @@ from compressor.quantized import Scheme
 from targets.tensorrt_llm import TrtInt4, check_loadable
 from targets.tensorrt_llm.rules import is_excluded
 
-Q, O, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.o_proj", "model.layers.0.mlp.down_proj"
+Q, OUT, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.o_proj", "model.layers.0.mlp.down_proj"
 
 
 @pytest.fixture
-def folder(tiny_model, quantize, lower) -> Path:
-    artifact, _ = lower(TrtInt4(), quantize(tiny_model("llama", tied=False), Scheme(4, 64)))
-    return artifact.root
+def folder(tiny_model, quantize, lower, made, tmp_path) -> Path:
+    """A sound folder, one for each test to damage."""
+    if "sound" not in made:
+        artifact, _ = lower(TrtInt4(), quantize(tiny_model("llama", tied=False), Scheme(4, 64)))
+        made["sound"] = artifact.root
+    return shutil.copytree(made["sound"], tmp_path / "copy")
 
 
 def tensors(edit: Callable[[dict], object]) -> Callable[[Path], None]:
@@ -50,11 +54,15 @@ def quantization(**values: object) -> Callable[[Path], None]:
 
 
 def both(*damages: Callable[[Path], None]) -> Callable[[Path], None]:
-    return lambda root: [damage(root) for damage in damages][0]
+    def damage_all(root: Path) -> None:
+        for damage in damages:
+            damage(root)
+
+    return damage_all
 
 
-def remove(*names: str) -> Callable[[Path], None]:
-    return lambda root: [(root / name).unlink() for name in names][0]
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda root: (root / name).unlink()
 
 
 def cut_short(root: Path) -> None:
@@ -71,7 +79,7 @@ def astray_index(root: Path) -> None:
     (root / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def untrained_scale(found: dict) -> None:
+def infinite_scale(found: dict) -> None:
     found[f"{Q}.weight_scale"][3, 0] = float("inf")
 
 
@@ -114,12 +122,12 @@ DAMAGES = {
         "group_size is None",
     ),
     "no activation scale": (
-        tensors(lambda found: found.pop(f"{O}.pre_quant_scale")),
-        f"{O}.pre_quant_scale is missing",
+        tensors(lambda found: found.pop(f"{OUT}.pre_quant_scale")),
+        f"{OUT}.pre_quant_scale is missing",
     ),
     "activation scale's dtype": (
-        tensors(lambda found: found.update({f"{O}.pre_quant_scale": ONES.float()})),
-        f"{O}.pre_quant_scale is stored as F32",
+        tensors(lambda found: found.update({f"{OUT}.pre_quant_scale": ONES.float()})),
+        f"{OUT}.pre_quant_scale is stored as F32",
     ),
     "activation scale on a fused layer": (
         tensors(lambda found: found.update({f"{Q}.pre_quant_scale": ONES})),
@@ -130,7 +138,7 @@ DAMAGES = {
         tensors(lambda found: found.update({f"{DOWN}.weight_scale": torch.ones(64, 1)})),
         f"{DOWN}.weight_scale has shape [64, 1]; the loader wants [64, 2]",
     ),
-    "scale overflows": (tensors(untrained_scale), f"{Q}.weight_scale holds a value that bfloat16 does not"),
+    "scale overflows": (tensors(infinite_scale), f"{Q}.weight_scale holds a value that bfloat16 does not"),
     "packed along inputs": (
         tensors(lambda found: found.update({f"{Q}.weight": torch.zeros(64, 32, dtype=torch.uint8)})),
         f"{Q}.weight has shape [64, 32]; the loader wants [32, 64]",

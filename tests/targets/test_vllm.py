@@ -11,7 +11,6 @@ from compressor.quantized import Scheme
 from targets.vllm import VllmInt4
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
-QUIET = {"disable_progress_bars": True}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -68,13 +67,9 @@ def test_a_flipped_byte_is_found(tiny_model, quantize, lower, verified, flip_byt
     assert verified(VllmInt4(), artifact, checkpoint).mismatches == ["model.layers.0.self_attn.q_proj.weight"]
 
 
-def test_scales_that_the_served_dtype_does_not_hold(tiny_model, quantize, lower, monkeypatch):
-    """A folder from another tool, whose float32 scales bfloat16 would round."""
-    import sys
-
-    helper = sys.modules[quantize.__module__]
-    monkeypatch.setattr(helper, "shared_scale", lambda scales, bits: scales)
-    checkpoint = quantize(tiny_model("llama"), Scheme(4, 64))
+def test_scales_that_the_served_dtype_does_not_hold(tiny_model, quantize, lower):
+    """As a folder from another tool may have them: float32 scales that bfloat16 would round."""
+    checkpoint = quantize(tiny_model("llama"), Scheme(4, 64), shared_scales=False)
     with pytest.raises(InputError, match=r"The scales of model.layers.0.self_attn.q_proj are not exact in bfloat16"):
         lower(VllmInt4(), checkpoint)
 

@@ -43,27 +43,27 @@ def transformers_greedy(model, prompt: list[int], steps: int) -> list[int]:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-def test_greedy_text_is_that_of_transformers(tiny_model, quantized, lowered, reference, byte_tokenizer, family):
+def test_greedy_text_is_that_of_transformers(tiny_model, quantize, lower, reference, byte_tokenizer, family):
     overrides = {"sliding_window": 9} if family == "mistral" else {}
-    checkpoint = quantized(tiny_model(family, **overrides), Scheme(4, 32))
-    artifact = lowered(OnnxInt4(accuracy_level=0), checkpoint)
+    checkpoint = quantize(tiny_model(family, **overrides), Scheme(4, 32))
+    artifact, _ = lower(OnnxInt4(accuracy_level=0), checkpoint)
     prompt = byte_tokenizer.encode(PROMPTS[0])
     assert og.Tokenizer(og.Model(str(artifact.root))).encode(PROMPTS[0]).tolist() == prompt
     sequence = genai_greedy(artifact.root, [prompt], len(prompt) + NEW_TOKENS)[0]
     assert sequence[len(prompt) :] == transformers_greedy(reference(checkpoint), prompt, NEW_TOKENS)
 
 
-def test_rows_of_different_length(tiny_model, lowered, reference, byte_tokenizer):
+def test_rows_of_different_length(tiny_model, lower, reference, byte_tokenizer):
     checkpoint = Checkpoint.open(tiny_model("llama"))
-    artifact, model = lowered(OnnxFp32(), checkpoint), reference(checkpoint)
+    (artifact, _), model = lower(OnnxFp32(), checkpoint), reference(checkpoint)
     prompts = [byte_tokenizer.encode(prompt) for prompt in PROMPTS]
     widest = max(map(len, prompts))
     for prompt, row in zip(prompts, genai_greedy(artifact.root, prompts, widest + NEW_TOKENS), strict=True):
         assert row[widest:] == transformers_greedy(model, prompt, NEW_TOKENS)
 
 
-def test_run_command_runs(tiny_model, lowered):
-    artifact = lowered(OnnxFp32(), Checkpoint.open(tiny_model("llama")))
+def test_run_command_runs(tiny_model, lower):
+    artifact, _ = lower(OnnxFp32(), Checkpoint.open(tiny_model("llama")))
     command = shlex.split(OnnxFp32().run_command(str(artifact.root)))
     assert command[0] == "python"
     done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=False)
@@ -75,11 +75,11 @@ def config_of(artifact) -> dict:
     return json.loads((artifact.root / "genai_config.json").read_text())
 
 
-def test_special_tokens_and_search(tiny_model, lowered):
+def test_special_tokens_and_search(tiny_model, lower):
     root = tiny_model("llama")
     generation = {"do_sample": True, "temperature": 0.7, "top_k": 20, "eos_token_id": [1, 2]}
     (root / "generation_config.json").write_text(json.dumps(generation))
-    config = config_of(lowered(OnnxFp32(), Checkpoint.open(root)))
+    config = config_of(lower(OnnxFp32(), Checkpoint.open(root))[0])
     assert config["model"]["eos_token_id"] == [257, 1, 2]  # the tokenizer's own end of turn is added
     assert (config["model"]["bos_token_id"], config["model"]["pad_token_id"]) == (256, 258)
     search = config["search"]

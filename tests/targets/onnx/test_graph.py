@@ -36,9 +36,9 @@ def opened(artifact: Any) -> onnxruntime.InferenceSession:
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize(("family", "overrides"), FAMILIES)
-def test_logits_of_every_position(tiny_model, lowered, reference, tokens, family, overrides, tied):
+def test_logits_of_every_position(tiny_model, lower, reference, tokens, family, overrides, tied):
     checkpoint = Checkpoint.open(tiny_model(family, tied, **overrides))
-    session = OnnxFp32().open(lowered(OnnxFp32(), checkpoint), threads=1)
+    session = OnnxFp32().open(lower(OnnxFp32(), checkpoint)[0], threads=1)
     got = np.concatenate([logits for _, logits in session.logits(tokens)])
     with torch.no_grad():
         want = reference(checkpoint)(torch.tensor(tokens)[None]).logits[0].numpy()
@@ -47,9 +47,9 @@ def test_logits_of_every_position(tiny_model, lowered, reference, tokens, family
 
 @pytest.mark.parametrize("padding", [(0, 5), (3, 1)])
 @pytest.mark.parametrize(("family", "overrides"), FAMILIES)
-def test_prefill_and_decode_with_left_padding(tiny_model, lowered, reference, family, overrides, padding):
+def test_prefill_and_decode_with_left_padding(tiny_model, lower, reference, family, overrides, padding):
     checkpoint = Checkpoint.open(tiny_model(family, **overrides))
-    session, model = opened(lowered(OnnxFp32(), checkpoint)), reference(checkpoint)
+    session, model = opened(lower(OnnxFp32(), checkpoint)[0]), reference(checkpoint)
     steps = np.random.default_rng(1).integers(0, 256, (2, 14))
     mask = np.array([[0] * pad + [1] * (14 - pad) for pad in padding])
     cache, past = empty_cache(session, 2), None
@@ -69,10 +69,10 @@ def test_prefill_and_decode_with_left_padding(tiny_model, lowered, reference, fa
 
 
 @pytest.mark.parametrize("head_dim", [16, 24])
-def test_right_padding_as_genai_does_it(tiny_model, lowered, reference, head_dim):
+def test_right_padding_as_genai_does_it(tiny_model, lower, reference, head_dim):
     """A shorter row is padded behind its prompt; what it generates takes the place of the padding."""
     checkpoint = Checkpoint.open(tiny_model("mistral", sliding_window=4, head_dim=head_dim))
-    session, model = opened(lowered(OnnxFp32(), checkpoint)), reference(checkpoint)
+    session, model = opened(lower(OnnxFp32(), checkpoint)[0]), reference(checkpoint)
     rows = np.random.default_rng(2).integers(0, 256, (2, 11))
     prompts = (8, 5)
     mask = np.array([[1] * n + [0] * (8 - n) for n in prompts])
@@ -87,8 +87,8 @@ def test_right_padding_as_genai_does_it(tiny_model, lowered, reference, head_dim
         got, cache = run(session, rows[:, 8 + step : 9 + step], mask, cache)
 
 
-def test_chunks_of_one_sequence_go_through_the_cache(tiny_model, lowered, tokens, monkeypatch):
-    artifact = lowered(OnnxFp32(), Checkpoint.open(tiny_model("mistral", sliding_window=7)))
+def test_chunks_of_one_sequence_go_through_the_cache(tiny_model, lower, tokens, monkeypatch):
+    artifact, _ = lower(OnnxFp32(), Checkpoint.open(tiny_model("mistral", sliding_window=7)))
     session = OnnxFp32().open(artifact, threads=1)
     whole = np.concatenate([logits for _, logits in session.logits(tokens)])
     monkeypatch.setattr("targets.onnx.session.POSITIONS_PER_CHUNK", 5)

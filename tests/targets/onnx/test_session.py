@@ -14,8 +14,8 @@ from targets.onnx.target import OnnxFp32, OnnxInt4, OnnxInt8
 
 
 @pytest.fixture
-def artifact(tiny_model, lowered):
-    return lowered(OnnxFp32(), Checkpoint.open(tiny_model("qwen2")))
+def artifact(tiny_model, lower):
+    return lower(OnnxFp32(), Checkpoint.open(tiny_model("qwen2")))[0]
 
 
 def test_decode_goes_on_where_prefill_ended(artifact, tokens):
@@ -41,13 +41,24 @@ def test_rows_of_a_batch_do_not_touch_each_other(artifact, tokens):
     assert alone == together
 
 
-def test_only_the_session_in_use_is_built(artifact, tokens):
+def test_one_graph_is_open_at_a_time_and_only_when_used(artifact, tokens):
     session = OnnxFp32().open(artifact, threads=1)
-    assert "_shipped" not in vars(session)
+    assert session._opened == {}
+    next(iter(session.logits(tokens)))
+    assert list(session._opened) == [True]
     session.prefill(tokens[None])
-    assert "_every_position" not in vars(session)
+    assert list(session._opened) == [False]
     session.close()
-    assert "_shipped" not in vars(session)
+    assert session._opened == {}
+
+
+def test_measuring_quality_between_two_tokens_changes_nothing(artifact, tokens):
+    session = OnnxFp32().open(artifact, threads=1)
+    session.prefill(tokens[None])
+    alone = session.decode(3)
+    session.prefill(tokens[None])
+    next(iter(session.logits(tokens)))
+    assert session.decode(3) == alone
 
 
 def test_runtime_is_named(artifact):
@@ -64,9 +75,9 @@ def levels(model: onnx.ModelProto) -> set[tuple[int, int]]:
 @pytest.mark.parametrize(
     ("target", "expected"), [(OnnxInt4(), (4, 4)), (OnnxInt4(accuracy_level=0), (4, 0)), (OnnxInt8(), (8, 4))]
 )
-def test_shipped_accuracy_level(tiny_model, quantized, lowered, target, expected):
-    checkpoint = quantized(tiny_model("llama"), Scheme(target.bits, 32))
-    model = onnx.load(lowered(target, checkpoint).root / "model.onnx", load_external_data=False)
+def test_shipped_accuracy_level(tiny_model, quantize, lower, target, expected):
+    checkpoint = quantize(tiny_model("llama"), Scheme(target.bits, 32))
+    model = onnx.load(lower(target, checkpoint)[0].root / "model.onnx", load_external_data=False)
     assert levels(model) == {expected}
     set_accuracy_level(model, 1)
     assert levels(model) == {(target.bits, 1)}

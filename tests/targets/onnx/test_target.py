@@ -11,6 +11,7 @@ import pytest
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, MissingExtra
 from compressor.quantized import Scheme
+from compressor.registry import make_target
 from targets.onnx import target as module
 from targets.onnx.target import OnnxFp32, OnnxInt4, OnnxInt8
 
@@ -39,7 +40,7 @@ def test_wrong_bits_name_the_layers_and_the_other_target(architecture):
     schemes |= {f"model.layers.{index}.mlp.down_proj": Scheme(8, 32) for index in range(2)}
     (problem,) = OnnxInt4().problems(architecture, schemes)
     assert problem == (
-        "onnx-int4 takes int4 weights, and model.layers.0.mlp.down_proj and 1 others have int8; "
+        "onnx-int4 takes int4 weights, and model.layers.0.mlp.down_proj and 1 more have int8; "
         "quantize with bits=4, or choose onnx-int8."
     )
 
@@ -84,9 +85,9 @@ def test_rotary_tables_that_change_with_the_text_are_refused(tiny_model, tmp_pat
 
 def test_accuracy_level_is_an_option():
     assert OnnxInt4().spelled() == "onnx-int4"
-    assert OnnxInt4(accuracy_level=0).spelled() == "onnx-int4:accuracy_level=0"
-    with pytest.raises(InputError, match="accuracy_level=7 is not one of 0, 1, 4"):
-        OnnxInt4(accuracy_level=7)
+    assert make_target("onnx-int4", {"accuracy_level": 0}).spelled() == "onnx-int4:accuracy_level=0"
+    with pytest.raises(InputError, match="accuracy_level=7 is not allowed"):
+        make_target("onnx-int4", {"accuracy_level": 7})
 
 
 def test_int4_reports_the_exact_level_and_ships_the_fast_one():
@@ -97,23 +98,23 @@ def test_int4_reports_the_exact_level_and_ships_the_fast_one():
     assert (OnnxInt4.baseline, OnnxInt8.baseline, OnnxFp32.baseline) == ("onnx-fp32", "onnx-fp32", None)
 
 
-def test_the_folder_is_what_runtimes_look_for(tiny_model, quantized, lowered):
-    checkpoint = quantized(tiny_model("llama"), Scheme(4, 32))
-    artifact = lowered(OnnxInt4(), checkpoint)
+def test_the_folder_is_what_runtimes_look_for(tiny_model, quantize, lower):
+    checkpoint = quantize(tiny_model("llama"), Scheme(4, 32))
+    artifact, _ = lower(OnnxInt4(), checkpoint)
     names = {"model.onnx", "model.onnx.data", "genai_config.json", "config.json", "tokenizer.json"}
     assert names <= artifact.files.keys()
     assert "quantization_config" not in (artifact.root / "config.json").read_text()
 
 
-def test_equal_models_give_equal_files(tiny_model, lowered):
-    first, second = (lowered(OnnxFp32(), Checkpoint.open(tiny_model("qwen3"))) for _ in range(2))
+def test_equal_models_give_equal_files(tiny_model, lower):
+    first, second = (lower(OnnxFp32(), Checkpoint.open(tiny_model("qwen3")))[0] for _ in range(2))
     assert first.digest == second.digest
 
 
 def test_a_missing_package_is_one_sentence(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    assert "onnxruntime" in OnnxFp32().why_not_run()
-    with pytest.raises(MissingExtra, match="needs the package onnx"):
+    assert OnnxFp32().why_not_run() == "onnx is not installed (pip install 'llmc-compiler[onnx]')"
+    with pytest.raises(MissingExtra, match="needs the package onnx, which"):
         OnnxFp32().lower(Checkpoint.open(tiny_model("llama")), tmp_path, lambda *_: None)
 
 

@@ -38,7 +38,7 @@ def write(folder: Path, weight: QuantizedWeight) -> None:
 schemes = st.builds(Scheme, st.sampled_from([4, 8]), st.sampled_from([32, 64, 128, None]), st.booleans())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(scheme=schemes, rows=st.integers(1, 40), groups=st.integers(1, 3), seed=st.integers(0, 2**32 - 1))
 def test_reads_back_integers_scales_and_zero_points(scheme, rows, groups, seed):
     weight = random_weight(scheme, rows, groups * (scheme.group_size or 40), seed)

@@ -1,0 +1,57 @@
+"""A peer in an environment of its own: other tools pin other versions of what llmc uses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parent
+
+Row = tuple[str, str, bool]  # what was compared, how it came out, whether that is parity
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A virtual environment beside the checkout, and the script that is run in it.
+
+    Attributes:
+        requirements: what to install, one list of packages after the other.
+    """
+
+    environment: str
+    script: str
+    requirements: Sequence[Sequence[str]]
+
+    def run(self, *arguments: object) -> str:
+        """What the script prints for these arguments; a failure ends the benchmark with its last lines."""
+        python = BENCHMARKS.parent / self.environment / "bin" / "python"
+        if not python.is_file():
+            self._make(python)
+        command = [str(part) for part in (python, BENCHMARKS / "peers" / self.script, *arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+        return done.stdout.strip()
+
+    def _make(self, python: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
+        for packages in self.requirements:
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+
+
+def table(rows: Iterable[Row]) -> list[str]:
+    """Markdown lines of the comparison."""
+    lines = [f"| {what} | {outcome} | {'yes' if good else 'NO'} |" for what, outcome, good in rows]
+    return ["| compared | outcome | parity |", "|---|---|---|", *lines]
+
+
+def report(name: str, rows: Iterable[Row], lines: Iterable[str]) -> int:
+    """Print and keep benchmarks/results/NAME.md; 1 when a row is no parity."""
+    text = "\n".join(lines) + "\n"
+    (BENCHMARKS / "results").mkdir(exist_ok=True)
+    (BENCHMARKS / "results" / f"{name}.md").write_text(text)
+    print(text)
+    return int(not all(good for _, _, good in rows))

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+
+from compressor.checkpoint import Checkpoint
+from compressor.measure.accuracy import Reference, checkpoint_quality, session_quality
+from compressor.quantized import Scheme
+from passes.grid import fit_grid, quantize
+
+TOKENS = torch.randint(0, 256, (6, 40), generator=torch.Generator().manual_seed(0))
+
+
+def silent(*_):
+    pass
+
+
+@pytest.fixture
+def original(tiny_model):
+    return Checkpoint.open(tiny_model("llama"))
+
+
+@pytest.fixture
+def rounded(original, tmp_path):
+    def edit(block):
+        scheme = Scheme(4, 32)
+        changed = {
+            n: quantize(w, scheme, fit_grid(w, scheme, None, False)) for n, w in block.weights.items() if "_proj" in n
+        }
+        return block.with_weights(changed)
+
+    return original.rewrite(tmp_path / "rounded", edit, {})
+
+
+def by_hand(original, candidate):
+    """Perplexity, KL and agreement from whole logits of transformers, in float64."""
+    from transformers import AutoModelForCausalLM
+
+    p, q = (
+        torch.log_softmax(AutoModelForCausalLM.from_pretrained(c.root)(TOKENS).logits[:, :-1].double(), -1)
+        for c in (original, candidate)
+    )
+    losses = -q.gather(2, TOKENS[:, 1:, None])[..., 0]
+    kl = (p.exp() * (p - q)).sum(-1)
+    return losses, kl, (p.argmax(-1) == q.argmax(-1)).double()
+
+
+def test_figures_equal_those_from_whole_logits(original, rounded, tmp_path):
+    reference = Reference.make(original, TOKENS, tmp_path / "states.npy", silent)
+    quality = checkpoint_quality(rounded, reference, silent)
+    losses, kl, same = by_hand(original, rounded)
+    assert quality.perplexity.value == pytest.approx(float(losses.mean().exp()), rel=1e-5)
+    assert quality.kl.value == pytest.approx(float(kl.mean()), rel=1e-3)
+    assert quality.top1.value == pytest.approx(float(same.mean()))
+    windows = kl.mean(1)
+    assert quality.kl.stderr == pytest.approx(float(windows.std() / len(windows) ** 0.5), rel=1e-3)
+
+
+def test_the_original_does_not_differ_from_itself(original, tmp_path):
+    reference = Reference.make(original, TOKENS, tmp_path / "states.npy", silent)
+    quality = checkpoint_quality(original, reference, silent)
+    assert quality.kl.value == 0
+    assert quality.top1.value == 1
+    assert quality.perplexity_increase.value == 0
+
+
+def test_a_session_gives_the_same_figures_whatever_its_chunks(original, rounded, tmp_path):
+    from compressor.measure.torch_session import TorchSession
+
+    class Chunked(TorchSession):
+        def logits(self, tokens):
+            ((_, whole),) = super().logits(tokens)
+            for start in range(0, len(whole), 7):
+                yield start, whole[start : start + 7]
+
+    reference = Reference.make(original, TOKENS, tmp_path / "states.npy", silent)
+    streamed = checkpoint_quality(rounded, reference, silent)
+    session = session_quality(Chunked(rounded), reference, silent)
+    for name in ("perplexity", "kl", "top1", "perplexity_increase"):
+        assert getattr(session, name).value == pytest.approx(getattr(streamed, name).value, abs=1e-4)
+
+
+def test_many_small_parts_equal_one_large_one(original, rounded, tmp_path, monkeypatch):
+    reference = Reference.make(original, TOKENS, tmp_path / "states.npy", silent)
+    whole = checkpoint_quality(rounded, reference, silent)
+    monkeypatch.setattr("compressor.measure.accuracy.LOGITS_AT_ONCE", 288 * 5)
+    parts = checkpoint_quality(rounded, reference, silent)
+    assert parts.kl.value == pytest.approx(whole.kl.value, rel=1e-4)
+    assert parts.top1.value == whole.top1.value
+
+
+def test_one_window_has_no_standard_error(original, tmp_path):
+    reference = Reference.make(original, TOKENS[:1], tmp_path / "states.npy", silent)
+    assert checkpoint_quality(original, reference, silent).perplexity.stderr is None
+
+
+def test_reference_states_live_on_disk(original, tmp_path):
+    reference = Reference.make(original, TOKENS, tmp_path / "states.npy", silent)
+    stored = np.load(tmp_path / "states.npy", mmap_mode="r")
+    assert stored.shape == (6, 40, 64)
+    assert np.array_equal(stored, reference.states.numpy())

@@ -1,0 +1,125 @@
+"""Families as rows of traits: resolved from config.json, and compared with the models transformers builds."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from compressor.architecture import FAMILIES, read_config, resolve
+from compressor.errors import InputError
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 50,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "overrides", [{}, {"head_dim": 24}, {"attention_bias": True, "mlp_bias": True}], ids=["plain", "wide", "biased"]
+)
+def test_tensor_shapes_are_those_of_transformers(family, tied, overrides):
+    config = {"model_type": family, "tie_word_embeddings": tied} | SMALL | overrides
+    full = CONFIG_MAPPING[family](**{key: value for key, value in config.items() if key != "model_type"})
+    model = AutoModelForCausalLM.from_config(full)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if tied:
+        del expected["lm_head.weight"]
+    found = resolve(config)
+    assert found.tensor_shapes() == expected
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_missing_keys_have_the_defaults_of_transformers(family):
+    full = CONFIG_MAPPING[family]()
+    found = resolve({"model_type": family})
+    assert (found.layers, found.hidden_size, found.vocab_size) == (
+        full.num_hidden_layers,
+        full.hidden_size,
+        full.vocab_size,
+    )
+    assert found.kv_heads == full.num_key_value_heads
+    assert found.norm_epsilon == full.rms_norm_eps
+    assert found.head_dim * found.heads == found.linears()["model.layers.0.self_attn.q_proj"][0]
+
+
+def test_head_dim_and_kv_heads_follow_from_heads_when_absent():
+    config = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
+    found = resolve({"model_type": "llama", **config})
+    assert (found.kv_heads, found.head_dim) == (4, 8)
+
+
+def test_traits_of_the_four_families():
+    found = {family: resolve({"model_type": family, **SMALL}) for family in FAMILIES}
+    assert {family: shape.qkv_bias for family, shape in found.items()} == {
+        "llama": False, "mistral": False, "qwen2": True, "qwen3": False}  # fmt: skip
+    assert not any(shape.output_bias or shape.mlp_bias for shape in found.values())
+    assert [family for family, shape in found.items() if shape.qk_norm] == ["qwen3"]
+
+
+@pytest.mark.parametrize(
+    ("config", "windows"),
+    [
+        ({"model_type": "llama"}, (None, None, None)),
+        ({"model_type": "mistral", "sliding_window": 8}, (8, 8, 8)),
+        ({"model_type": "mistral", "sliding_window": None}, (None, None, None)),
+        ({"model_type": "qwen2", "sliding_window": 8}, (None, None, None)),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+            (None, 8, 8),
+        ),
+        (
+            {
+                "model_type": "qwen3",
+                "use_sliding_window": True,
+                "sliding_window": 8,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            },
+            (8, None, 8),
+        ),
+    ],
+)
+def test_windows(config, windows):
+    assert resolve(config | SMALL).windows == windows
+
+
+def test_linears_come_in_forward_order_with_the_head_last():
+    linears = resolve({"model_type": "llama", **SMALL}).linears()
+    assert [name.rpartition(".")[2] for name in list(linears)[:7]] == [
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # fmt: skip
+    assert len(linears) == 3 * 7 + 1
+    assert list(linears.items())[-1] == ("lm_head", (50, 32))
+
+
+def test_fused_linears():
+    fused = list(resolve({"model_type": "llama", **SMALL}).fused_linears(2))
+    assert fused[1] == ("model.layers.2.mlp.gate_proj", "model.layers.2.mlp.up_proj")
+
+
+def test_unknown_family_names_the_known_ones():
+    with pytest.raises(InputError, match="'gpt2'") as caught:
+        resolve({"model_type": "gpt2"})
+    assert all(family in caught.value.hint for family in FAMILIES)
+    with pytest.raises(InputError, match="did you mean 'qwen3'"):
+        resolve({"model_type": "qwen3x"})
+    with pytest.raises(InputError, match="None"):
+        resolve({})
+
+
+def test_other_task_of_a_known_family_is_refused():
+    with pytest.raises(InputError, match="LlamaForSequenceClassification"):
+        resolve({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]})
+
+
+def test_config_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match=r"no config\.json"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{\n "a": 1,\n}')
+    with pytest.raises(InputError, match="line 3"):
+        read_config(tmp_path)

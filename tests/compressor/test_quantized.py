@@ -1,0 +1,130 @@
+"""The quantized representation: what integers and scales mean, and the scales that every runtime reads alike."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compressor.errors import InputError
+from compressor.quantized import (
+    FP16_SMALLEST_NORMAL,
+    FP16_STEP,
+    LARGEST_SHARED_SCALE,
+    QuantizedWeight,
+    Scheme,
+    shared_scale,
+)
+
+# Spread over magnitudes, since the steps of both types depend on them.
+positive = st.builds(lambda exponent, part: 2.0**exponent * part, st.integers(-30, 15), st.floats(1.0, 1.99))
+
+
+@cache
+def shared_numbers():
+    """Every positive number that float16 and bfloat16 both hold."""
+    halves = torch.arange(1, 0x7C00, dtype=torch.int16).view(torch.float16).float()
+    return halves[halves == halves.to(torch.bfloat16).float()]
+
+
+@given(st.lists(positive, min_size=1, max_size=20), st.sampled_from([4, 8]))
+def test_shared_scale_is_the_nearest_number_that_both_types_hold(values, bits):
+    scales = torch.tensor(values, dtype=torch.float32)
+    found = shared_scale(scales, bits)
+    floor = FP16_SMALLEST_NORMAL if bits == 4 else FP16_STEP
+    grid = shared_numbers()
+    grid = grid[grid >= floor].double()
+    above = torch.searchsorted(grid, scales.double()).clamp(1, len(grid) - 1)
+    distance = torch.minimum((grid[above] - scales).abs(), (grid[above - 1] - scales).abs())
+    assert torch.equal(found, found.half().float())
+    assert torch.equal(found, found.bfloat16().float())
+    assert torch.equal((found.double() - scales.double()).abs(), distance)
+
+
+@given(st.lists(positive, min_size=2, max_size=50), st.sampled_from([4, 8]))
+def test_shared_scale_keeps_the_order(values, bits):
+    found = shared_scale(torch.tensor(sorted(values), dtype=torch.float32), bits)
+    assert bool((found.diff() >= 0).all())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_shared_scale_is_a_fixed_point_on_every_shared_number(bits):
+    numbers = shared_numbers()
+    numbers = numbers[(numbers <= LARGEST_SHARED_SCALE) & (numbers >= (FP16_SMALLEST_NORMAL if bits == 4 else 0))]
+    assert torch.equal(shared_scale(numbers, bits), numbers)
+
+
+def test_shared_scale_is_not_rounded_twice():
+    just_above_the_middle = 2.0**-15 * (1 + 2.0**-8 + 2.0**-12)
+    assert float(shared_scale(torch.tensor([just_above_the_middle]), 8)) == 2.0**-15 * (1 + 2.0**-7)
+
+
+def test_shared_scale_of_a_zero_weight_is_positive():
+    assert float(shared_scale(torch.zeros(1), 4)) == FP16_SMALLEST_NORMAL
+    assert float(shared_scale(torch.zeros(1), 8)) == FP16_STEP
+
+
+@pytest.mark.parametrize("value", [65300.0, float("inf"), float("nan")])
+def test_scale_beyond_float16_is_refused(value):
+    with pytest.raises(InputError, match="more than float16 holds"):
+        shared_scale(torch.tensor([1.0, value]), 4)
+
+
+@given(st.sampled_from([4, 8]), st.sampled_from([None, 2, 4]), st.booleans(), st.integers(0, 2**31))
+def test_dequantize_is_code_minus_zero_point_times_scale(bits, group_size, symmetric, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scheme = Scheme(bits, group_size, symmetric)
+    rows, columns = 3, 8
+    groups = columns // scheme.group_width(columns)
+    codes = torch.randint(scheme.lowest, scheme.highest + 1, (rows, columns), dtype=torch.int8, generator=generator)
+    scales = torch.rand(rows, groups, generator=generator)
+    zeros = torch.randint(scheme.lowest, scheme.highest + 1, (rows, groups), dtype=torch.int8, generator=generator)
+    found = QuantizedWeight(codes, scales, None if symmetric else zeros, scheme).dequantize()
+    for row in range(rows):
+        for column in range(columns):
+            group = column // scheme.group_width(columns)
+            zero = 0 if symmetric else int(zeros[row, group])
+            assert found[row, column] == scales[row, group] * (int(codes[row, column]) - zero)
+
+
+def weight(symmetric=True, **changed):
+    values = {
+        "codes": torch.zeros(2, 4, dtype=torch.int8),
+        "scales": torch.ones(2, 2),
+        "zero_points": None if symmetric else torch.zeros(2, 2, dtype=torch.int8),
+        "scheme": Scheme(4, 2, symmetric),
+    }
+    return QuantizedWeight(**(values | changed))
+
+
+def test_same_bits():
+    assert weight().same_bits(weight())
+    assert weight(False).same_bits(weight(False))
+    assert not weight().same_bits(weight(False))
+    assert not weight(False).same_bits(weight())
+    assert not weight().same_bits(weight(codes=torch.ones(2, 4, dtype=torch.int8)))
+    assert not weight().same_bits(weight(scales=torch.full((2, 2), 1.001)))
+    assert not weight(False).same_bits(weight(False, zero_points=torch.ones(2, 2, dtype=torch.int8)))
+
+
+def test_storage_bits():
+    assert weight().storage_bits == 8 * 4 + 4 * 16
+    assert weight(False).storage_bits == 8 * 4 + 4 * 16 + 4 * 4
+
+
+def test_group_size_that_does_not_divide_names_one_that_does():
+    with pytest.raises(InputError, match="128 does not divide the input width 576") as caught:
+        Scheme(4, 128).group_width(576)
+    assert "64 or 32" in caught.value.hint
+    with pytest.raises(InputError) as caught:
+        Scheme(4, 32).group_width(50)
+    assert "channel" in caught.value.hint
+    assert Scheme(4, None).group_width(50) == 50
+
+
+def test_scheme_prints_itself():
+    assert str(Scheme(4, 128)) == "int4 g128 symmetric"
+    assert str(Scheme(8, None, False)) == "int8 channel asymmetric"

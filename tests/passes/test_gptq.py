@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+from calibration.activations import InputGram
+from compressor.errors import RunError
+from compressor.quantized import Scheme
+from passes.gptq import inverse_factor, solve
+from passes.grid import fit_grid, quantize
+
+
+@pytest.fixture
+def problem():
+    """A weight [24, 64] and correlated inputs [2048, 64], as calibration sees them."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(64, 64, generator=generator) * torch.linspace(0.1, 2, 64)
+    inputs = torch.randn(2048, 64, generator=generator) @ mixing / 8
+    return torch.randn(24, 64, generator=generator), inputs
+
+
+def gram_of(inputs):
+    gram = InputGram.empty(inputs.shape[1])
+    gram.add(inputs)
+    return gram.mean
+
+
+def output_error(weight, quantized, inputs):
+    return float(((quantized.dequantize() - weight) @ inputs.T).square().mean())
+
+
+def textbook_gptq(weight, gram, scheme, damping):
+    """The update of the paper, one column at a time over the whole matrix, float64, no blocks, no reordering."""
+    weight, gram = weight.double().clone(), gram.double()
+    gram = gram + damping * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    factor = torch.linalg.cholesky(torch.linalg.inv(gram), upper=True)
+    grid = fit_grid(weight.float(), scheme, None, search=False)
+    width = scheme.group_width(weight.shape[1])
+    codes = torch.empty_like(weight)
+    for k in range(weight.shape[1]):
+        scale = grid.scales[:, k // width].double()
+        zero = 0 if grid.zero_points is None else grid.zero_points[:, k // width].double()
+        codes[:, k] = (weight[:, k] / scale + zero).round().clamp(scheme.lowest, scheme.highest)
+        error = (weight[:, k] - (codes[:, k] - zero) * scale) / factor[k, k]
+        weight[:, k + 1 :] -= error.unsqueeze(1) * factor[k, k + 1 :]
+    return codes
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", [32, None])
+def test_codes_equal_the_textbook_algorithm(problem, symmetric, group_size):
+    weight, inputs = problem
+    scheme = Scheme(4, group_size, symmetric)
+    ours = solve(weight, gram_of(inputs), scheme, act_order=False, scale_search=False).weight
+    theirs = textbook_gptq(weight, gram_of(inputs), scheme, 0.01)
+    # float32 against float64 may tip a value that lies on the border between two codes, and what follows from it
+    assert (ours.codes == theirs).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_outputs_are_closer_than_with_rounding_to_nearest(problem, bits, act_order):
+    weight, inputs = problem
+    scheme = Scheme(bits, 32)
+    nearest = quantize(weight, scheme, fit_grid(weight, scheme, None, search=False))
+    solved = solve(weight, gram_of(inputs), scheme, act_order=act_order).weight
+    assert output_error(weight, solved, inputs) < 0.7 * output_error(weight, nearest, inputs)
+
+
+def test_act_order_leaves_groups_as_they_lie(problem):
+    """Scales belong to groups of neighbouring inputs whatever the order of rounding: no g_idx is needed."""
+    weight, inputs = problem
+    gram = gram_of(inputs)
+    ordered = solve(weight, gram, Scheme(4, 32), act_order=True).weight
+    plain = solve(weight, gram, Scheme(4, 32), act_order=False).weight
+    assert torch.equal(ordered.scales, plain.scales)
+    assert not torch.equal(ordered.codes, plain.codes)
+
+
+def test_independent_inputs_are_rounded_to_nearest():
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(3))
+    scheme = Scheme(4, 32)
+    solved = solve(weight, torch.eye(64), scheme, scale_search=False).weight
+    nearest = quantize(weight, scheme, fit_grid(weight, scheme, None, search=False))
+    assert torch.equal(solved.codes, nearest.codes)
+
+
+def test_dead_inputs_keep_their_weights(problem):
+    weight, inputs = problem
+    inputs[:, [3, 40]] = 0
+    solution = solve(weight, gram_of(inputs), Scheme(8, 32))
+    assert solution.dead_inputs == 2
+    error = (solution.weight.dequantize() - weight)[:, [3, 40]].abs()
+    assert error.max() < solution.weight.scales.max()
+
+
+def test_damping_is_raised_until_the_matrix_is_positive_definite():
+    # rank one, with rounding noise that makes the smallest eigenvalues negative
+    direction = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    gram = direction.T @ direction
+    gram -= 0.02 * gram.diagonal().mean() * torch.eye(64)
+    factor, damping = inverse_factor(gram, 0.01)
+    assert damping == pytest.approx(0.1)
+    assert torch.isfinite(factor).all()
+
+
+def test_a_hopeless_matrix_is_an_error_not_a_crash():
+    with pytest.raises(RunError, match="positive definite"):
+        inverse_factor(-torch.eye(8), 0.01)
+
+
+def test_solution_is_the_same_twice(problem):
+    weight, inputs = problem
+    first, second = (solve(weight, gram_of(inputs), Scheme(4, 32)).weight for _ in range(2))
+    assert first.same_bits(second)
