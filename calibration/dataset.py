@@ -79,6 +79,8 @@ def pack(
     corpus: Corpus, tokenizer: Any, *, source: str, samples: int | None, length: int, seed: int | None
 ) -> TokenSet:
     """Cut the documents of `corpus` into windows; see `load_tokens`."""
+    if length < 1 or (samples is not None and samples < 1):
+        raise InputError(f"{samples} windows of {length} tokens were asked for; both must be at least 1.")
     if seed is None:
         windows, tally = _first_windows(corpus, tokenizer, samples, length)
         wanted = 1

@@ -134,8 +134,11 @@ def render_chat(messages: list[Any], tokenizer: Any, where: str) -> str:
     """A chat as the text that the tokenizer's own chat template makes of it.
 
     Raises:
-        InputError: the tokenizer has no chat template, or it rejects these messages; names `where`.
+        InputError: the tokenizer has no chat template, a message is incomplete, or the template rejects it;
+            names `where`.
     """
+    if not all(_is_message(message) for message in messages):
+        raise InputError(f"{where}: every message needs a `role` and a `content`.")
     if not tokenizer.chat_template:
         raise InputError(
             f"{where} is a chat, but the model's tokenizer has no chat template.", "Give `text` instead of `messages`."
@@ -144,6 +147,12 @@ def render_chat(messages: list[Any], tokenizer: Any, where: str) -> str:
         return tokenizer.apply_chat_template(messages, tokenize=False)
     except Exception as error:  # templates are programs: they raise what they like
         raise InputError(f"{where}: the tokenizer's chat template rejects the messages ({error}).") from error
+
+
+def _is_message(message: Any) -> bool:
+    # Templates print what is missing as nothing, or as "None".
+    is_chat = isinstance(message, Mapping) and isinstance(message.get("role"), str)
+    return is_chat and (message.get("content") is not None or bool(message.get("tool_calls")))
 
 
 def _not_utf8(where: str) -> InputError:
@@ -235,7 +244,7 @@ def _offline() -> Iterator[None]:
 
 def parse_dataset_id(source: str) -> tuple[str, str | None, str]:
     """(name, config, split) of `name[:config][:split]`; a lone second part is a split if it reads like one."""
-    name, *rest = source.split(":")
+    name, *rest = re.split(r":(?![^\[]*\])", source)  # not inside a slice such as train[:10%]
     if len(rest) > 2 or not name:
         raise InputError(f"{source} is neither a file nor a dataset id `name[:config][:split]`.")
     if len(rest) == 2:

@@ -58,13 +58,15 @@ class Caster:
         if tensor.dtype == self.dtype:
             return tensor
         served = tensor.to(self.dtype)
-        if not bool(torch.isfinite(served).all()):
-            largest = float(tensor.abs().max())
+        # Extremes and counts rather than masks, which would be as large as the embedding itself.
+        low, high = torch.aminmax(served)
+        if bool(torch.isinf(low)) or bool(torch.isinf(high)):
+            value = float(tensor.min() if bool(torch.isinf(low)) else tensor.max())
             raise InputError(
-                f"{name} holds {largest:.3g}, more than {dtype_name(self.dtype)} holds.", "dtype=bfloat16 works."
+                f"{name} holds {value:.3g}, which {dtype_name(self.dtype)} does not reach.", "dtype=bfloat16 works."
             )
         self._casts[tensor.dtype] += 1
-        self._flushed += int(((served == 0) & (tensor != 0)).sum())
+        self._flushed += int(torch.count_nonzero(tensor) - torch.count_nonzero(served))
         return served
 
     def check_scales(self, name: str, weight: QuantizedWeight) -> None:

@@ -47,4 +47,5 @@ def _unequal_groups(
 
 
 def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more layers"
+    others = len(names) - 1
+    return names[0] if not others else f"{names[0]} and {others} more layer{'s' if others > 1 else ''}"

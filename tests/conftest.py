@@ -76,7 +76,5 @@ def _spread_out(model: torch.nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)
-        elif name.endswith("bias"):
-            parameter.data.normal_(std=0.1)
         else:
             parameter.data.normal_(std=0.1)

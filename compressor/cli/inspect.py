@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from compressor.errors import InputError
+
+if TYPE_CHECKING:
+    from compressor.architecture import Architecture
 
 
 @click.command("inspect")
@@ -41,9 +44,7 @@ def describe(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path} does not exist.")
     if path.suffix == ".gguf":
-        from compressor.gguf import describe_gguf
-
-        return describe_gguf(path)
+        return _gguf(path)
     if (path / MANIFEST).is_file():
         return _artifact(path, MANIFEST)
     if (path / LEDGER_FILE).is_file():
@@ -56,19 +57,36 @@ def _model(path: Path) -> dict[str, Any]:
     from compressor.report.tables import size
 
     checkpoint = Checkpoint.open(path)
-    shape = checkpoint.architecture
-    schemes = Counter(map(str, checkpoint.schemes.values())) or {"none": len(shape.linears())}
+    schemes = Counter(map(str, checkpoint.schemes.values())) or {"none": len(checkpoint.architecture.linears())}
     return {
         "kind": "quantized model folder" if checkpoint.schemes else "model folder",
+        **_shape(checkpoint.architecture),
+        "dtype": str(checkpoint.dtype).removeprefix("torch."),
+        "weights": f"{size(checkpoint.nbytes)} in {len({info.shard for info in checkpoint.tensors.values()})} shards",
+        "quantized linears": dict(schemes),
+    }
+
+
+def _gguf(path: Path) -> dict[str, Any]:
+    from compressor.architecture import resolve
+    from compressor.gguf.config import build_config
+    from compressor.gguf.container import GgufFile
+    from compressor.report.tables import size
+
+    file = GgufFile.open(path)
+    kinds = Counter(tensor.kind for tensor in file.tensors.values())
+    shape = _shape(resolve(build_config(file)))
+    return {"kind": "GGUF file", **shape, "weights": size(path.stat().st_size), "tensors": dict(kinds)}
+
+
+def _shape(shape: Architecture) -> dict[str, Any]:
+    return {
         "family": f"{shape.model_type} ({shape.class_name})",
         "parameters": f"{shape.parameters:,}",
         "shape": f"{shape.layers} layers, width {shape.hidden_size}, MLP {shape.intermediate_size}, "
         f"{shape.heads} heads of {shape.head_dim}, {shape.kv_heads} KV heads, vocabulary {shape.vocab_size}",
         "context": shape.max_positions,
         "embedding": "tied to lm_head" if shape.tied_embeddings else "separate lm_head",
-        "dtype": str(checkpoint.dtype).removeprefix("torch."),
-        "weights": f"{size(checkpoint.nbytes)} in {len({info.shard for info in checkpoint.tensors.values()})} shards",
-        "quantized linears": dict(schemes),
     }
 
 

@@ -28,6 +28,8 @@ def build_config(file: GgufFile) -> dict[str, Any]:
     Raises:
         InputError: the architecture is unknown, or the metadata asks for something that its family does not do.
     """
+    if (parts := file.metadata.get("split.count", 1)) > 1:
+        raise InputError(f"{file.path} is one of {parts} parts.", "Join them with `llama-gguf-split --merge` first.")
     name = _architecture(file)
     _refuse_foreign(file, name)
     heads = _key(file, "attention.head_count")

@@ -11,7 +11,7 @@ from compressor.report import tables
 def render(ledger: Ledger) -> str:
     """The whole report as one Markdown document."""
     parts = [f"# {ledger.model} → {_target(ledger)}", _picture(ledger), tables.verdict(ledger)]
-    parts += [f"## {table.title}\n\n{_grid(table)}" for table in tables.all_tables(ledger)]
+    parts += [f"## {table.title}\n\n{grid(table)}" for table in tables.all_tables(ledger)]
     remarks = tables.remarks(ledger)
     if remarks:
         parts.append("## Remarks\n\n" + "\n".join(f"- {remark}" for remark in remarks))
@@ -31,7 +31,8 @@ def _picture(ledger: Ledger) -> str:
     return "`" + " → ".join([ledger.model, *passes, _target(ledger)]) + "`"
 
 
-def _grid(table: tables.Table) -> str:
+def grid(table: tables.Table) -> str:
+    """A table in Markdown."""
     lines = ["| " + " | ".join(table.headers) + " |", "|---|" + "---:|" * (len(table.headers) - 1)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in table.rows])
 

@@ -76,7 +76,7 @@ def unpack_nibbles(packed: np.ndarray) -> np.ndarray:
     """uint8 [N/2, K] to the int8 integers [N, K]."""
     integers = np.empty((2 * packed.shape[0], packed.shape[1]), np.int8)
     for parity, nibbles in enumerate((packed % 16, packed // 16)):
-        integers[parity::2] = np.where(nibbles < 8, nibbles, nibbles.astype(np.int16) - 16)
+        integers[parity::2] = (nibbles ^ 8).view(np.int8) - 8  # the sign bit flipped, then taken off
     return integers
 
 

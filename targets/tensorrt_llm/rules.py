@@ -73,6 +73,8 @@ def check_loadable(folder: Path, tp_size: int = 1) -> list[str]:
         quantization = _read_quantization(folder, config)
     except InputError as error:
         return [str(error)]
+    except json.JSONDecodeError as error:
+        return [f"hf_quant_config.json is not valid JSON (line {error.lineno})."]
     dtype = config.get("torch_dtype") or config.get("dtype") or "bfloat16"  # the loader's own default
     broken = [*_dtype_rules(config, dtype), *_quantization_rules(quantization)]
     if broken:

@@ -16,7 +16,7 @@ from compressor.gguf.config import LLAMA3, build_config, end_ids, llama3_factors
 from compressor.gguf.container import GgufFile
 from compressor.gguf.importer import PROBE
 from compressor.gguf.tokenizer import build_tokenizer, merges_by_score
-from compressor.gguf.weights import half_rotated
+from compressor.gguf.weights import half_rotated, read_blocks
 
 
 def silent(*_):
@@ -85,6 +85,16 @@ def test_reading_in_parts_equals_dequantizing_at_once(tmp_path, monkeypatch, kin
 def test_llama_rows_go_back_from_pairs_to_halves():
     rows = np.arange(8).reshape(8, 1)  # two heads of four: pairs (0, 2) and (1, 3)
     assert half_rotated(rows, 2).ravel().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_one_block_is_read_at_a_time(tiny_model, gguf_of, monkeypatch):
+    root = tiny_model("llama", tied=False)
+    file, architecture = GgufFile.open(gguf_of(root)), Checkpoint.open(root).architecture
+    reads = []
+    read = GgufFile.read
+    monkeypatch.setattr(GgufFile, "read", lambda self, name: (reads.append(name), read(self, name))[1])
+    counts = [len(reads) for _ in read_blocks(file, architecture, silent)]
+    assert counts == [1, 1 + 9, 1 + 9 + 9, 1 + 9 + 9 + 2]
 
 
 def test_folder_is_complete(tiny_model, gguf_of, tmp_path, byte_tokenizer):
@@ -187,6 +197,7 @@ def test_truncated_file_is_refused_at_any_length(tiny_model, gguf_of, tmp_path):
     ("extra", "message"),
     [
         ({"general.architecture": "mamba"}, "unknown architecture 'mamba'"),
+        ({"split.count": 3}, "one of 3 parts"),
         ({"llama.expert_count": 8}, "expert_count = 8"),
         ({"llama.attention.sliding_window": 128}, "sliding_window"),
         ({"llama.block_count": None}, "no llama.block_count"),

@@ -24,7 +24,9 @@ def run(spec, root, out):
 
 
 @pytest.mark.parametrize("name", ["rtn", "gptq"])
-@pytest.mark.parametrize("options", ["bits=4,group_size=32", "bits=8,group_size=64", "group_size=channel,symmetric=false"])
+@pytest.mark.parametrize(
+    "options", ["bits=4,group_size=32", "bits=8,group_size=64", "group_size=channel,symmetric=false"]
+)
 def test_the_step_opens_in_transformers_with_equal_logits(tiny_model, tmp_path, name, options):
     from transformers import AutoModelForCausalLM
 
@@ -126,6 +128,8 @@ def test_damping_outside_its_range_is_refused(tiny_model):
         make_pass("gptq", {"group_size": 32, "damping": 0.0}).plan(shape, {})
 
 
-@pytest.mark.parametrize("spec", ["gptq:bits=8,group_size=64,skip=*.o_proj+*.q_proj", "rtn", "gptq:group_size=channel,symmetric=false"])
+@pytest.mark.parametrize(
+    "spec", ["gptq:bits=8,group_size=64,skip=*.o_proj+*.q_proj", "rtn", "gptq:group_size=channel,symmetric=false"]
+)
 def test_spelling_round_trips(spec):
     assert make_pass(*parse_spec(spec)).spelled() == spec

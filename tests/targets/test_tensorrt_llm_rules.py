@@ -100,6 +100,10 @@ DAMAGES = {
         change("config.json", dtype="float16", torch_dtype="float16"),
         "model.norm.weight is stored as BF16; the loader wants F16",
     ),
+    "half a file": (
+        lambda root: (root / "hf_quant_config.json").write_text("{"),
+        "hf_quant_config.json is not valid JSON",
+    ),
     "algorithm": (quantization(quant_algo="W4A16_GPTQ"), "quant_algo is W4A16_GPTQ"),
     "no group size": (quantization(group_size=None), "group_size is None"),
     "group size": (quantization(group_size=32), "group_size is 32; the kernels take 64 and 128"),

@@ -86,7 +86,7 @@ def test_refusals_name_a_remedy(tiny_model):
     assert "and 13 more layers: int8 is not what this target holds; bits=4 works" in text(Scheme(8, 32))
     assert "group 16 has no kernel in vLLM; group_size 64 or 32 works" in text(Scheme(4, 16))
     assert "[80, 64] is no multiple of 32 both ways" in text(int4)
-    assert "model.layers.0.self_attn.v_proj and 1 more layers: left float, but vLLM fuses" in text(int4, v_proj=None)
+    assert "model.layers.0.self_attn.v_proj and 1 more layer: left float, but vLLM fuses" in text(int4, v_proj=None)
     assert "vLLM fuses gate_proj/up_proj, which have different schemes" in text(int4, up_proj=Scheme(4, 64))
     assert "lm_head: a quantized head" in text(int4, lm_head=int4)
     assert "add a quantizing pass" in VllmInt4().problems(architecture, {})[0]

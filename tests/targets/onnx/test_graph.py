@@ -20,6 +20,7 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"head_dim": 8}),  # too narrow for the attention kernel to rotate
     ("qwen3", {"head_dim": 24}),
     ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}),
+    ("qwen2", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}}),
     ("mistral", {"sliding_window": 7}),
     ("qwen2", {}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
