@@ -56,7 +56,7 @@ def train(root: Path, texts: Path, out: Path, minutes: float, rank: int) -> list
     return losses
 
 
-def _batches(tokenizer, texts: Path, size: int = 4, length: int = 192):  # noqa: ANN001, ANN202
+def _batches(tokenizer, texts: Path, size: int = 4, length: int = 192):
     """Endless shuffled batches of worked problems in the model's own chat template."""
     problems = [json.loads(line) for line in texts.read_text().splitlines()]
     generator = random.Random(0)

@@ -70,6 +70,7 @@ class Architecture:
     mlp_bias: bool
     qk_norm: bool
     tied_embeddings: bool
+    rope_type: str
     windows: tuple[int | None, ...]
 
     def block_linears(self, index: int) -> dict[str, tuple[int, int]]:
@@ -142,9 +143,14 @@ def read_config(root: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{root} is not a model folder: it has no config.json.")
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not valid JSON (line {error.lineno}).") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is not a JSON object.")
+    return config
 
 
 def resolve(config: Mapping[str, Any]) -> Architecture:
@@ -175,6 +181,7 @@ def resolve(config: Mapping[str, Any]) -> Architecture:
         mlp_bias=_trait(full, family.mlp_bias),
         qk_norm=family.qk_norm,
         tied_embeddings=bool(full.tie_word_embeddings),
+        rope_type=full.rope_parameters.get("rope_type", "default"),
         windows=_windows(full, family),
     )
 

@@ -21,23 +21,22 @@ PACKED, SCALE, SHAPE, ZERO_POINT = "weight_packed", "weight_scale", "weight_shap
 
 def pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Signed codes [rows, n] to int32 words [rows, ceil(n * bits / 32)], offset-binary, first element lowest."""
-    per_word = 32 // bits
-    unsigned = codes.to(torch.int32) + 2 ** (bits - 1)
-    padding = -codes.shape[1] % per_word
+    unsigned = (codes + 2 ** (bits - 1)).view(torch.uint8)  # int8 wraps round to the same eight bits
+    padding = -codes.shape[1] % (32 // bits)
     if padding:
         unsigned = torch.nn.functional.pad(unsigned, (0, padding))
-    lanes = unsigned.view(codes.shape[0], -1, per_word)
-    words = lanes[:, :, 0].clone()
-    for lane in range(1, per_word):
-        words |= lanes[:, :, lane] << (bits * lane)
-    return words
+    if bits == 4:
+        unsigned = unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
+    # A word's lowest byte comes first on every machine that torch is built for.
+    return unsigned.flatten().view(torch.int32).view(codes.shape[0], -1)
 
 
 def unpack_words(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """The inverse of `pack_words`: int8 codes [rows, count]."""
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-    lanes = (words.unsqueeze(-1) >> shifts) & (2**bits - 1)
-    return (lanes.view(words.shape[0], -1)[:, :count] - 2 ** (bits - 1)).to(torch.int8)
+    unsigned = words.flatten().view(torch.uint8).view(words.shape[0], -1)
+    if bits == 4:
+        unsigned = torch.stack((unsigned & 15, unsigned >> 4), dim=-1).flatten(1)
+    return unsigned[:, :count].view(torch.int8) - 2 ** (bits - 1)
 
 
 def encode(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:

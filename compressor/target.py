@@ -81,7 +81,11 @@ class Target(Configurable, ABC):
     preset: ClassVar[tuple[str, ...]] = ()  # passes, as spelled on the command line, when the recipe names none
     baseline: ClassVar[str | None] = None  # target that holds the original model in the same runtime
     reader: ClassVar[str]  # who reads the artifact back: not our writer
-    variants: ClassVar[tuple[Variant, ...]] = (Variant("", {}),)  # the last one is how it ships
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Ways to run the artifact that deserve a row of their own; the last one is how it ships."""
+        return (Variant("", {}),)
 
     @abstractmethod
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from compressor.ledger import Ledger
@@ -16,16 +17,16 @@ def show(ledger: Ledger, console: Console) -> None:
     for table in tables.all_tables(ledger):
         console.print(_rich(table))
     for remark in tables.remarks(ledger):
-        console.print(f"[yellow]•[/] {remark}", highlight=False)
+        console.print(f"[yellow]•[/] {escape(remark)}", highlight=False)
     console.print()
     artifact = ledger.artifact
     passed = artifact is not None and not artifact.verified.mismatches
     console.print(
-        f"[{'green' if passed else 'red'}]{'✓' if passed else '✗'}[/] {tables.verdict(ledger)}", highlight=False
+        f"[{'green' if passed else 'red'}]{'✓' if passed else '✗'}[/] {escape(tables.verdict(ledger))}", highlight=False
     )
     if artifact is not None:
-        console.print(f"  artifact  {artifact.path}  ({tables.size(artifact.size_bytes)})", highlight=False)
-        console.print(f"  serve it  {artifact.run}", highlight=False, soft_wrap=True)
+        console.print(f"  artifact  {escape(artifact.path)}  ({tables.size(artifact.size_bytes)})", highlight=False)
+        console.print(f"  serve it  {escape(artifact.run)}", highlight=False, soft_wrap=True)
 
 
 def _rich(table: tables.Table) -> RichTable:
@@ -40,5 +41,5 @@ def _rich(table: tables.Table) -> RichTable:
     for number, header in enumerate(table.headers):
         drawn.add_column(header, justify="left" if number == 0 else "right", no_wrap=True)
     for row in table.rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(escape, row))
     return drawn

@@ -24,7 +24,7 @@ def main() -> None:
         print(f"\n{prompt!r}\n  original   {original(prompt)!r}\n  onnx-int4  {compressed(prompt)!r}")
 
 
-def _transformers(root: Path):  # noqa: ANN202
+def _transformers(root: Path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
@@ -40,7 +40,7 @@ def _transformers(root: Path):  # noqa: ANN202
     return continue_
 
 
-def _genai(root: Path):  # noqa: ANN202
+def _genai(root: Path):
     import onnxruntime_genai as og
 
     model = og.Model(str(root))

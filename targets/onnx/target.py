@@ -16,7 +16,7 @@ import torch
 
 from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
-from compressor.errors import InputError, MissingExtra
+from compressor.errors import MissingExtra
 from compressor.files import write_json
 from compressor.options import option
 from compressor.pass_ import Progress
@@ -50,8 +50,6 @@ class _Onnx(Target):
         return FAST
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
-        for problem in _rope_problems(checkpoint.config):
-            raise InputError(problem)
         _require_packages()
         import onnx
 
@@ -153,12 +151,17 @@ class OnnxInt4(_Quantized):
     name = "onnx-int4"
     summary = "int4 weights for ONNX Runtime (MatMulNBits)"
     preset = ("gptq:bits=4",)
-    variants = (Variant(f"accuracy_level {EXACT}", {"accuracy_level": EXACT}), Variant("", {}))
     bits = 4
 
     accuracy_level: Literal[0, 4] = option(
         FAST, "0: float activations, exact; 4: activations rounded to int8 per block, faster"
     )
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        if self.accuracy_level == EXACT:
+            return super().variants
+        return (Variant(f"level {EXACT}", {"accuracy_level": EXACT}), *super().variants)
 
     def _accuracy_level(self) -> int:
         return self.accuracy_level
@@ -177,20 +180,15 @@ def _require_packages() -> None:
 def _shape_problems(architecture: Architecture) -> Iterator[str]:
     if architecture.activation != "silu":
         yield f"The ONNX graph knows the activation silu, not {architecture.activation}; choose target hf."
+    if architecture.rope_type not in ROPE_TYPES:
+        yield (
+            f"Rotary scaling {architecture.rope_type!r} changes with the length of the text, which a stored table "
+            "cannot follow; choose target hf."
+        )
     if architecture.head_dim % HEAD_DIM_STEP:
         yield (
             f"onnxruntime's attention takes a head_dim that is a multiple of {HEAD_DIM_STEP}, "
             f"not {architecture.head_dim}; choose target hf."
-        )
-
-
-def _rope_problems(config: Mapping[str, Any]) -> Iterator[str]:
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in ROPE_TYPES:
-        yield (
-            f"Rotary scaling {kind!r} changes with the length of the text, which a stored table cannot follow; "
-            "choose target hf."
         )
 
 
