@@ -28,12 +28,12 @@ def pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     if bits == 4:
         unsigned = unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
     # A word's lowest byte comes first on every machine that torch is built for.
-    return unsigned.flatten().view(torch.int32).view(codes.shape[0], -1)
+    return unsigned.flatten().contiguous().view(torch.int32).view(codes.shape[0], unsigned.shape[1] // 4)
 
 
 def unpack_words(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """The inverse of `pack_words`: int8 codes [rows, count]."""
-    unsigned = words.flatten().view(torch.uint8).view(words.shape[0], -1)
+    unsigned = words.flatten().contiguous().view(torch.uint8).view(words.shape[0], 4 * words.shape[1])
     if bits == 4:
         unsigned = torch.stack((unsigned & 15, unsigned >> 4), dim=-1).flatten(1)
     return unsigned[:, :count].view(torch.int8) - 2 ** (bits - 1)
