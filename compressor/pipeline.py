@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from compressor import ledger as ledgers
+from compressor.architecture import read_config
 from compressor.checkpoint import Checkpoint
 from compressor.code_version import code_version
 from compressor.errors import InputError
@@ -211,11 +212,13 @@ class Run:
         self.shipped = self._artifact_row(self.target.name, lowering.key)
         verified = lowering.make(out, self.shipped)
         artifact = Artifact(out, self.target.name)
-        run = self.target.run_command(str(out))
+        config = read_config(out)
+        run = self.target.run_command(str(out), config)
         record = ArtifactRecord(self.target.name, str(out), folder_bytes(out), artifact.digest, verified, run)
         self.ledger.artifact = record
         script = self.settings.out / "run.sh"
-        write_whole(script, f'#!/bin/sh\ncd "$(dirname "$0")" || exit\n{self.target.run_command("artifact")}\n')
+        command = self.target.run_command("artifact", config)
+        write_whole(script, f'#!/bin/sh\ncd "$(dirname "$0")" || exit\nexec {command}\n')
         script.chmod(0o755)
         return artifact
 

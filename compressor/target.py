@@ -112,12 +112,17 @@ class Target(Configurable, ABC):
 
     def why_not_run(self) -> str | None:
         """None when the runtime can be opened here, else the reason it cannot."""
-        return f"{self.runtime} is not run by llmc"
+        return f"llmc does not run {self.runtime}"
 
     def open(self, artifact: Artifact, **options: Any) -> Session:
         """Open the artifact in its runtime (only when `why_not_run` is None)."""
         raise NotImplementedError(self.name)
 
     @abstractmethod
-    def run_command(self, artifact: str) -> str:
-        """The exact command line that serves the artifact at this path."""
+    def run_command(self, path: str, config: Mapping[str, Any]) -> str:
+        """The exact command line that serves the artifact.
+
+        Args:
+            path: of the artifact, as the command shall have it.
+            config: the artifact's config.json.
+        """

@@ -63,7 +63,7 @@ def solve(
     grid = fit_grid(weight, scheme, energy + (energy.mean() * 1e-6 + 1e-12), scale_search)
     order = torch.argsort(energy, descending=True, stable=True) if act_order else torch.arange(len(energy))
     factor, used = inverse_factor(gram[order][:, order], damping)
-    codes = _round_columns(weight.T[order].contiguous(), factor, _ColumnGrid(grid, scheme, order))
+    codes = _round_columns(_Columns.of(weight, grid, order), factor, scheme)
     restored = torch.empty_like(codes)
     restored[order] = codes
     return Solution(assemble(restored.T.contiguous(), scheme, grid), int(dead.sum()), used)
@@ -91,34 +91,38 @@ def inverse_factor(gram: torch.Tensor, damping: float) -> tuple[torch.Tensor, fl
 
 
 @dataclass(frozen=True)
-class _ColumnGrid:
-    """The grid seen column by column in the order of rounding."""
+class _Columns:
+    """A weight and its grid, turned, in the order of rounding: float32 [in_features, out_features] each."""
 
-    grid: Grid
-    scheme: Scheme
-    order: torch.Tensor
+    values: torch.Tensor
+    scales: torch.Tensor
+    zero_points: torch.Tensor | None
 
-    def round(self, column: int, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes of one column's values [out_features], and the values they stand for."""
-        width = len(self.order) // self.grid.scales.shape[1]
-        scale, zero = self.grid.group(int(self.order[column]) // width)
-        codes = round_to_grid(values, scale, zero, self.scheme)
-        return codes, (codes - zero) * scale
+    @classmethod
+    def of(cls, weight: torch.Tensor, grid: Grid, order: torch.Tensor) -> _Columns:
+        group = order // (weight.shape[1] // grid.scales.shape[1])
+        zero_points = None if grid.zero_points is None else grid.zero_points.T[group]
+        return cls(weight.T[order], grid.scales.T[group], zero_points)
 
 
-def _round_columns(columns: torch.Tensor, factor: torch.Tensor, grid: _ColumnGrid) -> torch.Tensor:
-    """Codes [in_features, out_features] for the weight's columns, which are overwritten by their remainders."""
-    count = columns.shape[0]
-    codes = torch.empty_like(columns)
+def _round_columns(columns: _Columns, factor: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Codes [in_features, out_features]; the columns' values are overwritten by what was rounded."""
+    values = columns.values
+    count = len(values)
+    codes = torch.empty_like(values)
+    diagonal = factor.diagonal().tolist()
     for start in range(0, count, COLUMNS_AT_ONCE):
         end = min(start + COLUMNS_AT_ONCE, count)
-        errors = torch.empty_like(columns[start:end])
+        errors = torch.empty_like(values[start:end])
         for column in range(start, end):
-            codes[column], rounded = grid.round(column, columns[column])
-            error = (columns[column] - rounded) / factor[column, column]
-            columns[column + 1 : end].addr_(factor[column, column + 1 : end], error, alpha=-1)
-            errors[column - start] = error
-        columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
+            value, scale = values[column], columns.scales[column]
+            zero = 0.0 if columns.zero_points is None else columns.zero_points[column]
+            codes[column] = round_to_grid(value, scale, zero, scheme)
+            error = errors[column - start]
+            torch.sub(value, (codes[column] - zero) * scale, out=error)
+            error /= diagonal[column]
+            values[column + 1 : end].addr_(factor[column, column + 1 : end], error, alpha=-1)
+        values[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
     return codes
 
 

@@ -12,6 +12,8 @@ from compressor.quantized import QuantizedWeight, Scheme, shared_scale
 # always cost more than the finer steps gain at 4 bits and above.
 SEARCH_FRACTIONS = tuple(1.0 - 0.02 * step for step in range(25))
 
+ELEMENTS_AT_ONCE = 1 << 17  # the search goes over a weight again and again: in parts that stay in the cache
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -35,11 +37,18 @@ def fit_grid(weight: torch.Tensor, scheme: Scheme, importance: torch.Tensor | No
         search: try clipping the range and keep, group by group, what has the least squared error.
     """
     grouped = weight.view(weight.shape[0], -1, scheme.group_width(weight.shape[1]))
+    share = None if importance is None else importance.view(1, grouped.shape[1], -1)
+    rows = max(1, ELEMENTS_AT_ONCE // weight.shape[1])
+    parts = [_fit(part, scheme, share, search) for part in grouped.split(rows)]
+    zero_points = [part.zero_points for part in parts if part.zero_points is not None]
+    return Grid(torch.cat([part.scales for part in parts]), torch.cat(zero_points) if zero_points else None)
+
+
+def _fit(grouped: torch.Tensor, scheme: Scheme, share: torch.Tensor | None, search: bool) -> Grid:
     low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
     best = _grid_of_range(low, high, scheme)
     if not search:
         return best
-    share = None if importance is None else importance.view(1, grouped.shape[1], -1)
     least = _squared_error(grouped, best, scheme, share)
     for fraction in SEARCH_FRACTIONS[1:]:
         candidate = _grid_of_range(low * fraction, high * fraction, scheme)
@@ -54,7 +63,7 @@ def round_to_grid(
     values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | float, scheme: Scheme
 ) -> torch.Tensor:
     """The nearest codes, float32, of the values; scale and zero point broadcast."""
-    return (values / scale + zero).round().clamp(scheme.lowest, scheme.highest)
+    return (values / scale).add_(zero).round_().clamp_(scheme.lowest, scheme.highest)
 
 
 def quantize(weight: torch.Tensor, scheme: Scheme, grid: Grid) -> QuantizedWeight:
@@ -84,7 +93,7 @@ def _grid_of_range(low: torch.Tensor, high: torch.Tensor, scheme: Scheme) -> Gri
 def _squared_error(grouped: torch.Tensor, grid: Grid, scheme: Scheme, share: torch.Tensor | None) -> torch.Tensor:
     scale = grid.scales.unsqueeze(-1)
     zero = 0.0 if grid.zero_points is None else grid.zero_points.unsqueeze(-1)
-    error = ((round_to_grid(grouped, scale, zero, scheme) - zero) * scale - grouped).square_()
+    error = round_to_grid(grouped, scale, zero, scheme).sub_(zero).mul_(scale).sub_(grouped).square_()
     return (error if share is None else error.mul_(share)).sum(-1)
 
 

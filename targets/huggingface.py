@@ -7,15 +7,15 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from compressor.architecture import Architecture, resolve
+from compressor.architecture import Architecture, read_config, resolve
 from compressor.checkpoint import INDEX, Checkpoint, Weight
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
 from compressor.target import Artifact, Target
 from compressor.writer import copy_companions
 from targets.packing import pack_quantized
-from targets.serving import read_config
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class HuggingFace(Target):
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         # A folder from elsewhere may hold what transformers ignores: a tied head's second copy, rotary tables.
-        parameters = resolve(read_config(str(artifact.root))).tensor_shapes()
+        parameters = resolve(read_config(artifact.root)).tensor_shapes()
         return (pair for pair in pack_quantized.read_folder(artifact.root) if pair[0] in parameters)
 
-    def run_command(self, artifact: str) -> str:
-        return shlex.join(["text-generation-launcher", "--model-id", artifact, "--port", "8080"])
+    def run_command(self, path: str, config: Mapping[str, Any]) -> str:
+        return shlex.join(["text-generation-launcher", "--model-id", path, "--port", "8080"])

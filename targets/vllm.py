@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from compressor.writer import ShardWriter, copy_companions
 from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, served_config
 from targets.packing import pack_quantized
 from targets.refusals import refusals
-from targets.serving import length_option, read_config
+from targets.serving import length_option
 
 RUNTIME = "vLLM"
 GROUP_SIZES = (128, 64, 32)
@@ -66,10 +67,9 @@ class VllmInt4(Target):
     def expected(self, name: str, weight: Weight) -> Weight:
         return cast(self.dtype, weight)
 
-    def run_command(self, artifact: str) -> str:
-        dtype = read_config(artifact).get("dtype", "auto")
-        length = length_option("--max-model-len", artifact)
-        return shlex.join(["vllm", "serve", artifact, "--port", "8000", "--dtype", dtype, *length])
+    def run_command(self, path: str, config: Mapping[str, Any]) -> str:
+        length = length_option("--max-model-len", config)
+        return shlex.join(["vllm", "serve", path, "--port", "8000", "--dtype", config["dtype"], *length])
 
 
 def _layer_reasons(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:

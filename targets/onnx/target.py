@@ -89,10 +89,10 @@ class _Onnx(Target):
 
         return OnnxSession(artifact.root, **options)
 
-    def run_command(self, artifact: str) -> str:
+    def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         return "python -c " + shlex.quote(
             "import onnxruntime_genai as og; "
-            f"model = og.Model({json.dumps(artifact)}); tokenizer = og.Tokenizer(model); "
+            f"model = og.Model({json.dumps(path)}); tokenizer = og.Tokenizer(model); "
             "parameters = og.GeneratorParams(model); parameters.set_search_options(max_length=100); "
             "generator = og.Generator(model, parameters); "
             'generator.append_tokens(tokenizer.encode("Once upon a time")); '

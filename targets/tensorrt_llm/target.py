@@ -34,6 +34,8 @@ from targets.tensorrt_llm.rules import check_loadable
 
 RUNTIME = "TensorRT-LLM"
 GROUP_SIZES = (128, 64)
+SERVING_OPTIONS = "--host 0.0.0.0 --port 8000 --tp_size 1 --max_batch_size 8 --max_num_tokens 8192"
+MEMORY_OPTION = "--kv_cache_free_gpu_memory_fraction 0.9"
 # Linears that the runtime does not fuse: their loader reads an activation scale and fails without one.
 UNFUSED = ("self_attn.o_proj", "mlp.down_proj")
 
@@ -84,21 +86,12 @@ class TrtInt4(Target):
     def expected(self, name: str, weight: Weight) -> Weight:
         return cast(self.dtype, weight)
 
-    def run_command(self, artifact: str) -> str:
-        options = [
-            "--host",
-            "0.0.0.0",
-            "--port",
-            "8000",
-            "--tp_size",
-            "1",
-            "--max_batch_size",
-            "8",
-            "--max_num_tokens",
-            "8192",
-        ]
-        memory = ["--kv_cache_free_gpu_memory_fraction", "0.9"]
-        return shlex.join(["trtllm-serve", artifact, *options, *length_option("--max_seq_len", artifact), *memory])
+    def why_not_run(self) -> str | None:
+        return f"{RUNTIME} needs an NVIDIA GPU; its loader's rules were checked, loading was not"
+
+    def run_command(self, path: str, config: Mapping[str, Any]) -> str:
+        length = length_option("--max_seq_len", config)
+        return shlex.join(["trtllm-serve", path, *SERVING_OPTIONS.split(), *length, *MEMORY_OPTION.split()])
 
 
 def _layer_reasons(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:

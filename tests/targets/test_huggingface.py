@@ -83,4 +83,4 @@ def test_a_flipped_byte_is_found(tiny_model, quantize, lower, verified, flip_byt
 
 
 def test_run_command():
-    assert HuggingFace().run_command("out/it's") == "text-generation-launcher --model-id 'out/it'\"'\"'s' --port 8080"
+    assert HuggingFace().run_command("a b", {}) == "text-generation-launcher --model-id 'a b' --port 8080"

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import compressor.writer
+from compressor.architecture import read_config
 from compressor.errors import InputError, RunError
 from compressor.quantized import Scheme
 from compressor.registry import make_target
@@ -197,11 +198,8 @@ def test_run_command(tiny_model, quantize, lower):
     artifact, _ = lower(TrtInt4(), quantize(tiny_model("llama"), INT4))
     options = "--host 0.0.0.0 --port 8000 --tp_size 1 --max_batch_size 8 --max_num_tokens 8192"
     memory = "--kv_cache_free_gpu_memory_fraction 0.9"
-    assert (
-        TrtInt4().run_command(str(artifact.root))
-        == f"trtllm-serve {artifact.root} {options} --max_seq_len 512 {memory}"
-    )
-    assert TrtInt4().run_command("/not here") == f"trtllm-serve '/not here' {options} {memory}"
+    config = read_config(artifact.root)
+    assert TrtInt4().run_command("/a b", config) == f"trtllm-serve '/a b' {options} --max_seq_len 512 {memory}"
 
 
 def architecture_of(root):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from compressor.architecture import read_config
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.quantized import Scheme
@@ -95,5 +96,4 @@ def test_refusals_name_a_remedy(tiny_model):
 def test_run_command(tiny_model, quantize, lower):
     artifact, _ = lower(VllmInt4(), quantize(tiny_model("llama"), Scheme(4, 64)))
     expected = f"vllm serve {artifact.root} --port 8000 --dtype bfloat16 --max-model-len 512"
-    assert VllmInt4().run_command(str(artifact.root)) == expected
-    assert VllmInt4().run_command("gone") == "vllm serve gone --port 8000 --dtype auto"
+    assert VllmInt4().run_command(str(artifact.root), read_config(artifact.root)) == expected
