@@ -1,0 +1,91 @@
+import pytest
+
+from compressor.ledger import ArtifactRecord, Ledger, StepRecord, TextRecord, Verification, load_ledger
+from compressor.measure.accuracy import Quality
+from compressor.measure.latency import Latency
+from compressor.measure.statistics import Estimate
+from compressor.report import tables
+from compressor.report.markdown import render
+
+
+@pytest.mark.parametrize(
+    ("value", "percent", "shown"),
+    [
+        (Estimate(33.28123, 0.5123), False, "33.28 ± 0.51"),
+        (Estimate(537.7, 41.2), False, "538 ± 41"),
+        (Estimate(0.28714, 0.00812), False, "0.2871 ± 0.0081"),
+        (Estimate(0.0000004, 0.0000001), False, "0.0000 ± 0.0000"),
+        (Estimate(0.71234, 0.0049), True, "71.23 ± 0.49%"),
+        (Estimate(1.0, 0.0), True, "100%"),
+        (Estimate(2.5, None), False, "2.5"),
+    ],
+)
+def test_estimates_show_the_digits_that_their_error_leaves(value, percent, shown):
+    assert tables.estimate(value, percent) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(None, "–"), (900, "900 B"), (4096, "4 KiB"), (3_500_000, "3.3 MiB"), (15 << 30, "15.0 GiB")]
+)
+def test_sizes(count, shown):
+    assert tables.size(count) == shown
+
+
+@pytest.fixture
+def ledger():
+    one = Estimate(1.0, 0.1)
+    quality = Quality(one, one, one, one)
+    times = {"p50": 12.0, "p95": 15.0}
+    step = StepRecord(
+        "gptq", 3.0, 1 << 30, 1 << 20, 4.5, "transformers 5 CPU", quality, [Latency(1, 8, 4, times, times, one)]
+    )
+    return Ledger(
+        model="m",
+        recipe={"passes": [{"gptq": {}}]},
+        environment={"cpu": "a | b", "packages": {"torch": "2"}},
+        texts={"evaluation": TextRecord("e.txt", 3, 64, "d", ["noted"])},
+        warnings=["beware"],
+        steps=[StepRecord("original", quality=quality), step, StepRecord("trt-int4", not_run="no GPU")],
+        artifact=ArtifactRecord("trt-int4", "out/artifact", 10, "d", Verification("reader", 5, []), "serve it"),
+    )
+
+
+def test_rows_without_a_figure_stay_out_of_its_table(ledger):
+    accuracy, cost, latency = tables.all_tables(ledger)
+    assert [row[0] for row in accuracy.rows] == ["original", "gptq"]
+    assert [row[0] for row in cost.rows] == ["original", "gptq", "trt-int4"]
+    assert [row[0] for row in latency.rows] == ["gptq"]
+    assert "transformers 5 CPU" in latency.title
+
+
+def test_everything_odd_is_a_remark(ledger):
+    remarks = tables.remarks(ledger)
+    assert remarks == ["beware", "evaluation text: noted", "trt-int4: not run, no GPU"]
+
+
+def test_a_mismatch_cannot_be_overlooked(ledger):
+    assert tables.verdict(ledger) == "5 weights read back by reader: bit-identical."
+    ledger.artifact.verified.mismatches.append("x")
+    assert "1 DIFFER" in tables.verdict(ledger)
+
+
+def test_markdown_has_tables_of_equal_width(ledger):
+    text = render(ledger)
+    for block in text.split("\n\n"):
+        lines = block.splitlines()
+        if lines[0].startswith("| step"):
+            assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_ledger_file_round_trips(ledger, tmp_path):
+    ledger.save(tmp_path)
+    assert load_ledger(tmp_path) == ledger
+
+
+def test_a_ledger_of_another_schema_is_refused(ledger, tmp_path):
+    from compressor.errors import InputError
+
+    ledger.schema = 99
+    ledger.save(tmp_path)
+    with pytest.raises(InputError, match="schema 99"):
+        load_ledger(tmp_path)
