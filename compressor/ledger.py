@@ -96,8 +96,13 @@ class Ledger:
     steps: list[StepRecord] = field(default_factory=list)
     artifact: ArtifactRecord | None = None
 
+    def plain(self) -> dict[str, Any]:
+        """The ledger as JSON values; what the file holds."""
+        return _finite(asdict(self))
+
     def save(self, folder: Path) -> None:
-        write_json(folder / LEDGER_FILE, _finite(asdict(self)))
+        """Write `ledger.json` into a run's folder."""
+        write_json(folder / LEDGER_FILE, self.plain())
 
 
 def load_ledger(path: Path) -> Ledger:

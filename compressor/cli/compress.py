@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +138,7 @@ def _present(ledger: Ledger, as_json: bool) -> None:
     if as_json:
         from compressor.cli import emit_json
 
-        emit_json(asdict(ledger))
+        emit_json(ledger.plain())
         return
     from rich.console import Console
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -23,7 +22,7 @@ def report_command(run: Path, markdown: bool, as_json: bool) -> None:
 
     ledger = load_ledger(run)
     if as_json:
-        emit_json(asdict(ledger))
+        emit_json(ledger.plain())
     elif markdown:
         click.echo(render(ledger), nl=False)
     else:
