@@ -12,16 +12,12 @@ import torch
 
 from compressor import layout
 from compressor.architecture import Architecture
-from compressor.checkpoint import Block, Checkpoint, Weight
-from compressor.files import write_json
-from compressor.options import option
-from compressor.pass_ import Progress
+from compressor.checkpoint import Checkpoint, Weight
 from compressor.quantized import QuantizedWeight, Scheme
-from compressor.target import Artifact, Target
-from compressor.writer import ShardWriter, copy_companions
-from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, served_config
+from compressor.target import Artifact
 from targets.packing import pack_quantized
 from targets.refusals import refusals
+from targets.served import ServedFolder
 from targets.serving import length_option
 
 RUNTIME = "vLLM"
@@ -29,16 +25,13 @@ GROUP_SIZES = (128, 64, 32)
 
 
 @dataclass(frozen=True)
-class VllmInt4(Target):
+class VllmInt4(ServedFolder):
     """W4A16: int4 weights in groups of 32, 64, 128 or one to a channel, 16-bit activations."""
 
     name = "vllm-int4"
     summary = "int4 weights for vLLM (compressed-tensors, pack-quantized)"
     runtime = "vLLM >= 0.10"
-    preset = ("gptq:bits=4",)
     reader = pack_quantized.READER
-
-    dtype: ServedDtype = option("auto", DTYPE_HELP)
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         inner = {name: scheme for name, scheme in schemes.items() if name != "lm_head"}
@@ -47,25 +40,14 @@ class VllmInt4(Target):
             found.append(f"lm_head: a quantized head is not served by {RUNTIME} for every model; lm_head=false works.")
         return found
 
-    def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
-        caster, shards = Caster(self.dtype, checkpoint), ShardWriter(out)
-        total = len(checkpoint.block_names)
-        for done, block in enumerate(checkpoint.blocks()):
-            progress("writing", done, total)
-            shards.add(_stored_block(block, caster))
-        shards.finish()
-        quantization = layout.quantization_config(checkpoint.schemes, checkpoint.architecture.linears())
-        config = served_config(checkpoint, caster.dtype) | {"quantization_config": quantization}
-        write_json(out / "config.json", config)
-        copy_companions(checkpoint.root, out)
-        progress("writing", total, total)
-        return caster.notes
+    def stored_linear(self, layer: str, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        return {f"{layer}.{part}": tensor for part, tensor in layout.encode(weight, dtype).items()}
+
+    def describe(self, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
+        return layout.quantization_config(checkpoint.schemes, checkpoint.architecture.linears())
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         return pack_quantized.read_folder(artifact.root)
-
-    def expected(self, name: str, weight: Weight) -> Weight:
-        return cast(self.dtype, weight)
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         length = length_option("--max-model-len", config)
@@ -81,15 +63,3 @@ def _layer_reasons(scheme: Scheme, out_features: int, in_features: int) -> Itera
     if in_features % 32 or out_features % 32:
         shape = f"[{out_features}, {in_features}]"
         yield f"{shape} is no multiple of 32 both ways, which {RUNTIME}'s kernels need; skip these layers"
-
-
-def _stored_block(block: Block, caster: Caster) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for name, weight in block.weights.items():
-        if isinstance(weight, QuantizedWeight):
-            layer = name.removesuffix(".weight")
-            caster.check_scales(layer, weight)
-            tensors |= {f"{layer}.{part}": tensor for part, tensor in layout.encode(weight, caster.dtype).items()}
-        else:
-            tensors[name] = caster.tensor(name, weight)
-    return tensors

@@ -17,17 +17,15 @@ import torch
 
 from compressor import __version__
 from compressor.architecture import Architecture
-from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.checkpoint import Checkpoint, Weight
 from compressor.errors import RunError
 from compressor.files import write_json
-from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
-from compressor.target import Artifact, Target
-from compressor.writer import ShardWriter, copy_companions
-from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, served_config
+from compressor.target import Artifact
 from targets.packing.output_pairs import pack_output_pairs
 from targets.refusals import refusals
+from targets.served import ServedFolder
 from targets.serving import length_option
 from targets.tensorrt_llm.reader import read_activation_scales, read_folder
 from targets.tensorrt_llm.rules import check_loadable
@@ -41,16 +39,13 @@ UNFUSED = ("self_attn.o_proj", "mlp.down_proj")
 
 
 @dataclass(frozen=True)
-class TrtInt4(Target):
+class TrtInt4(ServedFolder):
     """W4A16: int4 weights in groups of 64 or 128, 16-bit activations."""
 
     name = "trt-int4"
     summary = "int4 weights for TensorRT-LLM (ModelOpt unified checkpoint, W4A16_AWQ)"
     runtime = "TensorRT-LLM >= 1.2"
-    preset = ("gptq:bits=4",)
     reader = "unpacker written from the layout's text (numpy)"
-
-    dtype: ServedDtype = option("auto", DTYPE_HELP)
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         inner = {name: scheme for name, scheme in schemes.items() if name != "lm_head"}
@@ -62,29 +57,46 @@ class TrtInt4(Target):
             found.append(f"Layers have groups of {sizes[0]} and of {sizes[1]}; one group_size for all layers works.")
         return found
 
+    def stored_linear(self, layer: str, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        tensors = {f"{layer}.weight": pack_output_pairs(weight.codes), f"{layer}.weight_scale": weight.scales}
+        if layer.endswith(UNFUSED):
+            tensors[f"{layer}.pre_quant_scale"] = torch.ones(weight.codes.shape[1], dtype=dtype)
+        return tensors
+
+    def describe(self, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
+        group_size = next(scheme.group_size for scheme in checkpoint.schemes.values())
+        float_linears = [name for name in checkpoint.architecture.linears() if name not in checkpoint.schemes]
+        producer = {"name": "llmc", "version": __version__}
+        nested: dict[str, Any] = {
+            "quant_algo": "W4A16_AWQ",
+            "kv_cache_quant_algo": None,
+            "group_size": group_size,
+            "has_zero_point": False,
+            "pre_quant_scale": True,
+            "exclude_modules": float_linears,
+        }
+        write_json(out / "hf_quant_config.json", {"producer": producer, "quantization": nested})
+        # The flat copy repeats what the loader compares with the file above; ModelOpt's own leaves group_size out.
+        return {
+            "quant_method": "modelopt",
+            "quant_algo": "W4A16_AWQ",
+            "group_size": group_size,
+            "ignore": float_linears,
+            "producer": producer,
+        }
+
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
-        caster, shards = Caster(self.dtype, checkpoint), ShardWriter(out)
-        total = len(checkpoint.block_names)
-        for done, block in enumerate(checkpoint.blocks()):
-            progress("writing", done, total)
-            shards.add(_stored_block(block, caster))
-        shards.finish()
-        _write_configs(checkpoint, caster.dtype, out)
-        copy_companions(checkpoint.root, out)
+        notes = super().lower(checkpoint, out, progress)
         _refuse_unloadable(out)
-        progress("writing", total, total)
         ones = sum(name.endswith(UNFUSED) for name in checkpoint.schemes)
         added = f"{ones} activation scales of ones added, which {RUNTIME} wants on o_proj and down_proj"
-        return [*caster.notes, added] if ones else caster.notes
+        return [*notes, added] if ones else notes
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         for layer, scales in read_activation_scales(artifact.root):
             if not bool((scales == 1).all()):
                 raise RunError(f"The activation scale of {layer} is not ones, so its weight is not what was lowered.")
         yield from read_folder(artifact.root)
-
-    def expected(self, name: str, weight: Weight) -> Weight:
-        return cast(self.dtype, weight)
 
     def why_not_run(self) -> str | None:
         return f"{RUNTIME} needs an NVIDIA GPU; its loader's rules were checked, loading was not"
@@ -107,48 +119,6 @@ def _layer_reasons(scheme: Scheme, out_features: int, in_features: int) -> Itera
         yield f"{size} is not served by {RUNTIME}; group_size {fitting} works"
     if out_features % 16:
         yield f"the output width {out_features} is no multiple of 16, which {RUNTIME} needs; skip these layers"
-
-
-def _stored_block(block: Block, caster: Caster) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for name, weight in block.weights.items():
-        if isinstance(weight, QuantizedWeight):
-            tensors |= _stored_linear(name.removesuffix(".weight"), weight, caster)
-        else:
-            tensors[name] = caster.tensor(name, weight)
-    return tensors
-
-
-def _stored_linear(layer: str, weight: QuantizedWeight, caster: Caster) -> dict[str, torch.Tensor]:
-    caster.check_scales(layer, weight)
-    tensors = {f"{layer}.weight": pack_output_pairs(weight.codes), f"{layer}.weight_scale": weight.scales}
-    if layer.endswith(UNFUSED):
-        tensors[f"{layer}.pre_quant_scale"] = torch.ones(weight.codes.shape[1], dtype=caster.dtype)
-    return tensors
-
-
-def _write_configs(checkpoint: Checkpoint, dtype: torch.dtype, out: Path) -> None:
-    group_size = next(scheme.group_size for scheme in checkpoint.schemes.values())
-    float_linears = [name for name in checkpoint.architecture.linears() if name not in checkpoint.schemes]
-    producer = {"name": "llmc", "version": __version__}
-    nested: dict[str, Any] = {
-        "quant_algo": "W4A16_AWQ",
-        "kv_cache_quant_algo": None,
-        "group_size": group_size,
-        "has_zero_point": False,
-        "pre_quant_scale": True,
-        "exclude_modules": float_linears,
-    }
-    write_json(out / "hf_quant_config.json", {"producer": producer, "quantization": nested})
-    # The flat copy repeats what the loader compares with the file above; ModelOpt's own leaves group_size out.
-    flat = {
-        "quant_method": "modelopt",
-        "quant_algo": "W4A16_AWQ",
-        "group_size": group_size,
-        "ignore": float_linears,
-        "producer": producer,
-    }
-    write_json(out / "config.json", served_config(checkpoint, dtype) | {"quantization_config": flat})
 
 
 def _refuse_unloadable(folder: Path) -> None:

@@ -1,0 +1,61 @@
+"""Base of targets whose artifact is a Hugging Face folder in 16 bits, its linears stored as one runtime wants them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.files import write_json
+from compressor.options import option
+from compressor.pass_ import Progress
+from compressor.quantized import QuantizedWeight
+from compressor.target import Target
+from compressor.writer import ShardWriter, copy_companions
+from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, served_config
+
+
+@dataclass(frozen=True)
+class ServedFolder(Target):
+    """Streams the checkpoint into shards; subclasses store one linear and describe the quantization."""
+
+    preset = ("gptq:bits=4",)
+
+    dtype: ServedDtype = option("auto", DTYPE_HELP)
+
+    @abstractmethod
+    def stored_linear(self, layer: str, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The tensors, by full name, that hold a quantized linear in the runtime's layout."""
+
+    @abstractmethod
+    def describe(self, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
+        """The `quantization_config` of config.json; files of the runtime's own are written into `out`."""
+
+    def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
+        caster, shards = Caster(self.dtype, checkpoint), ShardWriter(out)
+        total = len(checkpoint.block_names)
+        for done, block in enumerate(checkpoint.blocks(), start=1):
+            shards.add(dict(self._stored(block, caster)))
+            progress("writing", done, total)
+        shards.finish()
+        quantization = {"quantization_config": self.describe(checkpoint, out)}
+        write_json(out / "config.json", served_config(checkpoint, caster.dtype) | quantization)
+        copy_companions(checkpoint.root, out)
+        return caster.notes
+
+    def expected(self, name: str, weight: Weight) -> Weight:
+        return cast(self.dtype, weight)
+
+    def _stored(self, block: Block, caster: Caster) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, weight in block.weights.items():
+            if isinstance(weight, QuantizedWeight):
+                layer = name.removesuffix(".weight")
+                caster.check_scales(layer, weight)
+                yield from self.stored_linear(layer, weight, caster.dtype).items()
+            else:
+                yield name, caster.tensor(name, weight)
