@@ -18,7 +18,7 @@ def render(ledger: Ledger) -> str:
     if ledger.artifact is not None:
         parts.append(f"## Serve it\n\n```sh\n{ledger.artifact.run}\n```")
     parts.append(f"## How this was made\n\n```yaml\n{yaml.safe_dump(ledger.recipe, sort_keys=False)}```")
-    parts.append(_environment(ledger))
+    parts += [_texts(ledger), _environment(ledger)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -35,6 +35,14 @@ def grid(table: tables.Table) -> str:
     """A table in Markdown."""
     lines = ["| " + " | ".join(table.headers) + " |", "|---|" + "---:|" * (len(table.headers) - 1)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in table.rows])
+
+
+def _texts(ledger: Ledger) -> str:
+    return "\n".join(
+        f"- {role} text: {text.source}, {text.windows} × {text.length} tokens, SHA-256 {text.digest[:16]}…; "
+        + "; ".join(text.notes)
+        for role, text in ledger.texts.items()
+    )
 
 
 def _environment(ledger: Ledger) -> str:

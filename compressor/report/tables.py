@@ -47,7 +47,7 @@ def latency_tables(ledger: Ledger) -> list[Table]:
     rows: dict[str, list[tuple[str, ...]]] = {}
     for row in ledger.steps:
         for latency in row.latency:
-            workload = f"batch {latency.batch}, prompt {latency.prompt}, output {latency.output}"
+            workload = f"batch {latency.batch}, {latency.prompt} + {latency.output} tokens"
             title = f"Latency in ms, {row.runtime}: {workload}"
             rows.setdefault(title, []).append(_latency_row(row, latency))
     return [Table(title, headers, lines) for title, lines in rows.items()]
@@ -56,8 +56,6 @@ def latency_tables(ledger: Ledger) -> list[Table]:
 def remarks(ledger: Ledger) -> list[str]:
     """Warnings of the run, notes of its rows, and why something was not run."""
     found = list(ledger.warnings)
-    for role, text in ledger.texts.items():
-        found += [f"{role} text: {note}" for note in text.notes]
     for row in ledger.steps:
         found += [f"{row.name}: {note}" for note in row.notes]
         if row.not_run:
@@ -74,14 +72,14 @@ def verdict(ledger: Ledger) -> str:
     return f"{checked.weights} weights read back by {checked.reader}: {state}."
 
 
-def estimate(value: Estimate, percent: bool = False) -> str:
-    """An estimate with its standard error, to the two significant digits that the error leaves."""
+def estimate(value: Estimate, percent: bool = False, least: int = 0) -> str:
+    """An estimate with its standard error, to the error's two significant digits but at least `least` decimals."""
     factor, unit = (100, "%") if percent else (1, "")
     if not value.stderr:
         return f"{factor * value.value:.4g}{unit}"
     error = factor * value.stderr
-    digits = min(2 if percent else 4, max(0, 1 - math.floor(math.log10(error))))
-    return f"{factor * value.value:.{digits}f} ± {error:.{digits}f}{unit}"
+    digits = min(2 if percent else 4, max(least, 1 - math.floor(math.log10(error))))
+    return f"{factor * value.value:z.{digits}f} ± {error:.{digits}f}{unit}"
 
 
 def size(count: int | None) -> str:
@@ -105,10 +103,10 @@ def _quality_row(row: StepRecord) -> tuple[str, ...]:
     quality = row.quality
     assert quality is not None
     if row.name == "original":
-        return (row.name, estimate(quality.perplexity), MISSING, MISSING, MISSING)
+        return (row.name, estimate(quality.perplexity, least=2), MISSING, MISSING, MISSING)
     return (
         row.name,
-        estimate(quality.perplexity),
+        estimate(quality.perplexity, least=2),
         estimate(quality.perplexity_increase, percent=True),
         estimate(quality.kl),
         estimate(quality.top1, percent=True),

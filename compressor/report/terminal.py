@@ -16,6 +16,7 @@ def show(ledger: Ledger, console: Console) -> None:
     console.print()
     for table in tables.all_tables(ledger):
         console.print(_rich(table))
+        console.print()
     for remark in tables.remarks(ledger):
         console.print(f"[yellow]•[/] {escape(remark)}", highlight=False)
     console.print()
@@ -32,11 +33,12 @@ def show(ledger: Ledger, console: Console) -> None:
 def _rich(table: tables.Table) -> RichTable:
     drawn = RichTable(
         title=table.title,
+        title_style="bold",
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        title_style="bold",
-        pad_edge=False,
         show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for number, header in enumerate(table.headers):
         drawn.add_column(header, justify="left" if number == 0 else "right", no_wrap=True)
