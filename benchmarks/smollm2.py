@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, help="the model, if it is here already")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--lora-minutes", type=float, default=4)
+    parser.add_argument("--remark", default="", help="a sentence for the results, such as what else the machine did")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
 
@@ -48,7 +49,7 @@ def main() -> None:
         imported = arguments.out / "plain" / TARGETS[0] / "steps" / "00-import"
         train(imported, arguments.lora_texts, merged, arguments.lora_minutes, rank=16)
     tuned = compress_all(str(merged), arguments.out / "tuned", arguments)
-    RESULTS.write_text(document({"As downloaded": plain, "With a merged LoRA": tuned}))
+    RESULTS.write_text(document({"As downloaded": plain, "With a merged LoRA": tuned}, arguments.remark))
     print(RESULTS.read_text())
 
 
@@ -80,14 +81,14 @@ def compress_all(model: str, out: Path, arguments: argparse.Namespace) -> list[P
     return runs
 
 
-def document(models: dict[str, list[Path]]) -> str:
+def document(models: dict[str, list[Path]], remark: str) -> str:
     """The results as Markdown."""
-    parts = ["# SmolLM2-135M-Instruct to int4, group 64, symmetric", _preamble(models)]
+    parts = ["# SmolLM2-135M-Instruct to int4, group 64, symmetric", f"{_preamble(models)} {remark}".strip()]
     for title, runs in models.items():
         ledgers = [load_ledger(run) for run in runs]
         parts += [f"## {title}", *(f"### {table.title}\n\n{grid(table)}" for table in all_tables(_joined(ledgers)))]
-        parts += [f"- {ledger.artifact.target}: {verdict(ledger)}" for ledger in ledgers if ledger.artifact]
-        notes = list(dict.fromkeys(note for ledger in ledgers for note in remarks(ledger)))
+        verdicts = [f"{ledger.artifact.target}: {verdict(ledger)}" for ledger in ledgers if ledger.artifact]
+        notes = verdicts + list(dict.fromkeys(note for ledger in ledgers for note in remarks(ledger)))
         parts.append("\n".join(f"- {note}" for note in notes))
         parts.append(
             "### Text from the ONNX artifact, greedy, through onnxruntime-genai\n\n" + _talk(runs[0] / "artifact")

@@ -37,7 +37,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if is_disk_full(error):
             raise RunError(
-                f"The disk that holds {out.parent} is full; nothing was left behind.", "Free some space and run again."
+                f"The disk that holds {out.parent} is full; nothing half-written was left behind.",
+                "Free some space and run again.",
             ) from error
         raise
 

@@ -8,15 +8,11 @@ arguments give equal bytes; every call makes a folder of its own.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line has it; read when torch is loaded
-
 import torch
 
 TINY_CONFIG = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import traceback
@@ -56,9 +55,6 @@ def main(arguments: list[str] | None = None) -> None:
     0 done, 1 gate failed, 2 bad usage or bad input, 3 gate inconclusive, 4 a run that broke.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    # Threads that wait by spinning make a busy machine several times slower, and an idle one hardly faster.
-    # Read when torch is loaded, which no verb has done yet.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         code = cli.main(words, prog_name="llmc", standalone_mode=False) or 0
