@@ -123,7 +123,7 @@ def test_full_disk_is_one_sentence(tiny_model, tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(writer_module, "SHARD_BYTES", 1)
     monkeypatch.setattr(writer_module, "save_file", full)
-    with pytest.raises(RunError, match="is full; nothing was left behind"):
+    with pytest.raises(RunError, match="is full; nothing half-written was left behind"):
         Checkpoint.open(tiny_model("llama")).rewrite(tmp_path / "out", unchanged, {})
     assert list(tmp_path.iterdir()) == []
 

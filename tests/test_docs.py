@@ -1,0 +1,46 @@
+"""The documents say what is so: figures come from kept results, links lead somewhere, names exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from compressor import registry
+from compressor.cli import VERBS
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_every_figure_of_the_readme_is_in_the_kept_results():
+    results = (ROOT / "benchmarks" / "results" / "smollm2.md").read_text()
+    figures = re.findall(r"[\d.]+ ± [\d.]+%?|[\d.]+ MiB", (ROOT / "README.md").read_text())
+    assert len(figures) > 10
+    assert [figure for figure in figures if figure not in results] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    links = re.findall(r"\]\(([^)#]+)\)", document.read_text())
+    assert [link for link in links if "://" not in link and not (document.parent / link).exists()] == []
+
+
+def test_the_readme_names_every_verb_target_and_pass():
+    text = (ROOT / "README.md").read_text()
+    for name in [*VERBS, *registry.names(registry.TARGETS), *registry.names(registry.PASSES)]:
+        assert name in text
+
+
+def test_targets_and_dependencies_are_documented():
+    targets = (ROOT / "docs" / "targets.md").read_text()
+    assert [name for name in registry.names(registry.TARGETS) if f"`{name}`" not in targets] == []
+    dependencies = (ROOT / "docs" / "dependencies.md").read_text()
+    declared = re.findall(r'^  "([a-z-]+)[>=]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    runtime = declared[: declared.index("hypothesis")]
+    assert [name for name in runtime if name not in dependencies] == []
+
+
+def test_the_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE):
+        assert f"\n{target}:" in makefile
