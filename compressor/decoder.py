@@ -6,7 +6,7 @@ This is the definition of what a checkpoint computes: passes calibrate with it a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -55,13 +55,13 @@ class Decoder:
             batch.copy_(output)
 
     @torch.no_grad()
-    def final_states(self, tokens: torch.Tensor, progress: Any = None) -> torch.Tensor:
+    def final_states(self, tokens: torch.Tensor, progress: Callable[[int], None] | None = None) -> torch.Tensor:
         """Hidden states after the final norm, float32 [samples, length, hidden_size]: logits are these @ head.T."""
         hidden = self.embed(tokens)
         for index in range(self.checkpoint.architecture.layers):
-            if progress:
-                progress(index)
             self.run(self.layer(self.checkpoint.block(f"layers.{index}")), index, hidden)
+            if progress is not None:
+                progress(index + 1)
         self.final_norm(hidden)
         return hidden
 

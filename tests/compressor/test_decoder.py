@@ -120,4 +120,4 @@ def test_rotary_tables_are_those_of_the_model(tiny_model, overrides):
 def test_progress_is_told_of_every_block(tiny_model, tokens):
     seen = []
     Decoder(Checkpoint.open(tiny_model("llama"))).final_states(tokens, progress=seen.append)
-    assert seen == [0, 1]
+    assert seen == [1, 2]
