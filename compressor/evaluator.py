@@ -76,7 +76,7 @@ class Evaluator:
         if self.tokens is not None:
             row.quality = checkpoint_quality(checkpoint, self.reference, self._report(f"judging {row.name}"))
         try:
-            with closing(TorchSession(checkpoint)) as session:
+            with closing(TorchSession.of(checkpoint)) as session:
                 self._time({row.name: session}, {row.name: row})
         except RunError as error:
             row.not_run = str(error)

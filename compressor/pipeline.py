@@ -18,7 +18,7 @@ from compressor import ledger as ledgers
 from compressor.architecture import read_config
 from compressor.checkpoint import Checkpoint
 from compressor.code_version import code_version
-from compressor.errors import InputError
+from compressor.errors import InputError, RunError
 from compressor.evaluator import Evaluator
 from compressor.files import TEMPORARY_PREFIX, digest_json, folder_bytes, remove_leftovers, write_whole
 from compressor.ledger import ArtifactRecord, Ledger, StepRecord, TextRecord
@@ -230,7 +230,10 @@ class Run:
             self.shipped.not_run = reason
             rows = [self.shipped]
         elif any(row.measured_with != self.evaluator.key for row in rows):
-            self._run_artifact(rows, artifact, original, scratch)
+            try:
+                self._run_artifact(rows, artifact, original, scratch)
+            except RunError as error:  # the artifact is made and verified; only running it here failed
+                self.shipped.not_run = str(error)
         for row in rows:
             self._add(row)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
+from compressor.errors import RunError
 from compressor.files import digest_file, digest_json
 from compressor.options import Configurable
 from compressor.pass_ import Progress
@@ -115,8 +116,12 @@ class Target(Configurable, ABC):
         return f"llmc does not run {self.runtime}"
 
     def open(self, artifact: Artifact, **options: Any) -> Session:
-        """Open the artifact in its runtime (only when `why_not_run` is None)."""
-        raise NotImplementedError(self.name)
+        """Open the artifact in its runtime.
+
+        Raises:
+            RunError: it cannot be opened here, for the reason that `why_not_run` gives.
+        """
+        raise RunError(f"{self.name} cannot be run here: {self.why_not_run()}.")
 
     @abstractmethod
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:

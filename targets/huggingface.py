@@ -5,15 +5,20 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compressor.architecture import Architecture, read_config, resolve
 from compressor.checkpoint import INDEX, Checkpoint, Weight
+from compressor.measure.torch_session import TorchSession, check_memory
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
-from compressor.target import Artifact, Target
+from compressor.target import Artifact, Session, Target
 from compressor.writer import copy_companions
 from targets.packing import pack_quantized
 
@@ -45,6 +50,19 @@ class HuggingFace(Target):
         # A folder from elsewhere may hold what transformers ignores: a tied head's second copy, rotary tables.
         parameters = resolve(read_config(artifact.root)).tensor_shapes()
         return (pair for pair in pack_quantized.read_folder(artifact.root) if pair[0] in parameters)
+
+    def why_not_run(self) -> str | None:
+        return None
+
+    def open(self, artifact: Artifact, **options: Any) -> Session:
+        """Open with transformers, which decompresses the weights through compressed-tensors."""
+        from transformers import AutoModelForCausalLM
+
+        check_memory(Checkpoint.open(artifact.root))
+        with redirect_stderr(StringIO()):  # its progress bars would run into ours
+            session = TorchSession(AutoModelForCausalLM.from_pretrained(artifact.root, local_files_only=True))
+            session.prefill(np.zeros((1, 1), dtype=np.int64))  # the first forward pass is what decompresses
+        return session
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         return shlex.join(["text-generation-launcher", "--model-id", path, "--port", "8080"])

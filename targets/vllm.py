@@ -49,6 +49,9 @@ class VllmInt4(ServedFolder):
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         return pack_quantized.read_folder(artifact.root)
 
+    def why_not_run(self) -> str | None:
+        return f"{RUNTIME} wants an environment of its own, which benchmarks/vllm_parity.py makes"
+
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         length = length_option("--max-model-len", config)
         return shlex.join(["vllm", "serve", path, "--port", "8000", "--dtype", config["dtype"], *length])

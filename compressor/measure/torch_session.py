@@ -17,25 +17,25 @@ MEMORY_SHARE = 0.6  # of the memory that is free; a whole model must fit in it
 
 
 class TorchSession:
-    """The whole model in its own float dtype, quantized weights dequantized. The one place that needs a whole model.
+    """A whole model in transformers. The one place that needs a whole model in memory."""
 
-    Raises:
-        RunError: it does not fit in the memory that is free.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, model: Any) -> None:
         import transformers
 
-        needed = checkpoint.architecture.parameters * checkpoint.dtype.itemsize
-        available = psutil.virtual_memory().available
-        if needed > MEMORY_SHARE * available:
-            raise RunError(
-                f"not timed: the whole model takes {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free"
-            )
-        self.runtime = f"transformers {transformers.__version__} {str(checkpoint.dtype).removeprefix('torch.')} CPU"
-        self._model = full_model(checkpoint)
+        self.runtime = f"transformers {transformers.__version__} {str(model.dtype).removeprefix('torch.')} CPU"
+        self._model = model.eval()
         self._cache: Any = None
         self._batch = 1
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> TorchSession:
+        """A checkpoint in its own float dtype, quantized weights dequantized.
+
+        Raises:
+            RunError: it does not fit in the memory that is free.
+        """
+        check_memory(checkpoint)
+        return cls(full_model(checkpoint))
 
     def logits(self, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         with torch.no_grad():
@@ -56,3 +56,16 @@ class TorchSession:
         output = self._model(tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self._cache = output.past_key_values
         return int(output.logits[0, -1].argmax())
+
+
+def check_memory(checkpoint: Checkpoint) -> None:
+    """See that a whole model, dequantized, can be held.
+
+    Raises:
+        RunError: it does not fit in the memory that is free.
+    """
+    needed = checkpoint.architecture.parameters * checkpoint.dtype.itemsize
+    available = psutil.virtual_memory().available
+    if needed > MEMORY_SHARE * available:
+        free = f"{available / 2**30:.1f} GiB are free"
+        raise RunError(f"the whole model takes {needed / 2**30:.1f} GiB in transformers, {free}")

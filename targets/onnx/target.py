@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -42,8 +43,8 @@ class _Onnx(Target):
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         return [*_shape_problems(architecture), *self._scheme_problems(schemes)]
 
-    def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> Iterable[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> Iterable[str]: ...
 
     def _accuracy_level(self) -> int:
         """Accuracy level of the int4 matrices that are written."""

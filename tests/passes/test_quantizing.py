@@ -37,11 +37,17 @@ def test_the_step_opens_in_transformers_with_equal_logits(tiny_model, tmp_path, 
     torch.testing.assert_close(model(TOKENS[:2]).logits, ours, atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-def test_every_family_is_quantized_whole_and_lm_head_kept(tiny_model, tmp_path, family):
-    result = run("gptq:group_size=32", tiny_model(family, tied=False), tmp_path / "step")
+def test_every_family_is_quantized_whole_and_lm_head_kept(tiny_model, tmp_path, family, tied):
+    from transformers import AutoModelForCausalLM
+
+    result = run("gptq:group_size=32", tiny_model(family, tied=tied), tmp_path / "step")
     assert set(result.schemes) == set(result.architecture.linears()) - {"lm_head"}
-    assert isinstance(result.read(["lm_head.weight"])["lm_head.weight"], torch.Tensor)
+    decoder = Decoder(result)
+    ours = decoder.final_states(TOKENS[:2]) @ decoder.head().T
+    model = AutoModelForCausalLM.from_pretrained(result.root)
+    torch.testing.assert_close(model(TOKENS[:2]).logits, ours, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["rtn", "gptq"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from compressor.checkpoint import Checkpoint
+from compressor.decoder import Decoder
 from compressor.quantized import Scheme
 from targets.huggingface import HuggingFace
 
@@ -84,3 +85,27 @@ def test_a_flipped_byte_is_found(tiny_model, quantize, lower, verified, flip_byt
 
 def test_run_command():
     assert HuggingFace().run_command("a b", {}) == "text-generation-launcher --model-id 'a b' --port 8080"
+
+
+def test_it_runs_in_transformers_and_says_so(tiny_model, quantize, lower):
+    checkpoint = quantize(tiny_model("llama"), Scheme(4, 32))
+    artifact, _ = lower(HuggingFace(), checkpoint)
+    session = HuggingFace().open(artifact)
+    tokens = torch.arange(10, 30)
+    ((start, logits),) = session.logits(tokens.numpy())
+    decoder = Decoder(checkpoint)
+    ours = decoder.final_states(tokens[None]) @ decoder.head().T
+    assert start == 0
+    torch.testing.assert_close(torch.from_numpy(logits), ours[0], atol=2e-4, rtol=1e-4)
+    assert session.runtime.startswith("transformers ")
+    assert session.decode(session.prefill(tokens[None].numpy())) < checkpoint.architecture.vocab_size
+
+
+def test_a_model_beyond_the_free_memory_is_not_run(tiny_model, quantize, lower, monkeypatch):
+    from compressor.errors import RunError
+    from compressor.measure import torch_session
+
+    artifact, _ = lower(HuggingFace(), quantize(tiny_model("llama"), Scheme(4, 32)))
+    monkeypatch.setattr(torch_session, "MEMORY_SHARE", 0.0)
+    with pytest.raises(RunError, match="the whole model takes"):
+        HuggingFace().open(artifact)

@@ -74,7 +74,7 @@ def test_a_session_gives_the_same_figures_whatever_its_chunks(original, rounded,
 
     reference = Reference.make(original, TOKENS, tmp_path / "states.npy", silent)
     streamed = checkpoint_quality(rounded, reference, silent)
-    session = session_quality(Chunked(rounded), reference, silent)
+    session = session_quality(Chunked.of(rounded), reference, silent)
     for name in ("perplexity", "kl", "top1", "perplexity_increase"):
         assert getattr(session, name).value == pytest.approx(getattr(streamed, name).value, abs=1e-4)
 
