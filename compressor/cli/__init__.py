@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from importlib import import_module
+from threading import Event
 from typing import Any
 
 import click
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     0 done, 1 gate failed, 2 bad usage or bad input, 3 gate inconclusive, 4 a run that broke.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    interrupted = _catch_interrupts()
     try:
         code = cli.main(words, prog_name="llmc", standalone_mode=False) or 0
     except click.ClickException as error:
@@ -66,8 +67,22 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if "--debug" in words:
             traceback.print_exc()
-        code = _explain(error)
+        # An extension that was interrupted in the middle may report an error of its own instead.
+        code = _fail(INTERRUPTED, None, 4) if interrupted.is_set() else _explain(error)
     sys.exit(code)
+
+
+def _catch_interrupts() -> Event:
+    """Make Ctrl-C and SIGTERM a KeyboardInterrupt, and an event that tells later that one came."""
+    interrupted = Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, interrupt)
+    return interrupted
 
 
 def _explain(error: Exception) -> int:

@@ -219,6 +219,25 @@ def test_an_interrupted_run_says_how_to_go_on(llmc, tiny_model, tmp_path, worklo
     assert code == 0
 
 
+def test_an_extension_that_mistakes_an_interrupt_for_an_error_is_still_an_interrupt(
+    llmc, tiny_model, tmp_path, workload, monkeypatch
+):
+    import signal
+
+    from passes.rtn import RTN
+
+    def extension(*_, **__):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+
+    monkeypatch.setattr(RTN, "edit", extension)
+    code, _, err = compress(llmc, tiny_model("llama"), tmp_path / "out", *workload, spec="rtn:group_size=32")
+    assert code == 4
+    assert "--resume" in err
+
+
 # ---- resume
 
 
