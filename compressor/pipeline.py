@@ -155,7 +155,9 @@ class Run:
     def _check_lengths(self, checkpoint: Checkpoint) -> None:
         limit = checkpoint.architecture.max_positions
         calibration, measure = self.recipe.calibration, self.recipe.measure
-        for length, flag in ((calibration.length if calibration else 0, "--length"), (measure.length, "--eval-length")):
+        asked = [(calibration.length, "--length")] if calibration else []
+        asked += [(measure.length, "--eval-length")] if measure.texts is not None else []
+        for length, flag in asked:
             if length > limit:
                 raise InputError(f"{length} tokens are longer than the model's context of {limit}.", f"{flag} {limit}")
 
@@ -176,6 +178,7 @@ class Run:
                 checkpoint = _finished_step(folder, key)
             else:
                 checkpoint = self._run_pass(one, checkpoint, calibration, folder, row)
+            vars(row).update(_size(checkpoint))
             self._record(row, checkpoint)
         return checkpoint
 
@@ -190,7 +193,6 @@ class Run:
         with PeakMemory() as peak:
             result = one.apply(checkpoint, context)
         row.seconds, row.peak_rss_bytes = time.perf_counter() - start, peak.bytes
-        vars(row).update(_size(result))
         return result
 
     def _record(self, row: StepRecord, checkpoint: Checkpoint) -> None:

@@ -291,6 +291,23 @@ def test_resume_refuses_a_damaged_artifact(llmc, tiny_model, tmp_path, workload)
     assert "config.json is damaged" in err
 
 
+def test_resume_after_the_ledger_was_lost_still_knows_the_size_of_a_step(llmc, tiny_model, tmp_path, workload):
+    root, out = tiny_model("llama"), tmp_path / "out"
+    compress(llmc, root, out, *workload)
+    before = json.loads((out / "ledger.json").read_text())["steps"][1]
+    (out / "ledger.json").unlink()
+    compress(llmc, root, out, *workload, "--resume")
+    after = json.loads((out / "ledger.json").read_text())["steps"][1]
+    assert after["size_bytes"] == before["size_bytes"]
+    assert after["seconds"] is None, "what was not measured is not invented"
+
+
+def test_a_short_context_is_no_obstacle_where_nothing_is_judged(llmc, tiny_model, tmp_path):
+    root = tiny_model("llama", max_position_embeddings=64)
+    code, _, err = compress(llmc, root, tmp_path / "out", "--prompt", 8, "--output-tokens", 4, spec="rtn:group_size=32")
+    assert code == 0, err
+
+
 # ---- the other verbs
 
 
