@@ -1,4 +1,4 @@
-"""The one quantized representation: integers, scales and zero points of a linear weight.
+"""The one quantized representation: codes, scales and zero points of a linear weight.
 
 A pass decides these numbers once. Every layout on disk and every target is a re-laying of the same bits.
 """
@@ -6,6 +6,7 @@ A pass decides these numbers once. Every layout on disk and every target is a re
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -17,21 +18,55 @@ FP16_STEP = 2.0**-24  # distance between float16 subnormals
 FP16_COARSER_BELOW = 2.0**-16  # where that distance is more than bfloat16's eight significant bits need
 LARGEST_SHARED_SCALE = 65280.0  # largest bfloat16 number below float16's maximum of 65504
 
+FP8 = torch.float8_e4m3fn
+FP8_LARGEST = 448.0  # there is no infinity above it
+
+WeightType = Literal["int", "float", "nf4"]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """How the inputs of a linear are rounded while the model runs. Symmetric.
+
+    Attributes:
+        type: "int" codes are -128 to 127; "float" with eight bits is fp8 (e4m3).
+        dynamic: one scale a token, found while running; otherwise one scale a tensor, found on calibration text
+            and stored as `QuantizedWeight.input_scale`.
+    """
+
+    bits: int = 8
+    type: Literal["int", "float"] = "int"
+    dynamic: bool = True
+
+    def __str__(self) -> str:
+        kind = f"{_prefix(self.type)}{self.bits} activations"
+        return f"{kind} per token" if self.dynamic else f"static {kind}"
+
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a weight is quantized. `group_size` counts input features; None is one scale per output channel."""
+    """How a weight is quantized.
+
+    Attributes:
+        group_size: input features that share a scale; None is one scale per output channel.
+        type: what a code is: an integer, a float (eight bits: fp8 e4m3), or an index into the table of NF4.
+        activations: how the layer's inputs are rounded; None leaves them as they are.
+    """
 
     bits: int
     group_size: int | None
     symmetric: bool = True
+    type: WeightType = "int"
+    activations: Activations | None = None
 
     @property
     def lowest(self) -> int:
+        """The smallest code of an integer scheme."""
         return -(2 ** (self.bits - 1))
 
     @property
     def highest(self) -> int:
+        """The largest code of an integer scheme."""
         return 2 ** (self.bits - 1) - 1
 
     def group_width(self, in_features: int) -> int:
@@ -49,24 +84,28 @@ class Scheme:
         return self.group_size
 
     def __str__(self) -> str:
+        kind = "nf4" if self.type == "nf4" else f"{_prefix(self.type)}{self.bits}"
         group = "channel" if self.group_size is None else f"g{self.group_size}"
-        return f"int{self.bits} {group} {'symmetric' if self.symmetric else 'asymmetric'}"
+        balance = f" {'symmetric' if self.symmetric else 'asymmetric'}" if self.type == "int" else ""
+        return f"{kind} {group}{balance}" + (f", {self.activations}" if self.activations else "")
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """A linear weight as integers.
+    """A linear weight as codes.
 
     Attributes:
-        codes: int8 [out_features, in_features], each in [-2^(bits-1), 2^(bits-1) - 1].
+        codes: [out_features, in_features]: int8, each in [-2^(bits-1), 2^(bits-1) - 1]; of fp8, float8_e4m3fn.
         scales: float32 [out_features, groups].
         zero_points: int8 [out_features, groups] in the range of the codes, or None when symmetric.
+        input_scale: the one scale of the layer's inputs, float32 [], or None unless activations are static.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
     zero_points: torch.Tensor | None
     scheme: Scheme
+    input_scale: torch.Tensor | None = None
 
     def dequantize(self) -> torch.Tensor:
         """The value of the weight, float32 [out_features, in_features]: (code - zero_point) * scale."""
@@ -77,18 +116,21 @@ class QuantizedWeight:
         return (grouped * self.scales.unsqueeze(-1)).view(rows, columns)
 
     def same_bits(self, other: QuantizedWeight) -> bool:
-        """Whether the other weight has equal integers and numerically equal scales, bit for bit."""
-        zero_points = (self.zero_points, other.zero_points)
-        same_zero = all(z is None for z in zero_points) or (
-            all(z is not None for z in zero_points) and torch.equal(*zero_points)  # type: ignore[arg-type]
+        """Whether the other weight has equal codes and zero points, bit for bit, and numerically equal scales."""
+        same_codes = self.codes.dtype == other.codes.dtype and _equal(_bytes(self.codes), _bytes(other.codes))
+        return (
+            same_codes
+            and _equal(self.scales, other.scales)
+            and _equal(self.zero_points, other.zero_points)
+            and _equal(self.input_scale, other.input_scale)
         )
-        return same_zero and torch.equal(self.codes, other.codes) and torch.equal(self.scales, other.scales)
 
     @property
     def storage_bits(self) -> int:
-        """Bits that the integers, 16-bit scales and zero points take when packed without padding."""
+        """Bits that the codes, 16-bit scales and zero points take when packed without padding."""
         zero_bits = 0 if self.zero_points is None else self.zero_points.numel() * self.scheme.bits
-        return self.codes.numel() * self.scheme.bits + self.scales.numel() * 16 + zero_bits
+        scales = self.scales.numel() + (self.input_scale is not None)
+        return self.codes.numel() * self.scheme.bits + scales * 16 + zero_bits
 
 
 def shared_scale(scales: torch.Tensor, bits: int) -> torch.Tensor:
@@ -107,3 +149,17 @@ def shared_scale(scales: torch.Tensor, bits: int) -> torch.Tensor:
     on_fp16_grid = (scales / FP16_STEP).round() * FP16_STEP
     nearest = torch.where(scales < FP16_COARSER_BELOW, on_fp16_grid, scales.to(torch.bfloat16).float())
     return nearest.clamp(min=floor)
+
+
+def _prefix(kind: str) -> str:
+    return "fp" if kind == "float" else "int"
+
+
+def _bytes(codes: torch.Tensor) -> torch.Tensor:
+    return codes.contiguous().view(torch.uint8)
+
+
+def _equal(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return torch.equal(first, second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 
 from compressor.errors import InputError
 from compressor.quantized import (
+    FP8,
     FP16_SMALLEST_NORMAL,
     FP16_STEP,
     LARGEST_SHARED_SCALE,
+    Activations,
     QuantizedWeight,
     Scheme,
     shared_scale,
@@ -128,3 +131,30 @@ def test_group_size_that_does_not_divide_names_one_that_does():
 def test_scheme_prints_itself():
     assert str(Scheme(4, 128)) == "int4 g128 symmetric"
     assert str(Scheme(8, None, False)) == "int8 channel asymmetric"
+    fp8 = Scheme(8, None, type="float", activations=Activations(type="float", dynamic=False))
+    assert str(fp8) == "fp8 channel, static fp8 activations"
+    assert str(Scheme(8, None, activations=Activations())) == "int8 channel symmetric, int8 activations per token"
+    assert str(Scheme(4, 64, type="nf4")) == "nf4 g64"
+
+
+def fp8_weight(input_scale=None):
+    codes = torch.tensor([[0.0, 1.5], [-448.0, 2.0**-9]]).to(FP8)
+    scheme = Scheme(8, None, type="float", activations=Activations(type="float", dynamic=input_scale is None))
+    return QuantizedWeight(codes, torch.tensor([[0.5], [2.0]]), None, scheme, input_scale)
+
+
+def test_fp8_codes_are_numbers():
+    assert fp8_weight().dequantize().tolist() == [[0.0, 0.75], [-896.0, 2.0**-8]]
+    assert fp8_weight().storage_bits == 4 * 8 + 2 * 16
+    assert fp8_weight(torch.tensor(0.1)).storage_bits == 4 * 8 + 3 * 16
+
+
+def test_same_bits_of_fp8_tells_the_zeros_apart_and_sees_the_input_scale():
+    weight, scale = fp8_weight(), torch.tensor(0.25)
+    assert weight.same_bits(fp8_weight())
+    negative_zero = replace(weight, codes=torch.where(weight.codes.float() == 0, -0.0, weight.codes.float()).to(FP8))
+    assert not weight.same_bits(negative_zero)
+    assert not weight.same_bits(replace(weight, codes=weight.codes.view(torch.int8)))
+    assert not weight.same_bits(fp8_weight(scale))
+    assert fp8_weight(scale).same_bits(fp8_weight(scale.clone()))
+    assert not fp8_weight(scale).same_bits(fp8_weight(scale * 2))
