@@ -128,16 +128,24 @@ class Checkpoint:
         raw = self._read_tensors(stored)
         return {parameter: self._assemble(parameter, raw) for parameter in parameters}
 
-    def rewrite(self, out: Path, edit: Callable[[Block], Block], provenance: Mapping[str, Any]) -> Checkpoint:
+    def rewrite(
+        self,
+        out: Path,
+        edit: Callable[[Block], Block],
+        provenance: Mapping[str, Any],
+        dtype: torch.dtype | None = None,
+    ) -> Checkpoint:
         """Stream every block through `edit` into the new folder `out`, which appears only when it is whole.
 
         Args:
             provenance: written to `llmc-step.json`: how this folder came to be.
+            dtype: what every float parameter is cast to; None leaves each as `edit` returned it. A pass that
+                transforms weights says float32, so that they meet a 16-bit grid only where they are rounded for good.
         """
         from compressor.writer import CheckpointWriter, copy_companions
 
         with whole_folder(out) as folder:
-            writer = CheckpointWriter(folder, self.dtype)
+            writer = CheckpointWriter(folder, dtype or self.dtype, cast=dtype is not None)
             for block in self.blocks():
                 writer.add(edit(block).weights)
             writer.finish(self.config, self.architecture.linears(), provenance)

@@ -73,6 +73,8 @@ class Pass(Configurable, ABC):
 class BlockPass(Pass):
     """A pass that looks at one block at a time; streaming and progress come for free."""
 
+    dtype: ClassVar[torch.dtype | None] = None  # what float parameters are stored in; None leaves each as it is
+
     @abstractmethod
     def edit(self, block: Block, checkpoint: Checkpoint, context: PassContext) -> Block:
         """The new block. Blocks come in forward order: embedding, decoder blocks, head."""
@@ -86,4 +88,4 @@ class BlockPass(Pass):
             context.progress(self.name, next(counter), total)
             return edited
 
-        return checkpoint.rewrite(context.out, edit, context.provenance)
+        return checkpoint.rewrite(context.out, edit, context.provenance, self.dtype)

@@ -69,10 +69,11 @@ class CheckpointWriter:
 
     Args:
         dtype: float dtype of the model, in which the scales of quantized weights are stored.
+        cast: store every float parameter in `dtype` too, and say so in config.json.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        self._folder, self._dtype = folder, dtype
+    def __init__(self, folder: Path, dtype: torch.dtype, cast: bool = False) -> None:
+        self._folder, self._dtype, self._cast = folder, dtype, cast
         self._shards = ShardWriter(folder)
         self._schemes: dict[str, Scheme] = {}
         self._has_head = False
@@ -93,13 +94,16 @@ class CheckpointWriter:
 
     def _stored(self, name: str, weight: torch.Tensor | QuantizedWeight) -> dict[str, torch.Tensor]:
         if isinstance(weight, torch.Tensor):
-            return {name: weight.contiguous()}
+            return {name: (weight.to(self._dtype) if self._cast else weight).contiguous()}
         layer = name.removesuffix(".weight")
         self._schemes[layer] = weight.scheme
         return {f"{layer}.{suffix}": tensor for suffix, tensor in layout.encode(weight, self._dtype).items()}
 
     def _config(self, config: Mapping[str, Any], linears: Iterable[str]) -> dict[str, Any]:
         written = {key: value for key, value in config.items() if key != "quantization_config"}
+        if self._cast:
+            written.pop("torch_dtype", None)  # the spelling of transformers 4
+            written["dtype"] = str(self._dtype).removeprefix("torch.")
         if self._has_head:
             written["tie_word_embeddings"] = False
         if self._schemes:

@@ -81,6 +81,34 @@ def test_writing_a_head_unties_it(tiny_model, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(copy.root).lm_head.weight.count_nonzero() == 0
 
 
+def test_a_transformed_16_bit_model_is_stored_in_float32(tiny_model, tmp_path):
+    """A third of a weight is no bfloat16 number: it reaches the next pass unrounded, and transformers as float32."""
+    root = tiny_model("qwen2")
+    as_16_bit = Checkpoint.open(root).rewrite(tmp_path / "bf16", unchanged, {}, torch.bfloat16)
+    assert {info.dtype for info in as_16_bit.tensors.values()} == {torch.bfloat16}
+
+    def third(block):
+        return block.with_weights({name: weight.double() / 3 for name, weight in block.weights.items()})
+
+    copy = as_16_bit.rewrite(tmp_path / "float32", third, {}, torch.float32)
+    assert {info.dtype for info in copy.tensors.values()} == {torch.float32}
+    assert copy.config["dtype"] == "float32"
+    model = AutoModelForCausalLM.from_pretrained(copy.root)
+    assert model.dtype == torch.float32
+    for name, weight in load_file(as_16_bit.root / SINGLE_SHARD).items():
+        assert torch.equal(model.state_dict()[name], (weight.double() / 3).float())
+
+
+def test_a_config_in_the_spelling_of_transformers_4_says_the_new_dtype_only(tiny_model, tmp_path):
+    root = tiny_model("llama")
+    config = json.loads((root / "config.json").read_text())
+    config["torch_dtype"] = config.pop("dtype")
+    (root / "config.json").write_text(json.dumps(config))
+    copy = Checkpoint.open(root).rewrite(tmp_path / "out", unchanged, {}, torch.bfloat16)
+    written = json.loads((copy.root / "config.json").read_text())
+    assert (written["dtype"], "torch_dtype" in written) == ("bfloat16", False)
+
+
 def test_folder_appears_only_when_it_is_whole(tiny_model, tmp_path, small_shards):
     def look(block):
         assert not (tmp_path / "out").exists()
