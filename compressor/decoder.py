@@ -45,7 +45,7 @@ class Decoder:
         self, layer: nn.Module, index: int, hidden: torch.Tensor
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Views of `hidden` [samples, length, hidden_size], each with what decoder layer `index` makes of it."""
-        context = self._context(index, hidden.shape[1])
+        context = self.context(index, hidden.shape[1])
         for batch in batches(hidden):
             yield batch, layer(batch, **context)
 
@@ -80,7 +80,8 @@ class Decoder:
         name = "model.embed_tokens.weight" if tied else "lm_head.weight"
         return dense(self.checkpoint.read([name])[name])
 
-    def _context(self, index: int, length: int) -> dict[str, Any]:
+    def context(self, index: int, length: int) -> dict[str, Any]:
+        """Keyword arguments of decoder layer `index` for texts of this many tokens: positions, mask."""
         positions = torch.arange(length).unsqueeze(0)
         anchor = torch.zeros(1)  # the rotary module takes its dtype from it
         window = self.checkpoint.architecture.windows[index]

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 
+from calibration.activations import InputStatistics
 from compressor.architecture import Architecture
 from compressor.checkpoint import Weight
 from compressor.errors import InputError, RunError
@@ -143,13 +144,13 @@ class GPTQ(SequentialPass):
         return super().plan(architecture, schemes)
 
     def quantize(
-        self, weights: Mapping[str, torch.Tensor], gram: torch.Tensor, context: PassContext
+        self, weights: Mapping[str, torch.Tensor], statistics: InputStatistics, context: PassContext
     ) -> dict[str, Weight]:
         first = next(iter(weights))
         # Rows do not influence each other, so layers that share an input are solved as one tall matrix.
         solution = solve(
             torch.cat(list(weights.values())),
-            gram,
+            statistics.gram,
             self.scheme,
             damping=self.damping,
             act_order=self.act_order,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calibration.activations import InputGram
+from calibration.activations import InputStatistics
 from compressor.errors import RunError
 from compressor.quantized import Scheme
 from passes.gptq import inverse_factor, solve
@@ -18,9 +18,9 @@ def problem():
 
 
 def gram_of(inputs):
-    gram = InputGram.empty(inputs.shape[1])
+    gram = InputStatistics(inputs.shape[1])
     gram.add(inputs)
-    return gram.mean
+    return gram.gram
 
 
 def output_error(weight, quantized, inputs):
