@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from compressor.architecture import Architecture, read_config, resolve
-from compressor.checkpoint import INDEX, SINGLE_SHARD, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.convert import converted_before, write_converted
 from compressor.errors import InputError, RunError
 from compressor.files import digest_files, is_disk_full
 from compressor.pass_ import Progress
+from compressor.shards import INDEX, SINGLE_SHARD
 from compressor.tokenizer import check_tokenizer_code
 from compressor.writer import copy_companions
 

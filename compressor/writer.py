@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from compressor import layout
-from compressor.checkpoint import INDEX, SINGLE_SHARD, Weight
+from compressor.checkpoint import Weight
 from compressor.files import write_json
 from compressor.quantized import QuantizedWeight, Scheme
+from compressor.shards import INDEX, SINGLE_SHARD
 
 STEP_FILE = "llmc-step.json"
 # Blocks are gathered into a shard up to this size; a larger block is a shard of its own, so that

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from compressor.architecture import Architecture, read_config, resolve
-from compressor.checkpoint import INDEX, Checkpoint, Weight
+from compressor.checkpoint import Checkpoint, Weight
 from compressor.measure.torch_session import TorchSession, check_memory
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
+from compressor.shards import INDEX
 from compressor.target import Artifact, Session, Target
 from compressor.writer import copy_companions
 from targets.packing import pack_quantized

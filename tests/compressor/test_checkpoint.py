@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.checkpoint import INDEX, SINGLE_SHARD, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.quantized import QuantizedWeight, Scheme
+from compressor.shards import INDEX, SINGLE_SHARD
 from compressor.writer import CheckpointWriter
 
 UP = "model.layers.1.mlp.up_proj.weight"

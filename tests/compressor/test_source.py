@@ -13,8 +13,9 @@ from huggingface_hub import errors
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from compressor.checkpoint import SINGLE_SHARD, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, RunError
+from compressor.shards import SINGLE_SHARD
 from compressor.source import HUB_ID, open_model
 
 

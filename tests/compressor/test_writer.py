@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compressor import writer as writer_module
-from compressor.checkpoint import INDEX, SINGLE_SHARD, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, RunError
 from compressor.files import TEMPORARY_PREFIX, digest_files, remove_leftovers
+from compressor.shards import INDEX, SINGLE_SHARD
 from compressor.writer import STEP_FILE
 
 

@@ -1,0 +1,123 @@
+"""Tensors in safetensors shards: known from headers, read by name."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from compressor.errors import InputError
+
+INDEX = "model.safetensors.index.json"
+SINGLE_SHARD = "model.safetensors"
+SAFETENSORS_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
+
+ELEMENTS_AT_ONCE = 1 << 22
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies and what it is, as the header of its shard says."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    shard: str
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def read_headers(root: Path) -> dict[str, TensorInfo]:
+    """Every tensor of a folder's shards, by name.
+
+    Raises:
+        InputError: there are no shards, one is missing or truncated, or the index names a tensor that its shard lacks.
+    """
+    index_path = root / INDEX
+    if index_path.is_file():
+        try:
+            weight_map = json.loads(index_path.read_text())["weight_map"]
+            shards = sorted(set(weight_map.values()))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index_path} is not a safetensors index.") from error
+        tensors = {info.name: info for shard in shards for info in _read_header(root, shard)}
+        for name, shard in weight_map.items():
+            if name not in tensors or tensors[name].shard != shard:
+                raise InputError(f"{index_path} places tensor {name} in {shard}, which does not hold it.")
+        return tensors
+    if (root / SINGLE_SHARD).is_file():
+        return {info.name: info for info in _read_header(root, SINGLE_SHARD)}
+    pickles = sorted(path.name for path in root.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
+    if pickles:
+        raise InputError(
+            f"{root} holds pickle weights ({pickles[0]}), which can run code when opened.",
+            "Convert them to safetensors, or pass --allow-pickle if you trust their source.",
+        )
+    raise InputError(f"{root} has no {SINGLE_SHARD} and no {INDEX}.")
+
+
+def read_tensors(root: Path, infos: Mapping[str, TensorInfo], names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The tensors of these names, copied out of their shards.
+
+    Raises:
+        InputError: a tensor holds NaN or Inf, or its shard cannot be read.
+    """
+    by_shard = defaultdict(list)
+    for name in names:
+        by_shard[infos[name].shard].append(name)
+    read = {}
+    for shard, wanted in by_shard.items():
+        # Opened anew for every block and copied out: a mapping kept open would keep its pages resident.
+        with _open_shard(root / shard) as file:
+            for name in wanted:
+                read[name] = file.get_tensor(name).clone()
+                _check_finite(read[name], name, root / shard)
+    return read
+
+
+def _read_header(root: Path, shard: str) -> list[TensorInfo]:
+    with _open_shard(root / shard) as file:
+        infos = []
+        for name in file.keys():  # noqa: SIM118 -- a safe_open is no mapping
+            view = file.get_slice(name)
+            dtype = SAFETENSORS_DTYPES.get(view.get_dtype())
+            if dtype is None:
+                raise InputError(f"{root / shard}: tensor {name} has the unsupported dtype {view.get_dtype()}.")
+            infos.append(TensorInfo(name, dtype, tuple(view.get_shape()), shard))
+        return infos
+
+
+def _open_shard(path: Path) -> safe_open:
+    if not path.is_file():
+        raise InputError(f"Shard {path} is missing.", "Download the folder again.")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is truncated or not a safetensors file ({error}).", "Download it again.") from error
+
+
+def _check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
+    if not tensor.is_floating_point():
+        return
+    # In parts: a check of the whole tensor at once takes more than twice its memory.
+    odd = next(
+        (part for part in tensor.flatten().split(ELEMENTS_AT_ONCE) if not bool(torch.isfinite(part).all())), None
+    )
+    if odd is not None:
+        kind = "NaN" if bool(torch.isnan(odd).any()) else "Inf"
+        raise InputError(
+            f"{path}: tensor {name} holds {kind} values.", "The checkpoint is damaged or diverged in training."
+        )
