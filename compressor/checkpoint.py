@@ -19,12 +19,17 @@ from compressor.shards import TensorInfo, read_headers, read_tensors
 
 Weight = torch.Tensor | QuantizedWeight
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+CACHE_SCALES = ("self_attn.k_scale", "self_attn.v_scale")  # of an fp8 key-value cache, [1] each
+
 
 @dataclass(frozen=True)
 class Block:
     """One unit of streaming: the embedding, a decoder block, or the head (final norm and lm_head).
 
     `weights` maps full parameter names (`model.layers.0.mlp.up_proj.weight`) to a tensor or a QuantizedWeight.
+    With an fp8 key-value cache, its scales are among them: keys are rounded after the rotary embedding, values as
+    they are projected.
     """
 
     name: str
@@ -37,13 +42,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A Hugging Face model folder, float or compressed-tensors. Opening it reads JSON and headers only."""
+    """A Hugging Face model folder, float or compressed-tensors. Opening it reads JSON and headers only.
+
+    `kv_cache` says whether it carries the scales of an fp8 key-value cache.
+    """
 
     root: Path
     config: Mapping[str, Any]
     architecture: Architecture
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     schemes: Mapping[str, Scheme] = field(repr=False)
+    kv_cache: bool = False
 
     @classmethod
     def open(cls, root: Path) -> Checkpoint:
@@ -57,9 +66,21 @@ class Checkpoint:
         config = read_config(root)
         architecture = resolve(config)
         schemes = layout.read_schemes(config, architecture.linears())
+        kv_cache = layout.reads_kv_cache(config)
         tensors = read_headers(root)
-        _check_parameters(tensors, architecture, schemes)
-        return cls(root, config, architecture, tensors, schemes)
+        checkpoint = cls(root, config, architecture, tensors, schemes, kv_cache)
+        checkpoint._check_parameters()
+        return checkpoint
+
+    @cached_property
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter, quantized or not: the architecture's and the cache's scales."""
+        shapes = self.architecture.tensor_shapes()
+        if self.kv_cache:
+            shapes |= {
+                f"model.layers.{i}.{name}": (1,) for i in range(self.architecture.layers) for name in CACHE_SCALES
+            }
+        return shapes
 
     @cached_property
     def digest(self) -> str:
@@ -131,7 +152,7 @@ class Checkpoint:
             names = ["model.norm.weight"]
             return names if self.architecture.tied_embeddings else [*names, "lm_head.weight"]
         prefix = f"model.{block}."
-        return [name for name in self.architecture.tensor_shapes() if name.startswith(prefix)]
+        return [name for name in self.parameters if name.startswith(prefix)]
 
     def _stored_names(self, parameter: str) -> list[str]:
         layer = parameter.removesuffix(".weight")
@@ -146,27 +167,42 @@ class Checkpoint:
         layer = parameter.removesuffix(".weight")
         return layout.decode({name.rpartition(".")[2]: raw[name] for name in names}, self.schemes[layer])
 
+    def _stored_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor that the shards must hold."""
+        linears = self.architecture.linears()
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, shape in self.parameters.items():
+            layer = name.removesuffix(".weight")
+            if layer != name and layer in self.schemes:
+                stored = layout.stored_shapes(self.schemes[layer], linears[layer])
+                shapes |= {f"{layer}.{suffix}": part for suffix, part in stored.items()}
+            else:
+                shapes[name] = shape
+        return shapes
 
-def _check_parameters(
-    tensors: Mapping[str, TensorInfo], architecture: Architecture, schemes: Mapping[str, Scheme]
-) -> None:
-    expected: dict[str, tuple[int, ...] | None] = {}
-    for name, shape in architecture.tensor_shapes().items():
-        layer = name.removesuffix(".weight")
-        if layer != name and layer in schemes:
-            expected |= {f"{layer}.{suffix}": None for suffix in layout.suffixes(schemes[layer])}
-        else:
-            expected[name] = shape
-    for name, wanted in expected.items():
-        if name not in tensors:
-            raise InputError(f"The checkpoint has no tensor {name}, which a {architecture.model_type} model needs.")
-        if wanted is not None and tensors[name].shape != wanted:
-            raise InputError(f"Tensor {name} has shape {list(tensors[name].shape)}; config.json says {list(wanted)}.")
-    unexpected = [name for name in tensors if name not in expected and not _is_ignorable(name, architecture)]
-    if unexpected:
-        raise InputError(
-            f"Tensor {unexpected[0]} has no place in a {architecture.model_type} model; nothing is dropped silently."
-        )
+    def _check_parameters(self) -> None:
+        kind, expected = self.architecture.model_type, self._stored_shapes()
+        for name, wanted in expected.items():
+            if name not in self.tensors:
+                raise InputError(f"The checkpoint has no tensor {name}, which a {kind} model needs.")
+            found = self.tensors[name].shape
+            if found != wanted and not (wanted == (1,) and found == ()):
+                raise InputError(f"Tensor {name} has shape {list(found)}; config.json says {list(wanted)}.")
+            if name in self.parameters:
+                self._check_dtype(name)
+        unexpected = [
+            name for name in self.tensors if name not in expected and not _is_ignorable(name, self.architecture)
+        ]
+        if unexpected:
+            raise InputError(f"Tensor {unexpected[0]} has no place in a {kind} model; nothing is dropped silently.")
+
+    def _check_dtype(self, name: str) -> None:
+        """Codes that are stored as they are have the dtype of their scheme; everything else is a float parameter."""
+        dtype, scheme = self.tensors[name].dtype, self.schemes.get(name.removesuffix(".weight"))
+        fitting = FLOATS if scheme is None else (layout.plain_dtype(scheme),)
+        if dtype not in fitting:
+            says = "no scheme for it" if scheme is None else str(scheme)
+            raise InputError(f"Tensor {name} has the unsupported dtype {dtype}; config.json says {says}.")
 
 
 def _is_ignorable(name: str, architecture: Architecture) -> bool:

@@ -19,6 +19,8 @@ SAFETENSORS_DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I8": torch.int8,
     "I32": torch.int32,
     "I64": torch.int64,
 }
@@ -113,11 +115,15 @@ def _check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
     if not tensor.is_floating_point():
         return
     # In parts: a check of the whole tensor at once takes more than twice its memory.
-    odd = next(
-        (part for part in tensor.flatten().split(ELEMENTS_AT_ONCE) if not bool(torch.isfinite(part).all())), None
-    )
+    odd = next((part for part in tensor.flatten().split(ELEMENTS_AT_ONCE) if not _is_finite(part)), None)
     if odd is not None:
         kind = "NaN" if bool(torch.isnan(odd).any()) else "Inf"
         raise InputError(
             f"{path}: tensor {name} holds {kind} values.", "The checkpoint is damaged or diverged in training."
         )
+
+
+def _is_finite(part: torch.Tensor) -> bool:
+    if part.dtype == torch.float8_e4m3fn:  # has NaN but no infinity, and torch no isfinite for it
+        return not bool(torch.isnan(part).any())
+    return bool(torch.isfinite(part).all())

@@ -20,7 +20,7 @@ def verify(
     Quantized weights must have equal integers, scales and zero points; float ones equal bits after the cast
     that the target declares. A weight that is missing or left over counts as a mismatch.
     """
-    missing = dict.fromkeys(checkpoint.architecture.tensor_shapes())
+    missing = dict.fromkeys(checkpoint.parameters)
     total = len(missing)
     mismatches = []
     for done, (name, found) in enumerate(target.read_back(artifact), start=1):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from compressor import layout
-from compressor.checkpoint import Weight
+from compressor.checkpoint import CACHE_SCALES, Weight
 from compressor.files import write_json
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.shards import INDEX, SINGLE_SHARD
@@ -77,7 +77,7 @@ class CheckpointWriter:
         self._folder, self._dtype, self._cast = folder, dtype, cast
         self._shards = ShardWriter(folder)
         self._schemes: dict[str, Scheme] = {}
-        self._has_head = False
+        self._has_head = self._has_cache_scales = False
 
     def add(self, weights: Mapping[str, Weight]) -> None:
         """Take the weights of the next block; their memory is free again once their shard is flushed."""
@@ -85,6 +85,7 @@ class CheckpointWriter:
         for name, weight in weights.items():
             tensors |= self._stored(name, weight)
             self._has_head |= name == "lm_head.weight"
+            self._has_cache_scales |= name.endswith(CACHE_SCALES)
         self._shards.add(tensors)
 
     def finish(self, config: Mapping[str, Any], linears: Iterable[str], provenance: Mapping[str, Any]) -> None:
@@ -107,8 +108,8 @@ class CheckpointWriter:
             written["dtype"] = str(self._dtype).removeprefix("torch.")
         if self._has_head:
             written["tie_word_embeddings"] = False
-        if self._schemes:
-            written["quantization_config"] = layout.quantization_config(self._schemes, linears)
+        if self._schemes or self._has_cache_scales:
+            written["quantization_config"] = layout.quantization_config(self._schemes, linears, self._has_cache_scales)
         return written
 
 

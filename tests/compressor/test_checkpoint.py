@@ -192,8 +192,10 @@ def test_wrong_shape(tiny_model):
 
 def test_unsupported_dtype(tiny_model):
     root = tiny_model("llama")
-    change(root, lambda tensors: tensors.update({UP: tensors[UP].to(torch.float8_e4m3fn)}))
-    refused(root, "unsupported dtype F8_E4M3")
+    change(root, lambda tensors: tensors.update({UP: tensors[UP].to(torch.float8_e5m2)}))
+    refused(root, "unsupported dtype F8_E5M2")
+    change(root, lambda tensors: tensors.update({UP: torch.ones(128, 64).to(torch.float8_e4m3fn)}))
+    refused(root, "unsupported dtype torch.float8_e4m3fn; config.json says no scheme for it")
 
 
 @pytest.mark.parametrize(("value", "kind"), [(float("nan"), "NaN"), (float("-inf"), "Inf")])

@@ -1,0 +1,28 @@
+"""The compressed-tensors layouts, in which quantized weights are stored between passes."""
+
+from compressor.layout.config import quantization_config, read_schemes, reads_kv_cache
+from compressor.layout.tensors import (
+    decode,
+    encode,
+    narrowed,
+    plain_dtype,
+    storage_format,
+    stored_shapes,
+    suffixes,
+)
+from compressor.layout.words import pack_words, unpack_words
+
+__all__ = [
+    "decode",
+    "encode",
+    "narrowed",
+    "pack_words",
+    "plain_dtype",
+    "quantization_config",
+    "read_schemes",
+    "reads_kv_cache",
+    "storage_format",
+    "stored_shapes",
+    "suffixes",
+    "unpack_words",
+]

@@ -1,0 +1,180 @@
+"""The `quantization_config` of config.json: which layers are quantized, and how; whether the key-value cache is fp8."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from compressor.errors import InputError
+from compressor.layout.tensors import FLOAT, INT, PACK, storage_format
+from compressor.quantized import Activations, Scheme
+
+METHOD, MIXED, DENSE = "compressed-tensors", "mixed-precision", "dense"
+NAIVE = "naive-quantized"  # what the library calls int-quantized and float-quantized when nobody names the format
+READABLE = (PACK, INT, FLOAT, MIXED, NAIVE, DENSE)
+
+KV_CACHE = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
+
+
+def quantization_config(
+    schemes: Mapping[str, Scheme], linears: Iterable[str], kv_cache: bool = False
+) -> dict[str, Any]:
+    """The `quantization_config` for the quantized layers `schemes` out of all `linears`.
+
+    Args:
+        kv_cache: the key-value cache is fp8, with one scale a layer for keys and one for values.
+    """
+    formats = dict.fromkeys(storage_format(scheme) for scheme in schemes.values()) or {DENSE: None}
+    mixed = len(formats) > 1
+    config = {
+        "quant_method": METHOD,
+        "format": MIXED if mixed else next(iter(formats)),
+        "quantization_status": "compressed",
+        "ignore": [name for name in linears if name not in schemes],
+        "config_groups": _groups(schemes, mixed),
+    }
+    return config | {"kv_cache_scheme": KV_CACHE} if kv_cache else config
+
+
+def _groups(schemes: Mapping[str, Scheme], mixed: bool) -> dict[str, Any]:
+    distinct = list(dict.fromkeys(schemes.values()))
+    groups = {}
+    for number, scheme in enumerate(distinct):
+        names = [name for name in schemes if schemes[name] == scheme]
+        group = {
+            # One scheme is written the way every reader expects it; several need the layers' names.
+            "targets": ["Linear"] if len(distinct) == 1 else names,
+            "weights": _weight_arguments(scheme),
+            "input_activations": _activation_arguments(scheme.activations),
+            "output_activations": None,
+        }
+        # Older readers refuse the key, so it is written only where it says something.
+        groups[f"group_{number}"] = group | {"format": storage_format(scheme)} if mixed else group
+    return groups
+
+
+def _weight_arguments(scheme: Scheme) -> dict[str, Any]:
+    arguments = {
+        "num_bits": scheme.bits,
+        "type": scheme.type,
+        "symmetric": scheme.symmetric,
+        "strategy": "channel" if scheme.group_size is None else "group",
+        "dynamic": False,
+    }
+    return arguments if scheme.group_size is None else arguments | {"group_size": scheme.group_size}
+
+
+def _activation_arguments(activations: Activations | None) -> dict[str, Any] | None:
+    if activations is None:
+        return None
+    return {
+        "num_bits": activations.bits,
+        "type": activations.type,
+        "symmetric": True,
+        "strategy": "token" if activations.dynamic else "tensor",
+        "dynamic": activations.dynamic,
+    }
+
+
+def read_schemes(config: Mapping[str, Any], linears: Iterable[str]) -> dict[str, Scheme]:
+    """Which of `linears` are quantized, and how, according to config.json's `quantization_config`.
+
+    Raises:
+        InputError: the folder is quantized in a way that has no `Scheme`.
+    """
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        return {}
+    method, layout = quantization.get("quant_method"), quantization.get("format")
+    if method != METHOD or layout not in READABLE:
+        raise InputError(
+            f"The model is already quantized ({method}, {layout}), which cannot be read.",
+            f"Start from the float checkpoint, or from a compressed-tensors folder ({PACK}, {INT}, {FLOAT}).",
+        )
+    ignored = quantization.get("ignore") or ()
+    groups = list(quantization["config_groups"].values())
+    schemes: dict[str, Scheme] = {}
+    for name in linears:
+        group = None if any(_specificity(name, pattern) for pattern in ignored) else _group_of(name, groups)
+        if group is not None:
+            schemes[name] = _scheme(group, layout)
+    return schemes
+
+
+def reads_kv_cache(config: Mapping[str, Any]) -> bool:
+    """Whether config.json says that the key-value cache is fp8 with stored scales.
+
+    Raises:
+        InputError: it is quantized in another way.
+    """
+    arguments = (config.get("quantization_config") or {}).get("kv_cache_scheme")
+    if not arguments:
+        return False
+    if any(arguments.get(key, default) != default for key, default in KV_CACHE.items()):
+        raise InputError("The key-value cache is quantized in a way that cannot be read; fp8 with static scales can.")
+    return True
+
+
+def _group_of(name: str, groups: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The group with the most specific target: a name before a pattern, a pattern before the class `Linear`."""
+    ranked = [(max((_specificity(name, target) for target in group["targets"]), default=0), group) for group in groups]
+    rank, group = max(ranked, key=lambda pair: pair[0], default=(0, {}))
+    return group if rank else None
+
+
+def _specificity(name: str, target: str) -> int:
+    """How closely a target or an ignore pattern means the layer `name`; 0 is not at all."""
+    if target.startswith("re:"):
+        return 2 if re.match(target[3:], name) else 0
+    if fnmatch.fnmatchcase(name, target) or name.endswith("." + target):
+        return 3
+    return 1 if target == "Linear" else 0
+
+
+def _scheme(group: Mapping[str, Any], layout: str) -> Scheme:
+    weights, inputs = group["weights"], group.get("input_activations") or None
+    activations = None if inputs is None else _activations(inputs)
+    supported = (
+        weights.get("strategy") in ("group", "channel")
+        and weights.get("type") in ("int", "float")
+        and weights.get("num_bits") in (4, 8)
+        and not weights.get("dynamic")
+        and weights.get("actorder") in (None, "static", "weight")
+        and not group.get("output_activations")
+        and (inputs is None or activations is not None)
+    )
+    if supported:
+        group_size = weights.get("group_size") if weights["strategy"] == "group" else None
+        scheme = Scheme(weights["num_bits"], group_size, weights["symmetric"], weights["type"], activations)
+        if _is_stored(scheme, group.get("format") or layout):
+            return scheme
+    raise InputError(
+        "The folder's layers are quantized in a way that cannot be read; weight-only int4 and int8, and int8 and fp8 "
+        "with one scale a channel and activations of their own type, can.",
+        "Start from the float checkpoint.",
+    )
+
+
+def _activations(arguments: Mapping[str, Any]) -> Activations | None:
+    """What the arguments describe, or None if it has no `Activations`."""
+    dynamic = arguments.get("dynamic", False)
+    fits = (
+        arguments.get("num_bits") == 8
+        and arguments.get("type") in ("int", "float")
+        and arguments.get("symmetric", True)
+        and arguments.get("strategy") == ("token" if dynamic else "tensor")
+        and isinstance(dynamic, bool)
+    )
+    return Activations(8, arguments["type"], dynamic) if fits else None
+
+
+def _is_stored(scheme: Scheme, layout: str) -> bool:
+    """Whether the format that a group names is the one in which its scheme is kept."""
+    expected = storage_format(scheme)
+    if expected == PACK:
+        return layout == PACK
+    plain = scheme.bits == 8 and scheme.group_size is None and scheme.symmetric
+    of_one_type = scheme.activations is None or scheme.activations.type == scheme.type
+    return plain and of_one_type and layout in (expected, NAIVE)

@@ -1,0 +1,96 @@
+"""The tensors that store one quantized weight, in the three compressed-tensors formats.
+
+    pack-quantized    weight-only int4 and int8: `weight_packed`, `weight_scale`, `weight_shape`, `weight_zero_point`
+    int-quantized     int8 with rounded activations: `weight` int8, `weight_scale`
+    float-quantized   fp8, activations rounded or not: `weight` float8_e4m3fn, `weight_scale`
+
+Packed weights lie along the input features, packed zero points along the output features. Static activations add
+`input_scale` [1]. Source: vllm-project/compressed-tensors, compressors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from compressor.layout.words import pack_words, unpack_words, words_of
+from compressor.quantized import FP8, QuantizedWeight, Scheme
+
+PACK, INT, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
+PACKED, SHAPE, ZERO_POINT = "weight_packed", "weight_shape", "weight_zero_point"
+PLAIN, SCALE, INPUT_SCALE = "weight", "weight_scale", "input_scale"
+
+
+def storage_format(scheme: Scheme) -> str:
+    """The compressed-tensors format in which weights of this scheme are stored."""
+    if scheme.type == "float":
+        return FLOAT
+    return PACK if scheme.activations is None else INT
+
+
+def encode(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tensors that store `weight`, by their suffix; scales in the model's `dtype` where that holds them exactly."""
+    tensors = _packed(weight) if storage_format(weight.scheme) == PACK else {PLAIN: weight.codes}
+    tensors[SCALE] = narrowed(weight.scales, dtype)
+    if weight.input_scale is not None:
+        tensors[INPUT_SCALE] = narrowed(weight.input_scale.reshape(1), dtype)
+    return tensors
+
+
+def decode(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
+    """The weight that `encode` stored."""
+    scales = tensors[SCALE].float()
+    input_scale = tensors[INPUT_SCALE].float().reshape(()) if _has_input_scale(scheme) else None
+    if storage_format(scheme) != PACK:
+        return QuantizedWeight(tensors[PLAIN], scales, None, scheme, input_scale)
+    rows, columns = tensors[SHAPE].tolist()
+    zero_points = None
+    if not scheme.symmetric:
+        packed = tensors[ZERO_POINT].T.contiguous()
+        zero_points = unpack_words(packed, scheme.bits, rows).T.contiguous()
+    return QuantizedWeight(unpack_words(tensors[PACKED], scheme.bits, columns), scales, zero_points, scheme)
+
+
+def stored_shapes(scheme: Scheme, shape: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """Suffix and shape of the tensors that store one weight [out_features, in_features] of this scheme."""
+    rows, columns = shape
+    groups = columns // scheme.group_width(columns)
+    shapes: dict[str, tuple[int, ...]] = {SCALE: (rows, groups)}
+    if _has_input_scale(scheme):
+        shapes[INPUT_SCALE] = (1,)
+    if storage_format(scheme) != PACK:
+        return {PLAIN: shape, **shapes}
+    shapes |= {PACKED: (rows, words_of(columns, scheme.bits)), SHAPE: (2,)}
+    return shapes if scheme.symmetric else shapes | {ZERO_POINT: (words_of(rows, scheme.bits), groups)}
+
+
+def suffixes(scheme: Scheme) -> tuple[str, ...]:
+    """Suffixes of the tensors that store one weight of this scheme."""
+    return tuple(stored_shapes(scheme, (1, scheme.group_size or 1)))
+
+
+def plain_dtype(scheme: Scheme) -> torch.dtype | None:
+    """Dtype of the codes where they are stored as they are, in `weight`; None where they are packed."""
+    return {INT: torch.int8, FLOAT: FP8}.get(storage_format(scheme))
+
+
+def narrowed(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The scale in `dtype`, or in float32 where that would change it: a scale from elsewhere may need every bit."""
+    narrow = scale.to(dtype)
+    return narrow if torch.equal(narrow.float(), scale) else scale
+
+
+def _packed(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+    bits = weight.scheme.bits
+    tensors = {
+        PACKED: pack_words(weight.codes, bits),
+        SHAPE: torch.tensor(weight.codes.shape, dtype=torch.int64),
+    }
+    if weight.zero_points is not None:
+        tensors[ZERO_POINT] = pack_words(weight.zero_points.T.contiguous(), bits).T.contiguous()
+    return tensors
+
+
+def _has_input_scale(scheme: Scheme) -> bool:
+    return scheme.activations is not None and not scheme.activations.dynamic
