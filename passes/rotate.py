@@ -1,0 +1,189 @@
+"""Rotation: turn the residual stream and the values of attention so that no channel stands out before rounding.
+
+Papers: Ashkboos et al., "QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", 2024 (R1 and R2 of Liu et al.,
+"SpinQuant: LLM Quantization with Learned Rotations", 2024, with random Hadamard matrices).
+
+Both rotations are folded into the weights and leave nothing to do at run time: the model computes what it did, since
+RMS norms without a gain commute with a rotation and attention is linear in the values of a head. The rotations that
+need an operation at run time, between up and down projection and on queries and keys, are left out for that reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+
+from compressor.architecture import Architecture
+from compressor.checkpoint import Block, Checkpoint
+from compressor.errors import InputError
+from compressor.options import option
+from compressor.pass_ import BlockPass, PassContext
+from compressor.quantized import Scheme
+from passes.hadamard import Rotation
+
+# Linears that read the residual stream, with the norm in between, and linears that write to it.
+READERS = {
+    "self_attn.q_proj": "input_layernorm",
+    "self_attn.k_proj": "input_layernorm",
+    "self_attn.v_proj": "input_layernorm",
+    "mlp.gate_proj": "post_attention_layernorm",
+    "mlp.up_proj": "post_attention_layernorm",
+}
+WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+PER_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")  # on queries and keys, which no rotation touches
+
+EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+ELEMENTS_AT_ONCE = 1 << 22  # of a weight in float64: little next to the block it comes from
+
+Tensors = dict[str, torch.Tensor]
+
+
+def rotate_inputs(weight: torch.Tensor, rotation: Rotation, gain: torch.Tensor | None = None) -> torch.Tensor:
+    """W diag(gain) R, float32, of a weight [out_features, in_features] that reads gain * x and shall read x R."""
+    turned = torch.empty(weight.shape)
+    rows = max(1, ELEMENTS_AT_ONCE // weight.shape[1])
+    for part, out in zip(weight.split(rows), turned.split(rows), strict=True):
+        out.copy_(rotation(part if gain is None else part.double() * gain.double()))
+    return turned
+
+
+def rotate_outputs(weight: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Rᵀ W, float32, of a weight [out_features, in_features], or b R of a bias [out_features], that shall write y R."""
+    return rotate_inputs(weight.T, rotation).T if weight.dim() == 2 else rotation(weight).float()
+
+
+def rotate_residual(weights: Mapping[str, torch.Tensor], rotation: Rotation) -> Tensors:
+    """The changed parameters of a decoder block, by name within it, whose residual stream is rotated.
+
+    The gains of its norms go into the linears that read them.
+    """
+    changed = {}
+    for linear, norm in READERS.items():
+        gain = weights[f"{norm}.weight"]
+        changed[f"{linear}.weight"] = rotate_inputs(weights[f"{linear}.weight"], rotation, gain)
+        changed[f"{norm}.weight"] = torch.ones_like(gain)
+    for linear in WRITERS:
+        changed |= {name: rotate_outputs(weights[name], rotation) for name in _parameters(weights, linear)}
+    return changed
+
+
+def rotate_values(weights: Mapping[str, torch.Tensor], rotation: Rotation) -> Tensors:
+    """The changed parameters of a decoder block, by name within it, whose values are rotated head by head.
+
+    Args:
+        rotation: one block for each key-value head; the query heads that share a head read it turned alike.
+    """
+    values, outputs = _parameters(weights, "self_attn.v_proj"), "self_attn.o_proj.weight"
+    sharing = weights[outputs].shape[1] // len(rotation.signs)
+    changed = {name: rotate_outputs(weights[name], rotation) for name in values}
+    return changed | {outputs: rotate_inputs(weights[outputs], rotation.repeat_blocks(sharing))}
+
+
+def _parameters(weights: Mapping[str, torch.Tensor], linear: str) -> list[str]:
+    return [name for name in (f"{linear}.weight", f"{linear}.bias") if name in weights]
+
+
+@dataclass(frozen=True)
+class _Rotations:
+    """The rotation of the residual stream, and of the values of each layer."""
+
+    residual: Rotation
+    values: list[Rotation]
+
+
+@lru_cache(maxsize=1)
+def _draw(architecture: Architecture, seed: int) -> _Rotations:
+    generator = torch.Generator().manual_seed(seed)
+    residual = Rotation.draw(1, architecture.hidden_size, generator)
+    heads, head_dim = architecture.kv_heads, architecture.head_dim
+    return _Rotations(residual, [Rotation.draw(heads, head_dim, generator) for _ in range(architecture.layers)])
+
+
+def _edit_head(weights: Tensors, rotation: Rotation, checkpoint: Checkpoint, context: PassContext) -> Tensors:
+    gain = weights[FINAL_NORM]
+    tied = checkpoint.architecture.tied_embeddings
+    if tied and bool((gain == gain[0]).all()):
+        return {}  # a gain that is one number commutes with the rotation, and the embedding is rotated already
+    head = _float(checkpoint, EMBEDDING) if tied else weights[HEAD]
+    if tied:
+        context.notes.append(
+            f"lm_head is untied, since the final norm's gain goes into it: {4 * head.numel():,} bytes more in float32; "
+            "residual=false keeps it tied"
+        )
+    return {HEAD: rotate_inputs(head, rotation, gain), FINAL_NORM: torch.ones_like(gain)}
+
+
+def _float(checkpoint: Checkpoint, parameter: str) -> torch.Tensor:
+    weight = checkpoint.read([parameter])[parameter]
+    assert isinstance(weight, torch.Tensor)  # `plan` refuses quantized checkpoints
+    return weight
+
+
+def _note_dtype(checkpoint: Checkpoint, context: PassContext) -> None:
+    if checkpoint.dtype != torch.float32:
+        stored = str(checkpoint.dtype).removeprefix("torch.")
+        context.notes.append(f"weights are stored in float32, not {stored}: rotated ones are no {stored} numbers")
+
+
+def _check_parameters(architecture: Architecture) -> None:
+    """Refuse a decoder block with a part whose place beside a rotation is not known here."""
+    prefix = "model.layers.0."
+    known = {*READERS, *READERS.values(), *WRITERS, *PER_HEAD_NORMS}
+    for name in architecture.tensor_shapes():
+        part = name.removeprefix(prefix).rpartition(".")[0]
+        if name.startswith(prefix) and part not in known:
+            raise InputError(f"rotate cannot keep {architecture.model_type} models exact: it does not know {part}.")
+
+
+@dataclass(frozen=True)
+class Rotate(BlockPass):
+    """Random Hadamard rotations folded into the weights; the step is stored in float32, not rounded to 16 bits.
+
+    A tied head is untied, since the final norm's gain goes into the head but not into the embedding; the ledger says
+    what that costs. It stays tied where the gain is one constant, and with residual=false.
+    """
+
+    name: ClassVar[str] = "rotate"
+    summary: ClassVar[str] = "turn weights so that no channel stands out before rounding; changes no output"
+    dtype: ClassVar[torch.dtype | None] = torch.float32
+
+    residual: bool = option(True, "rotate the residual stream; unties a tied lm_head")
+    values: bool = option(True, "rotate the values of each attention head")
+
+    def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+        if not (self.residual or self.values):
+            raise InputError("rotate with residual=false and values=false does nothing.", "Remove the pass.")
+        if schemes:
+            first = next(iter(schemes))
+            raise InputError(
+                f"{first} is already {schemes[first]}; a weight is rounded once.",
+                "Rotate before quantizing, and start from the float checkpoint.",
+            )
+        _check_parameters(architecture)
+        return {}
+
+    def edit(self, block: Block, checkpoint: Checkpoint, context: PassContext) -> Block:
+        rotations = _draw(checkpoint.architecture, context.seed)
+        weights = {name: weight for name, weight in block.weights.items() if isinstance(weight, torch.Tensor)}
+        if block.index is not None:
+            return block.with_weights(self._edit_layer(weights, block.index, rotations))
+        if block.name == "embedding":
+            _note_dtype(checkpoint, context)
+        if not self.residual:
+            return block
+        if block.name == "embedding":
+            return block.with_weights({EMBEDDING: rotate_inputs(weights[EMBEDDING], rotations.residual)})
+        return block.with_weights(_edit_head(weights, rotations.residual, checkpoint, context))
+
+    def _edit_layer(self, weights: Tensors, index: int, rotations: _Rotations) -> Tensors:
+        prefix = f"model.layers.{index}."
+        changed = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+        if self.values:
+            changed |= rotate_values(changed, rotations.values[index])
+        if self.residual:
+            changed |= rotate_residual(changed, rotations.residual)
+        return {prefix + name: weight for name, weight in changed.items()}
