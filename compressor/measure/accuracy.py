@@ -65,6 +65,11 @@ class Reference:
 
 def checkpoint_quality(checkpoint: Checkpoint, reference: Reference, progress: Report) -> Quality:
     """Quality of a step, run block by block with transformers' layer code in float32."""
+    return summarize(checkpoint_windows(checkpoint, reference, progress))
+
+
+def checkpoint_windows(checkpoint: Checkpoint, reference: Reference, progress: Report) -> np.ndarray:
+    """What `summarize` takes, window by window, so that two checkpoints can be compared in pairs."""
     if checkpoint is reference.checkpoint:
         states = reference.states
     else:
@@ -87,7 +92,23 @@ def session_quality(session: Session, reference: Reference, progress: Report) ->
             yield start, torch.from_numpy(logits)
         progress(window + 1, windows)
 
-    return _compare(reference, chunks)
+    return summarize(_compare(reference, chunks))
+
+
+def summarize(windows: np.ndarray) -> Quality:
+    """Quality with its standard errors.
+
+    Args:
+        windows: float64 [windows, 4], means over a window's predicted tokens: the original's loss, this one's loss,
+            KL divergence, share of tokens with the same first choice.
+    """
+    original, losses, divergence, agreement = windows.T
+    return Quality(
+        perplexity=exponential(mean(losses)),
+        perplexity_increase=exponential(mean(losses - original), shift=-1.0),
+        kl=mean(divergence),
+        top1=mean(agreement),
+    )
 
 
 def _final_states(checkpoint: Checkpoint, tokens: torch.Tensor, progress: Report) -> torch.Tensor:
@@ -95,18 +116,10 @@ def _final_states(checkpoint: Checkpoint, tokens: torch.Tensor, progress: Report
     return Decoder(checkpoint).final_states(tokens, lambda index: progress(index, layers))
 
 
-def _compare(reference: Reference, candidate: Callable[[int], Iterator[tuple[int, torch.Tensor]]]) -> Quality:
+def _compare(reference: Reference, candidate: Callable[[int], Iterator[tuple[int, torch.Tensor]]]) -> np.ndarray:
     head = Decoder(reference.checkpoint).head()
-    rows = np.array(
-        [_compare_window(reference, head, window, candidate(window)) for window in range(len(reference.tokens))]
-    )
-    original, losses, divergence, agreement = rows.T
-    return Quality(
-        perplexity=exponential(mean(losses)),
-        perplexity_increase=exponential(mean(losses - original), shift=-1.0),
-        kl=mean(divergence),
-        top1=mean(agreement),
-    )
+    windows = range(len(reference.tokens))
+    return np.array([_compare_window(reference, head, window, candidate(window)) for window in windows])
 
 
 @torch.no_grad()
