@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from compressor.checkpoint import Checkpoint
+from compressor.architecture import resolve
+from compressor.checkpoint import Checkpoint, Weight
 from compressor.errors import InputError
 from compressor.files import whole_folder
 from compressor.writer import STEP_FILE, CheckpointWriter
@@ -18,24 +19,26 @@ from compressor.writer import STEP_FILE, CheckpointWriter
 def write_converted(
     out: Path,
     config: Mapping[str, Any],
-    blocks: Iterable[Mapping[str, torch.Tensor]],
+    blocks: Iterable[Mapping[str, Weight]],
     provenance: Mapping[str, Any],
     companions: Callable[[Path], None],
+    dtype: torch.dtype = torch.float32,
 ) -> Checkpoint:
-    """Stream `blocks` of float weights into the new folder `out`, which appears only when it is whole and valid.
+    """Stream `blocks` of weights into the new folder `out`, which appears only when it is whole and valid.
 
     Args:
         provenance: written to the step file: what was converted.
         companions: writes the files beside the weights (tokenizer, generation_config.json) into the folder it is given.
+        dtype: the model's, in which the scales of quantized weights are stored.
 
     Raises:
         InputError: `out` exists, or what was converted is not a model that llmc can read.
     """
     with whole_folder(out) as folder:
-        writer = CheckpointWriter(folder, torch.float32)
+        writer = CheckpointWriter(folder, dtype)
         for weights in blocks:
             writer.add(weights)
-        writer.finish(config, (), provenance)
+        writer.finish(config, resolve(config).linears(), provenance)
         companions(folder)
         Checkpoint.open(folder)
     return Checkpoint.open(out)

@@ -87,6 +87,8 @@ class Run:
         with self._scratch() as scratch:
             with _refusable(self.settings.out):
                 source = self._open_source()
+                self.recipe = self.recipe.for_model(source.checkpoint.schemes)
+                self.passes = self.recipe.build_passes()
                 check_plan(source.checkpoint, self.passes, self.target)
                 self._start_ledger()
                 calibration = self._load_texts(source.checkpoint, scratch)

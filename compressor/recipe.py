@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compressor import registry
 from compressor.errors import InputError, nearest
 from compressor.pass_ import Pass
+from compressor.quantized import Scheme
 from compressor.target import Target
 
 
@@ -51,7 +52,7 @@ class Recipe(_Section):
 
     model: str
     calibration: CalibrationSection | None = None
-    passes: list[str | dict[str, Any]] | None = None  # None: what the target suggests
+    passes: list[str | dict[str, Any]] | None = None  # None: what the target suggests for a float model
     target: str | dict[str, Any]
     measure: MeasureSection = MeasureSection()
     seed: int = 0
@@ -63,6 +64,10 @@ class Recipe(_Section):
         """The passes in run order; the target's preset when the recipe names none."""
         entries = self.build_target().preset if self.passes is None else self.passes
         return [registry.make_pass(*_named(entry)) for entry in entries]
+
+    def for_model(self, schemes: Mapping[str, Scheme]) -> Recipe:
+        """The recipe for a model whose linears have these schemes: the target's preset is for float models only."""
+        return self.model_copy(update={"passes": []}) if schemes and self.passes is None else self
 
     def written_out(self) -> dict[str, Any]:
         """The recipe with every default in its place, ready to be run again."""

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, a GGUF file, a folder of pickle weights, or the Hugging Face hub."""
+"""Where a model comes from: a folder (float, quantized, or pickled), a GGUF file, or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from compressor.convert import converted_before, write_converted
 from compressor.errors import InputError, RunError
 from compressor.files import digest_files, is_disk_full
 from compressor.pass_ import Progress
+from compressor.prequantized import import_prequantized, is_prequantized
 from compressor.shards import INDEX, SINGLE_SHARD
 from compressor.tokenizer import check_tokenizer_code
 from compressor.writer import copy_companions
@@ -80,6 +81,8 @@ def _open_folder(
     check_tokenizer_code(root, trust_remote_code)
     if allow_pickle and not _has_safetensors(root) and _pickle_shards(root):
         return _import_pickles(root, import_to, progress)
+    if is_prequantized(root):
+        return Source(*import_prequantized(root, import_to, progress))
     return Source(Checkpoint.open(root))
 
 

@@ -164,6 +164,7 @@ def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
             trust_remote_code=options["trust_remote_code"],
             progress=progress,
         )
+        recipe = recipe.for_model(source.checkpoint.schemes)
         schemes = check_plan(source.checkpoint, recipe.build_passes(), recipe.build_target())
     linears = source.checkpoint.architecture.linears()
     counts = Counter(str(schemes[name]) if name in schemes else "left as it is" for name in linears)

@@ -54,12 +54,14 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _model(path: Path) -> dict[str, Any]:
     from compressor.checkpoint import Checkpoint
+    from compressor.prequantized import PackedFolder, is_prequantized
     from compressor.report.tables import size
 
-    checkpoint = Checkpoint.open(path)
+    checkpoint = PackedFolder.open(path) if is_prequantized(path) else Checkpoint.open(path)
+    quantized = str(checkpoint.layout) if isinstance(checkpoint, PackedFolder) else "quantized"
     schemes = Counter(map(str, checkpoint.schemes.values())) or {"none": len(checkpoint.architecture.linears())}
     return {
-        "kind": "quantized model folder" if checkpoint.schemes else "model folder",
+        "kind": f"{quantized} model folder" if checkpoint.schemes else "model folder",
         **_shape(checkpoint.architecture),
         "dtype": str(checkpoint.dtype).removeprefix("torch."),
         "weights": f"{size(checkpoint.nbytes)} in {len({info.shard for info in checkpoint.tensors.values()})} shards",

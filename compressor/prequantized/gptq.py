@@ -1,0 +1,158 @@
+"""The layout of AutoGPTQ and GPTQModel: integers packed along the input features, zero points along the output ones.
+
+Versions 1 and 2 differ in the zero points alone: version 1 stores each one less by one.
+Source: ModelCloud/GPTQModel, nn_modules/qlinear/__init__.py, utils/model.py and quantization/config.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import field, replace
+from typing import Any
+
+import torch
+from pydantic.dataclasses import dataclass
+
+from compressor.errors import InputError
+from compressor.layout import unpack_words
+from compressor.prequantized.settings import GroupSize, width
+from compressor.quantized import QuantizedWeight, Scheme
+
+ONES = {4: 0x11111111, 8: 0x01010101}  # a word whose every element is one
+
+
+@dataclass(frozen=True)
+class GptqLayout:
+    """How one folder is packed.
+
+    Attributes:
+        version: 1 or 2.
+        borrows: whether version 1 was made by GPTQModel, which subtracts whole words, so that a zero point of 0
+            borrows from its neighbour; other writers lose that neighbour.
+        dynamic: rules by pattern of layer name: `-:pattern` leaves layers out, `+:pattern` overrides settings.
+    """
+
+    bits: int
+    group_size: GroupSize
+    symmetric: bool
+    version: int
+    borrows: bool = False
+    dynamic: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any]) -> GptqLayout:
+        """The layout that a `quantization_config` or a quantize_config.json describes.
+
+        Raises:
+            InputError: a variant that cannot be read.
+        """
+        variant = config.get("checkpoint_format") or config.get("format") or "gptq"
+        if variant not in ("gptq", "gptq_v2") or config.get("pack_dtype", "int32") != "int32":
+            raise InputError(
+                f"The GPTQ folder is stored as {variant} in {config.get('pack_dtype', 'int32')} words, "
+                "of which gptq and gptq_v2 in int32 words can be read.",
+                "Save it again with GPTQModel, format=gptq_v2.",
+            )
+        return cls(
+            bits=config.get("bits", 4),
+            group_size=config.get("group_size", 128),
+            symmetric=config.get("sym", True),
+            version=2 if variant == "gptq_v2" else 1,
+            borrows=any(str(tool).startswith("gptqmodel") for tool in _quantizers(config)),
+            dynamic=config.get("dynamic") or {},
+        )
+
+    def __str__(self) -> str:
+        return f"GPTQ v{self.version}"
+
+    def scheme(self, layer: str) -> Scheme:
+        """How a layer that is stored packed is quantized.
+
+        Raises:
+            InputError: its bits have no place here, or a rule says it should not be quantized at all.
+        """
+        rule = self._rule(layer)
+        if rule.bits not in ONES:
+            raise InputError(f"{layer} is stored in {rule.bits} bits a weight, of which 4 and 8 can be read.")
+        return Scheme(rule.bits, width(rule.group_size), rule.symmetric)
+
+    def parts(self, scheme: Scheme, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
+        """Suffix and shape of the tensors that store one weight."""
+        groups = in_features // scheme.group_width(in_features)
+        return {
+            "qweight": (in_features * scheme.bits // 32, out_features),
+            "qzeros": (groups, out_features * scheme.bits // 32),
+            "scales": (groups, out_features),
+        }
+
+    def optional_parts(self, in_features: int) -> dict[str, tuple[int, ...]]:
+        """Suffix and shape of tensors that may lie beside them."""
+        return {"g_idx": (in_features,)}
+
+    def decode(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
+        """The weight that `parts` store.
+
+        Raises:
+            InputError: act-order has scattered the groups, or the zero points are not what the settings say.
+        """
+        out_features = parts["scales"].shape[1]
+        in_features = parts["qweight"].shape[0] * 32 // scheme.bits
+        _check_group_index(layer, parts.get("g_idx"), scheme.group_width(in_features))
+        codes = unpack_words(parts["qweight"].T.contiguous(), scheme.bits, in_features)
+        zero_points = self._zero_points(layer, parts["qzeros"], scheme, out_features)
+        scales = parts["scales"].T.contiguous().float()
+        return QuantizedWeight(codes, scales, None if scheme.symmetric else zero_points, scheme)
+
+    def _rule(self, layer: str) -> GptqLayout:
+        """This layout with the settings that the first rule for `layer` overrides."""
+        for pattern, settings in self.dynamic.items():
+            if not _matches(pattern, layer):
+                continue
+            if pattern.startswith("-:"):
+                raise InputError(f"{layer} is stored quantized, but the rule {pattern!r} says that it is not.")
+            renamed = {"symmetric" if key == "sym" else key: value for key, value in settings.items()}
+            return replace(self, **{key: renamed[key] for key in ("bits", "group_size", "symmetric") if key in renamed})
+        return self
+
+    def _zero_points(self, layer: str, words: torch.Tensor, scheme: Scheme, out_features: int) -> torch.Tensor:
+        """Signed zero points, int8 [out_features, groups]."""
+        if self.version == 1:
+            self._check_borrow(layer, words, scheme, out_features)
+            words = words + ONES[scheme.bits]
+        zero_points = unpack_words(words, scheme.bits, out_features).T.contiguous()
+        if scheme.symmetric and bool(zero_points.any()):
+            raise InputError(
+                f"The folder says sym=true, but the zero points of {layer} are not all {2 ** (scheme.bits - 1)}.",
+                "If it was saved as gptq_v2, its config should say so; if it is asymmetric, sym=false.",
+            )
+        return zero_points
+
+    def _check_borrow(self, layer: str, words: torch.Tensor, scheme: Scheme, out_features: int) -> None:
+        stored = unpack_words(words, scheme.bits, out_features)
+        if not self.borrows and bool((stored == scheme.highest).any()):
+            raise InputError(
+                f"A zero point of {layer} is 0, which GPTQ v1 cannot hold: readers disagree on its neighbours.",
+                "Save the model again as gptq_v2.",
+            )
+
+
+def _quantizers(config: Mapping[str, Any]) -> list[Any]:
+    found = (config.get("meta") or {}).get("quantizer") or []
+    return found if isinstance(found, list) else [found]
+
+
+def _matches(pattern: str, layer: str) -> bool:
+    try:
+        return re.match(pattern.removeprefix("-:").removeprefix("+:"), layer) is not None
+    except re.error as error:
+        raise InputError(f"The rule {pattern!r} of the GPTQ folder is no regular expression ({error}).") from error
+
+
+def _check_group_index(layer: str, index: torch.Tensor | None, group_width: int) -> None:
+    if index is not None and not torch.equal(index.long(), torch.arange(len(index)) // group_width):
+        raise InputError(
+            f"{layer} was rounded with act-order (desc_act), which scatters its groups over the inputs; "
+            "only groups of neighbours can be held.",
+            "Quantize with desc_act=false, or with the pass gptq, whose act-order keeps groups together.",
+        )
