@@ -1,0 +1,71 @@
+"""Passes that walk the model on calibration text, one block in memory at a time."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from calibration.activations import InputStatistics
+from calibration.walk import LayerWalk, Stream, fast_dtype
+from compressor.architecture import Architecture
+from compressor.checkpoint import Block, Checkpoint
+from compressor.decoder import Decoder
+from compressor.errors import RunError
+from compressor.options import option
+from compressor.pass_ import Need, Pass, PassContext
+
+
+@dataclass(frozen=True)
+class CalibratedPass(Pass):
+    """Base of passes that look at what each linear reads on calibration text."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
+
+    precision: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "matrix products on calibration text; auto is bfloat16 where the CPU has instructions for it"
+    )
+
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """Of the matrix products on calibration text."""
+        return fast_dtype() if self.precision == "auto" else getattr(torch, self.precision)
+
+    @abstractmethod
+    def edit_layer(self, block: Block, walk: LayerWalk, checkpoint: Checkpoint, context: PassContext) -> Block:
+        """The new decoder block; every stage of `walk` has been gone through when this returns."""
+
+    def edit_head(self, block: Block, stream: Stream, checkpoint: Checkpoint, context: PassContext) -> Block:
+        """The new head; the text has come as far as the final norm."""
+        return block
+
+    def stored_dtype(self, architecture: Architecture) -> torch.dtype | None:
+        """What float parameters are stored in; None leaves each as it is."""
+        return None
+
+    def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
+        assert context.tokens is not None  # `needs` says so
+        stream = Stream(Decoder(checkpoint), context.tokens, self.working_dtype)
+
+        def edit(block: Block) -> Block:
+            if block.name == "embedding":
+                return block
+            if block.index is None:
+                return self.edit_head(block, stream, checkpoint, context)
+            edited = self.edit_layer(block, stream.enter(block), checkpoint, context)
+            context.progress(self.name, block.index + 1, checkpoint.architecture.layers)
+            return edited
+
+        return checkpoint.rewrite(context.out, edit, context.provenance, self.stored_dtype(checkpoint.architecture))
+
+
+def check_finite(statistics: InputStatistics, linear: str) -> None:
+    """Refuse statistics that nothing can be decided by.
+
+    Raises:
+        RunError: the inputs of `linear` were not all finite.
+    """
+    if not bool(torch.isfinite(statistics.largest).all()):
+        raise RunError(f"The inputs of {linear} hold NaN or Inf on the calibration text.", "The model overflows on it.")
