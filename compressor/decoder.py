@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from compressor.architecture import full_config
-from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.checkpoint import CACHE_SCALES, Block, Checkpoint, Weight
 from compressor.quantized import QuantizedWeight
+from compressor.rounding import round_cache_of, round_inputs, round_inputs_of
 
 TOKENS_PER_BATCH = 4096  # rows of one forward call: enough to fill the matrix units, little next to a block
 
@@ -33,11 +34,17 @@ class Decoder:
         return nn.functional.embedding(tokens, table).float()
 
     def layer(self, block: Block) -> nn.Module:
-        """The decoder layer of `block` with its weights dequantized to float32."""
+        """The decoder layer of `block`: weights dequantized to float32, activations and cache rounded as they ask."""
         layer = copy.deepcopy(self._skeleton.layers[block.index])
         prefix = f"model.{block.name}."
-        weights = {name.removeprefix(prefix): dense(weight) for name, weight in block.weights.items()}
-        layer.load_state_dict(weights, assign=True)
+        stored = {name.removeprefix(prefix): weight for name, weight in block.weights.items()}
+        scales = [dense(stored.pop(name)) for name in CACHE_SCALES if name in stored]
+        layer.load_state_dict({name: dense(weight) for name, weight in stored.items()}, assign=True)
+        for name, weight in stored.items():
+            if isinstance(weight, QuantizedWeight):
+                round_inputs_of(layer.get_submodule(name.removesuffix(".weight")), weight)
+        if scales:
+            round_cache_of(layer.self_attn, *scales)
         return layer.eval()
 
     @torch.no_grad()
@@ -56,13 +63,14 @@ class Decoder:
 
     @torch.no_grad()
     def final_states(self, tokens: torch.Tensor, progress: Callable[[int], None] | None = None) -> torch.Tensor:
-        """Hidden states after the final norm, float32 [samples, length, hidden_size]: logits are these @ head.T."""
+        """What lm_head reads, float32 [samples, length, hidden_size]: logits are these @ head.T."""
         hidden = self.embed(tokens)
         for index in range(self.checkpoint.architecture.layers):
             self.run(self.layer(self.checkpoint.block(f"layers.{index}")), index, hidden)
             if progress is not None:
                 progress(index + 1)
         self.final_norm(hidden)
+        self._round_head_inputs(hidden)
         return hidden
 
     @torch.no_grad()
@@ -73,6 +81,16 @@ class Decoder:
         norm.load_state_dict({"weight": dense(weight)}, assign=True)
         for batch in batches(hidden):
             batch.copy_(norm(batch))
+
+    def _round_head_inputs(self, hidden: torch.Tensor) -> None:
+        scheme = self.checkpoint.schemes.get("lm_head")
+        tied = self.checkpoint.architecture.tied_embeddings
+        if tied or scheme is None or scheme.activations is None:
+            return
+        weight = self.checkpoint.read(["lm_head.weight"])["lm_head.weight"]
+        assert isinstance(weight, QuantizedWeight)
+        for batch in batches(hidden):
+            batch.copy_(round_inputs(batch, scheme.activations, weight.input_scale))
 
     def head(self) -> torch.Tensor:
         """The lm_head weight, float32 [vocab_size, hidden_size]; the embedding itself where they are tied."""
@@ -117,7 +135,10 @@ def rotary_tables(config: Mapping[str, Any], length: int) -> tuple[torch.Tensor,
 
 
 def full_model(checkpoint: Checkpoint) -> Any:
-    """The whole transformers model in the checkpoint's dtype, quantized weights dequantized. Takes a model's memory."""
+    """The whole transformers model in the checkpoint's dtype, quantized weights dequantized. Takes a model's memory.
+
+    Activations and cache are left as they are: this model is for timing.
+    """
     model = _empty_model(checkpoint.config, checkpoint.dtype)
     weights = {
         name: dense(w).to(checkpoint.dtype) for block in checkpoint.blocks() for name, w in block.weights.items()

@@ -26,10 +26,10 @@ WeightType = Literal["int", "float", "nf4"]
 
 @dataclass(frozen=True)
 class Activations:
-    """How the inputs of a linear are rounded while the model runs. Symmetric.
+    """How the inputs of a linear are rounded while the model runs: to eight bits, symmetric.
 
     Attributes:
-        type: "int" codes are -128 to 127; "float" with eight bits is fp8 (e4m3).
+        type: "int" codes are -128 to 127; "float" is fp8 (e4m3).
         dynamic: one scale a token, found while running; otherwise one scale a tensor, found on calibration text
             and stored as `QuantizedWeight.input_scale`.
     """

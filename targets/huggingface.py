@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.architecture import Architecture, read_config, resolve
+from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.measure.torch_session import TorchSession, check_memory
 from compressor.pass_ import Progress
@@ -21,7 +21,7 @@ from compressor.quantized import Scheme
 from compressor.shards import INDEX
 from compressor.target import Artifact, Session, Target
 from compressor.writer import copy_companions
-from targets.packing import pack_quantized
+from targets.packing import compressed_folder
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class HuggingFace(Target):
     summary = "Hugging Face folder (compressed-tensors) for transformers and TGI"
     runtime = "transformers >= 5.15 with compressed-tensors, or text-generation-inference >= 3.0"
     preset = ("gptq:bits=4",)
-    reader = pack_quantized.READER
+    reader = compressed_folder.READER
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         return []
@@ -49,8 +49,8 @@ class HuggingFace(Target):
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         # A folder from elsewhere may hold what transformers ignores: a tied head's second copy, rotary tables.
-        parameters = resolve(read_config(artifact.root)).tensor_shapes()
-        return (pair for pair in pack_quantized.read_folder(artifact.root) if pair[0] in parameters)
+        parameters = Checkpoint.open(artifact.root).parameters
+        return (pair for pair in compressed_folder.read_folder(artifact.root) if pair[0] in parameters)
 
     def why_not_run(self) -> str | None:
         return None

@@ -15,7 +15,7 @@ from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact
-from targets.packing import pack_quantized
+from targets.packing import compressed_folder
 from targets.refusals import refusals
 from targets.served import ServedFolder
 from targets.serving import length_option
@@ -31,7 +31,7 @@ class VllmInt4(ServedFolder):
     name = "vllm-int4"
     summary = "int4 weights for vLLM (compressed-tensors, pack-quantized)"
     runtime = "vLLM >= 0.10"
-    reader = pack_quantized.READER
+    reader = compressed_folder.READER
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         inner = {name: scheme for name, scheme in schemes.items() if name != "lm_head"}
@@ -47,7 +47,7 @@ class VllmInt4(ServedFolder):
         return layout.quantization_config(checkpoint.schemes, checkpoint.architecture.linears())
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
-        return pack_quantized.read_folder(artifact.root)
+        return compressed_folder.read_folder(artifact.root)
 
     def why_not_run(self) -> str | None:
         return f"{RUNTIME} wants an environment of its own, which benchmarks/vllm_parity.py makes"

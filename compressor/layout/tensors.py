@@ -34,7 +34,8 @@ def encode(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tenso
     tensors = _packed(weight) if storage_format(weight.scheme) == PACK else {PLAIN: weight.codes}
     tensors[SCALE] = narrowed(weight.scales, dtype)
     if weight.input_scale is not None:
-        tensors[INPUT_SCALE] = narrowed(weight.input_scale.reshape(1), dtype)
+        # Layers that read the same input may share the very tensor, which a shard does not store twice.
+        tensors[INPUT_SCALE] = narrowed(weight.input_scale.reshape(1), dtype).clone()
     return tensors
 
 

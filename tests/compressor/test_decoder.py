@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from compressor import decoder as decoder_module
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder, full_model, rotary_tables
-from compressor.quantized import QuantizedWeight, Scheme
+from compressor.quantized import FP8, Activations, QuantizedWeight, Scheme
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
@@ -105,6 +105,110 @@ def test_quantized_weights_count_as_their_dequantized_values(tiny_model, tokens,
     assert len(quantized.schemes) == 14
     assert torch.equal(logits(quantized, tokens), logits(dequantized, tokens))
     assert not torch.equal(logits(quantized, tokens), logits(checkpoint, tokens))
+
+
+ROUNDED = [
+    Scheme(8, None, activations=Activations(dynamic=True)),
+    Scheme(8, None, activations=Activations(dynamic=False)),
+    Scheme(8, None, type="float", activations=Activations(type="float", dynamic=True)),
+    Scheme(8, None, type="float", activations=Activations(type="float", dynamic=False)),
+]
+INPUT_SCALE, K_SCALE, V_SCALE = 0.03, 2.0**-8, 2.0**-9
+
+
+def rounded(values, scheme, scale=None):
+    """Float64 values as the codes of a scheme's type mean them; without a scale, one for each token."""
+    levels = 448.0 if scheme.type == "float" else 127.0
+    scale = values.abs().amax(-1, keepdim=True) / levels if scale is None else scale
+    if scheme.type == "float":
+        return (values / scale).clamp(-448, 448).to(FP8).double() * scale
+    return (values / scale).round().clamp(-128, 127) * scale
+
+
+def reference_logits(checkpoint, tokens, scheme, kv_cache):
+    """A llama with equally many heads for keys and queries, written out in float64."""
+    shape, weights = checkpoint.architecture, checkpoint.read(list(checkpoint.parameters))
+
+    def value(name):
+        weight = weights[name + ".weight"]
+        return (weight.dequantize() if isinstance(weight, QuantizedWeight) else weight).double()
+
+    def linear(name, inputs):
+        scale = None if scheme.activations.dynamic else INPUT_SCALE
+        return rounded(inputs, scheme, scale) @ value(name).T
+
+    def norm(name, states):
+        return states / (states.square().mean(-1, keepdim=True) + shape.norm_epsilon).sqrt() * value(name)
+
+    def heads(states):
+        return states.unflatten(-1, (shape.heads, shape.head_dim)).transpose(1, 2)
+
+    def rotate(states):
+        first, second = states.chunk(2, -1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+    cos, sin = (table.double() for table in rotary_tables(checkpoint.config, tokens.shape[1]))
+    mask = torch.full((tokens.shape[1],) * 2, -torch.inf).triu(1)
+    states = value("model.embed_tokens")[tokens]
+    for index in range(shape.layers):
+        attention, mlp = f"model.layers.{index}.self_attn.", f"model.layers.{index}.mlp."
+        inputs = norm(f"model.layers.{index}.input_layernorm", states)
+        query, key, content = (heads(linear(f"{attention}{x}_proj", inputs)) for x in "qkv")
+        query, key = rotate(query), rotate(key)
+        if kv_cache:
+            key, content = rounded(key, ROUNDED[3], K_SCALE), rounded(content, ROUNDED[3], V_SCALE)
+        weighted = (query @ key.transpose(2, 3) / shape.head_dim**0.5 + mask).softmax(-1) @ content
+        states = states + linear(f"{attention}o_proj", weighted.transpose(1, 2).flatten(2))
+        inputs = norm(f"model.layers.{index}.post_attention_layernorm", states)
+        gate, up = linear(f"{mlp}gate_proj", inputs), linear(f"{mlp}up_proj", inputs)
+        states = states + linear(f"{mlp}down_proj", gate * gate.sigmoid() * up)
+    return linear("lm_head", norm("model.norm", states))
+
+
+@pytest.mark.parametrize("kv_cache", [False, True])
+@pytest.mark.parametrize("scheme", ROUNDED, ids=str)
+def test_rounded_activations_and_cache_as_written_out_by_hand(tiny_model, tokens, tmp_path, scheme, kv_cache):
+    def quantize(weight):
+        scales = weight.abs().amax(-1, keepdim=True) / (448 if scheme.type == "float" else 127)
+        codes = (weight / scales).to(FP8) if scheme.type == "float" else (weight / scales).round().to(torch.int8)
+        scale = None if scheme.activations.dynamic else torch.tensor(INPUT_SCALE)
+        return QuantizedWeight(codes, scales, None, scheme, scale)
+
+    def edit(block):
+        changed = {n: quantize(w) for n, w in block.weights.items() if "proj.weight" in n or "lm_head" in n}
+        if kv_cache and block.index is not None:
+            prefix = f"model.{block.name}.self_attn."
+            changed |= {prefix + "k_scale": torch.tensor([K_SCALE]), prefix + "v_scale": torch.tensor([V_SCALE])}
+        return block.with_weights(changed)
+
+    checkpoint = Checkpoint.open(tiny_model("llama", tied=False, num_key_value_heads=4))
+    quantized = checkpoint.rewrite(tmp_path / "quantized", edit, {})
+    assert quantized.kv_cache == kv_cache
+    expected = reference_logits(quantized, tokens, scheme, kv_cache)
+    # Mostly equal to 1e-7; a value that lies half way between two codes may go either way in float32.
+    assert float((logits(quantized, tokens) - expected).abs().mean()) < 5e-4
+    assert float((logits(checkpoint, tokens) - expected).abs().mean()) > 1e-2
+
+
+def test_rounding_survives_another_rewrite(tiny_model, tokens, tmp_path):
+    scale, scheme = torch.tensor(INPUT_SCALE), ROUNDED[3]
+
+    def edit(block):
+        if block.index is None:
+            return block
+        name = f"model.{block.name}.mlp.up_proj.weight"
+        weight = QuantizedWeight(block.weights[name].to(FP8), torch.ones(128, 1), None, scheme, scale)
+        cache = {f"model.{block.name}.self_attn.{x}_scale": torch.tensor([K_SCALE]) for x in "kv"}
+        return block.with_weights({name: weight, **cache})
+
+    first = Checkpoint.open(tiny_model("llama")).rewrite(tmp_path / "first", edit, {})
+    second = first.rewrite(tmp_path / "second", lambda block: block, {})
+    assert second.kv_cache
+    assert second.schemes == first.schemes
+    assert torch.equal(logits(second, tokens), logits(first, tokens))
+    ours, theirs = (c.block("layers.1").weights["model.layers.1.mlp.up_proj.weight"] for c in (first, second))
+    assert ours.same_bits(theirs)
+    assert float(theirs.input_scale) == float(scale)
 
 
 @pytest.mark.parametrize("overrides", [{}, {"rope_parameters": LLAMA3}, {"rope_parameters": YARN}], ids=str)

@@ -14,7 +14,7 @@ import torch
 
 from compressor.checkpoint import Block, Checkpoint
 from compressor.ledger import Verification
-from compressor.quantized import QuantizedWeight, Scheme, shared_scale
+from compressor.quantized import FP8, FP8_LARGEST, QuantizedWeight, Scheme, shared_scale
 from compressor.target import Artifact, Target
 from compressor.verify import verify
 
@@ -23,6 +23,12 @@ def round_to_nearest(weight: torch.Tensor, scheme: Scheme, shared_scales: bool) 
     weight = weight.float()
     fit_scale = shared_scale if shared_scales else lambda scales, bits: scales
     grouped = weight.view(weight.shape[0], -1, scheme.group_width(weight.shape[1]))
+    static = scheme.activations is not None and not scheme.activations.dynamic
+    # Small enough that some of the tiny models' activations are clipped.
+    input_scale = torch.tensor(2.0**-7 if scheme.type == "float" else 2.0**-5) if static else None
+    if scheme.type == "float":
+        scales = fit_scale(weight.abs().amax(-1, keepdim=True) / FP8_LARGEST, scheme.bits)
+        return QuantizedWeight((weight / scales).clamp(-448, 448).to(FP8), scales, None, scheme, input_scale)
     if scheme.symmetric:
         scales = fit_scale(grouped.abs().amax(-1) / scheme.highest, scheme.bits)
         offset = torch.zeros_like(scales)
@@ -32,7 +38,7 @@ def round_to_nearest(weight: torch.Tensor, scheme: Scheme, shared_scales: bool) 
         offset = (scheme.lowest - low / scales).round().clamp(scheme.lowest, scheme.highest)
     codes = (grouped / scales.unsqueeze(-1)).round() + offset.unsqueeze(-1)
     codes = codes.clamp(scheme.lowest, scheme.highest).view_as(weight).to(torch.int8)
-    return QuantizedWeight(codes, scales, None if scheme.symmetric else offset.to(torch.int8), scheme)
+    return QuantizedWeight(codes, scales, None if scheme.symmetric else offset.to(torch.int8), scheme, input_scale)
 
 
 @pytest.fixture(scope="session")
@@ -59,22 +65,27 @@ def quantize(tmp_path_factory: pytest.TempPathFactory, made: dict[Any, Any]) -> 
     """`quantize(root, scheme, but={"down_proj": other or None})`: every inner linear rounded to nearest.
 
     `but` gives layers whose name ends so another scheme, or none. `shared_scales=False` leaves float32 scales.
+    `kv_cache=True` adds the scales of an fp8 key-value cache.
     """
 
     def make(
-        root: Path, scheme: Scheme, but: Mapping[str, Scheme | None] | None = None, shared_scales: bool = True
+        root: Path,
+        scheme: Scheme,
+        but: Mapping[str, Scheme | None] | None = None,
+        shared_scales: bool = True,
+        kv_cache: bool = False,
     ) -> Checkpoint:
-        key = (root, scheme, repr(but), shared_scales)
+        key = (root, scheme, repr(but), shared_scales, kv_cache)
         if key not in made:
             out = tmp_path_factory.mktemp("step") / "01-rtn"
-            made[key] = _rewrite(root, out, scheme, but or {}, shared_scales)
+            made[key] = _rewrite(root, out, scheme, but or {}, shared_scales, kv_cache)
         return made[key]
 
     return make
 
 
 def _rewrite(
-    root: Path, out: Path, scheme: Scheme, but: Mapping[str, Scheme | None], shared_scales: bool
+    root: Path, out: Path, scheme: Scheme, but: Mapping[str, Scheme | None], shared_scales: bool, kv_cache: bool
 ) -> Checkpoint:
     def scheme_of(layer: str) -> Scheme | None:
         special = [other for ending, other in but.items() if layer.endswith(ending)]
@@ -87,6 +98,9 @@ def _rewrite(
             wanted = scheme_of(layer) if layer != name and layer.endswith("_proj") else None
             if wanted is not None and isinstance(weight, torch.Tensor):
                 changed[name] = round_to_nearest(weight, wanted, shared_scales)
+        if kv_cache and block.index is not None:
+            # Keys and values are of order one: these scales clip some of them and round all.
+            changed |= {f"model.{block.name}.self_attn.{x}_scale": torch.tensor([2.0**-8]) for x in "kv"}
         return block.with_weights(changed)
 
     return Checkpoint.open(root).rewrite(out, edit, {"pass": "rtn"})

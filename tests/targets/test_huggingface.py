@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from compressor import rounding
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
-from compressor.quantized import Scheme
+from compressor.quantized import Activations, Scheme
 from targets.huggingface import HuggingFace
 
 SCHEMES = [
@@ -24,6 +25,59 @@ def test_transformers_computes_what_the_integers_say(tiny_model, quantize, lower
     assert notes == []
     assert verified(HuggingFace(), artifact, checkpoint).mismatches == []
     assert torch.equal(logits_of(artifact.root), logits_of(checkpoint))
+
+
+W8A8 = [Scheme(8, None, activations=Activations(dynamic=dynamic)) for dynamic in (True, False)]
+FP8 = [
+    Scheme(8, None, type="float", activations=activations)
+    for activations in (None, Activations(type="float"), Activations(type="float", dynamic=False))
+]
+
+
+@pytest.fixture
+def their_range(monkeypatch):
+    """The largest int8 activation as compressed-tensors has it; the rest of the arithmetic is the same."""
+    monkeypatch.setattr(rounding, "INT8_LARGEST", 127.5)
+
+
+@pytest.mark.usefixtures("their_range")
+@pytest.mark.parametrize("kv_cache", [False, True])
+@pytest.mark.parametrize("scheme", [*W8A8, *FP8, Scheme(4, 64)], ids=str)
+def test_activations_and_cache_are_rounded_as_our_decoder_does(
+    tiny_model, quantize, lower, verified, logits_of, scheme, kv_cache
+):
+    checkpoint = quantize(tiny_model("qwen3", tied=False), scheme, kv_cache=kv_cache)
+    artifact, _ = lower(HuggingFace(), checkpoint)
+    verification = verified(HuggingFace(), artifact, checkpoint)
+    assert verification.mismatches == []
+    assert verification.weights == len(checkpoint.architecture.tensor_shapes()) + 4 * kv_cache
+    decoder = Decoder(checkpoint)
+    ours = decoder.final_states(torch.arange(0, 250, 10).view(1, -1)) @ decoder.head().T
+    assert torch.equal(logits_of(artifact.root), ours)
+    changed = float((logits_of(checkpoint) - ours).abs().max())
+    assert changed > 1e-3 if kv_cache or scheme.activations else changed < 1e-5
+
+
+def test_formats_side_by_side(tiny_model, quantize, lower, verified, logits_of):
+    but = {"down_proj": W8A8[1], "o_proj": FP8[1], "layers.1.mlp.up_proj": None, "layers.0.mlp.up_proj": FP8[0]}
+    checkpoint = quantize(tiny_model("llama"), Scheme(4, 64), but, kv_cache=True)
+    artifact, _ = lower(HuggingFace(), checkpoint)
+    assert verified(HuggingFace(), artifact, checkpoint).mismatches == []
+    decoder = Decoder(checkpoint)
+    ours = decoder.final_states(torch.arange(0, 250, 10).view(1, -1)) @ decoder.head().T
+    assert torch.equal(logits_of(artifact.root), ours)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "found"),
+    [("mlp.up_proj.weight", ".mlp.up_proj.weight"), ("mlp.up_proj.input_scale", ".mlp.up_proj.weight"),
+     ("self_attn.k_scale", ".self_attn.k_scale")],
+)  # fmt: skip
+def test_a_flipped_byte_of_an_fp8_folder_is_found(tiny_model, quantize, lower, verified, flip_byte, tensor, found):
+    checkpoint = quantize(tiny_model("llama"), FP8[2], kv_cache=True)
+    artifact, _ = lower(HuggingFace(), checkpoint)
+    flip_byte(artifact.root / "model.safetensors", f"model.layers.0.{tensor}")
+    assert verified(HuggingFace(), artifact, checkpoint).mismatches == [f"model.layers.0{found}"]
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from compressor import layout
 from compressor.errors import RunError
 from compressor.quantized import QuantizedWeight, Scheme
-from targets.packing import pack_quantized
+from targets.packing import compressed_folder
 
 NAME = "model.layers.0.mlp.up_proj"
 
@@ -44,7 +44,7 @@ def test_reads_back_integers_scales_and_zero_points(scheme, rows, groups, seed):
     weight = random_weight(scheme, rows, groups * (scheme.group_size or 40), seed)
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), weight)
-        found = dict(pack_quantized.read_folder(Path(folder)))
+        found = dict(compressed_folder.read_folder(Path(folder)))
     assert list(found) == [f"{NAME}.weight"]
     assert weight.same_bits(found[f"{NAME}.weight"])
     assert found[f"{NAME}.weight"].scheme == scheme
@@ -70,4 +70,4 @@ def test_a_packed_layer_without_a_scheme_is_an_error(tmp_path):
     config["quantization_config"]["ignore"] = [NAME]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RunError, match="gives no scheme"):
-        list(pack_quantized.read_folder(tmp_path))
+        list(compressed_folder.read_folder(tmp_path))

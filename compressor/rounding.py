@@ -1,0 +1,69 @@
+"""What rounded activations and an fp8 key-value cache do to a running layer: values go to the nearest code and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.quantized import FP8, FP8_LARGEST, Activations, QuantizedWeight
+
+FP8_INPUTS = Activations(8, "float", dynamic=False)
+
+# What the largest value becomes, as in vLLM's kernels (csrc/quantization, `dynamic_scaled_int8_quant`). The simulation
+# of compressed-tensors takes 127.5, half way between two codes, where the last bit of a sum decides.
+INT8_LARGEST = 127.0
+
+
+def activation_scale(largest: torch.Tensor, activations: Activations) -> torch.Tensor:
+    """The scale at which `largest`, an absolute maximum, is still in range; that of nothing but zeros is positive."""
+    scale = largest / (FP8_LARGEST if activations.type == "float" else INT8_LARGEST)
+    return torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
+
+
+def round_inputs(inputs: torch.Tensor, activations: Activations, scale: torch.Tensor | None = None) -> torch.Tensor:
+    """Inputs [..., in_features] as their codes mean them, in their own dtype.
+
+    Args:
+        scale: the stored scale; None finds one for each token.
+    """
+    values = inputs.float()
+    if scale is None:
+        low, high = values.aminmax(dim=-1, keepdim=True)
+        scale = activation_scale(torch.maximum(-low, high), activations)
+    scaled = values / scale
+    if activations.type == "float":
+        codes = scaled.clamp_(-FP8_LARGEST, FP8_LARGEST).to(FP8).float()
+    else:
+        codes = scaled.round_().clamp_(-128, 127)
+    return codes.mul_(scale).to(inputs.dtype)
+
+
+def round_inputs_of(linear: nn.Module, weight: QuantizedWeight) -> None:
+    """From now on `linear` reads its inputs as the scheme of its `weight` rounds them."""
+    activations, scale = weight.scheme.activations, weight.input_scale
+    if activations is not None:
+        linear.register_forward_pre_hook(lambda _, inputs: (round_inputs(inputs[0], activations, scale),))
+
+
+def round_cache_of(attention: nn.Module, k_scale: torch.Tensor, v_scale: torch.Tensor) -> None:
+    """From now on `attention` sees the keys and values that an fp8 cache with these scales gives back."""
+    cache = _Fp8Cache(k_scale.float(), v_scale.float())
+
+    def hand_over(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "past_key_values": cache}
+
+    attention.register_forward_pre_hook(hand_over, with_kwargs=True)
+
+
+class _Fp8Cache:
+    """Looks like a cache to transformers' attention; keeps nothing, since every text is run from its start."""
+
+    def __init__(self, k_scale: torch.Tensor, v_scale: torch.Tensor) -> None:
+        self._k_scale, self._v_scale = k_scale, v_scale
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys after the rotary embedding and values as projected, [batch, heads, length, head_dim], rounded."""
+        return round_inputs(keys, FP8_INPUTS, self._k_scale), round_inputs(values, FP8_INPUTS, self._v_scale)

@@ -1,0 +1,117 @@
+"""Reads compressed-tensors folders through the compressed-tensors library, not through our layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from compressor.checkpoint import Weight
+from compressor.errors import RunError
+from compressor.quantized import Activations, QuantizedWeight, Scheme
+
+READER = "compressed-tensors"
+PACKED = "pack-quantized"
+PARTS = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "input_scale")
+
+
+def read_folder(root: Path) -> Iterator[tuple[str, Weight]]:
+    """Every weight of a folder by its parameter name, one at a time.
+
+    Raises:
+        RunError: config.json gives no scheme for a layer that is stored quantized, or the library decompresses it to
+            other values than its codes and scales mean.
+    """
+    config = _Config(root)
+    holders = _holders(root)
+    for name in sorted(holders):
+        layer, _, part = name.rpartition(".")
+        if f"{layer}.weight_scale" not in holders or part not in PARTS:
+            yield name, _read(name, holders)
+        elif part in ("weight", "weight_packed"):
+            parts = {part: _read(f"{layer}.{part}", holders) for part in PARTS if f"{layer}.{part}" in holders}
+            yield f"{layer}.weight", _restored(layer, parts, config)
+
+
+class _Config:
+    """config.json as the library understands it."""
+
+    def __init__(self, root: Path) -> None:
+        from compressed_tensors.quantization import QuantizationConfig
+
+        raw = json.loads((root / "config.json").read_text()).get("quantization_config")
+        config = None if raw is None else QuantizationConfig.model_validate(raw)
+        self._format = None if config is None else config.format
+        self._ignored = [] if config is None else list(config.ignore or ())
+        groups = [] if config is None else list(config.config_groups.values())
+        self._targets = {target: group for group in groups for target in group.targets}
+
+    def group(self, layer: str) -> tuple[Any, str]:
+        """The library's scheme of a layer, and the format it is stored in."""
+        from compressed_tensors.utils.match import is_match, match_targets
+
+        linear = torch.nn.Linear(1, 1, device="meta")
+        matched = match_targets(layer, linear, self._targets)
+        if not matched or not is_match(layer, linear, matched, self._ignored):
+            raise RunError(f"{layer} is stored quantized, but config.json gives no scheme for it.")
+        group = self._targets[matched[0]]
+        return group, str(group.format or self._format)
+
+
+def _holders(root: Path) -> dict[str, Path]:
+    """Which file holds each tensor."""
+    holders = {}
+    for path in sorted(root.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            holders |= dict.fromkeys(file.keys(), path)
+    return holders
+
+
+def _read(name: str, holders: Mapping[str, Path]) -> torch.Tensor:
+    # Opened anew for every tensor: a mapping kept open would keep its pages resident.
+    with safe_open(holders[name], framework="pt") as file:
+        return file.get_tensor(name).clone()
+
+
+def _restored(layer: str, parts: Mapping[str, torch.Tensor], config: _Config) -> QuantizedWeight:
+    group, stored_as = config.group(layer)
+    weight = _unpacked(parts, group) if stored_as == PACKED else _plain(parts, group)
+    if not torch.equal(_decompressed(parts, group, stored_as), weight.dequantize()):
+        raise RunError(f"{READER} decompresses {layer} to other values than its codes and scales mean.")
+    return weight
+
+
+def _unpacked(parts: Mapping[str, torch.Tensor], group: Any) -> QuantizedWeight:
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    scale, bits = parts["weight_scale"], group.weights.num_bits
+    shape = torch.Size(parts["weight_shape"].tolist())
+    zero_points = None
+    if not group.weights.symmetric:
+        per_group = torch.Size((shape[0], scale.shape[1]))
+        zero_points = unpack_from_int32(parts["weight_zero_point"], bits, per_group, packed_dim=0)
+    codes = unpack_from_int32(parts["weight_packed"], bits, shape)
+    return QuantizedWeight(codes, scale.float(), zero_points, _scheme(group))
+
+
+def _plain(parts: Mapping[str, torch.Tensor], group: Any) -> QuantizedWeight:
+    input_scale = parts["input_scale"].float().reshape(()) if "input_scale" in parts else None
+    return QuantizedWeight(parts["weight"], parts["weight_scale"].float(), None, _scheme(group), input_scale)
+
+
+def _decompressed(parts: Mapping[str, torch.Tensor], group: Any, stored_as: str) -> torch.Tensor:
+    """The library's own value of the weight, in float32 so that nothing is rounded on the way."""
+    from compressed_tensors.compressors import BaseCompressor
+
+    library = BaseCompressor.get_value_from_registry(stored_as)
+    return library.decompress({**parts, "weight_scale": parts["weight_scale"].float()}, group)["weight"]
+
+
+def _scheme(group: Any) -> Scheme:
+    weights, inputs = group.weights, group.input_activations
+    activations = None if inputs is None else Activations(inputs.num_bits, inputs.type, bool(inputs.dynamic))
+    return Scheme(weights.num_bits, weights.group_size, weights.symmetric, weights.type, activations)
