@@ -55,6 +55,16 @@ class Pass(Configurable, ABC):
 
     needs: ClassVar[frozenset[Need]] = frozenset()
 
+    @property
+    def key(self) -> str:
+        """What of this pass decides the bytes of its step: its options, and the content of any file they name."""
+        return self.spelled()
+
+    @property
+    def adds_cache_scales(self) -> bool:
+        """Whether the model has an fp8 key-value cache after this pass, which not every target can hold."""
+        return False
+
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         """The schemes the model's linears will have after this pass, given those before it.
 

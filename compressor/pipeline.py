@@ -282,7 +282,9 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
     schemes: Mapping[str, Scheme] = checkpoint.schemes
     for one in passes:
         schemes = one.plan(checkpoint.architecture, schemes)
-    problems = target.problems(checkpoint.architecture, schemes)
+    problems = list(target.problems(checkpoint.architecture, schemes))
+    if not target.holds_cache_scales and (checkpoint.kv_cache or any(one.adds_cache_scales for one in passes)):
+        problems.append("It holds no scales of an fp8 key-value cache; kv_cache=false works, or the target hf.")
     if problems:
         raise InputError(f"{target.name} cannot take this: " + " ".join(problems))
     return schemes
@@ -292,7 +294,7 @@ def step_key(one: Pass, checkpoint: Checkpoint, calibration: TokenSet | None, se
     """Digest of everything that decides the bytes of a step."""
     return digest_json(
         {
-            "pass": one.spelled(),
+            "pass": one.key,
             "input": checkpoint.digest,
             "calibration": calibration.digest if calibration and Need.CALIBRATION in one.needs else None,
             "seed": seed,

@@ -69,6 +69,11 @@ class Scheme:
         """The largest code of an integer scheme."""
         return 2 ** (self.bits - 1) - 1
 
+    @property
+    def kind(self) -> str:
+        """What the codes are: int4, int8, fp8 or nf4."""
+        return "nf4" if self.type == "nf4" else f"{_prefix(self.type)}{self.bits}"
+
     def group_width(self, in_features: int) -> int:
         """Input features that share one scale.
 
@@ -84,10 +89,9 @@ class Scheme:
         return self.group_size
 
     def __str__(self) -> str:
-        kind = "nf4" if self.type == "nf4" else f"{_prefix(self.type)}{self.bits}"
         group = "channel" if self.group_size is None else f"g{self.group_size}"
         balance = f" {'symmetric' if self.symmetric else 'asymmetric'}" if self.type == "int" else ""
-        return f"{kind} {group}{balance}" + (f", {self.activations}" if self.activations else "")
+        return f"{self.kind} {group}{balance}" + (f", {self.activations}" if self.activations else "")
 
 
 @dataclass(frozen=True, eq=False)

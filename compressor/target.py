@@ -81,6 +81,7 @@ class Target(Configurable, ABC):
     runtime: ClassVar[str]  # what people install to serve it
     preset: ClassVar[tuple[str, ...]] = ()  # passes, as spelled on the command line, when the recipe names none
     baseline: ClassVar[str | None] = None  # target that holds the original model in the same runtime
+    holds_cache_scales: ClassVar[bool] = False  # of an fp8 key-value cache
     reader: ClassVar[str]  # who reads the artifact back: not our writer
 
     @property

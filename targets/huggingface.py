@@ -32,6 +32,7 @@ class HuggingFace(Target):
     summary = "Hugging Face folder (compressed-tensors) for transformers and TGI"
     runtime = "transformers >= 5.15 with compressed-tensors, or text-generation-inference >= 3.0"
     preset = ("gptq:bits=4",)
+    holds_cache_scales = True
     reader = compressed_folder.READER
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:

@@ -30,6 +30,14 @@ def refusals(runtime: str, rule: LayerRule, architecture: Architecture, schemes:
     return [f"{_listed(names)}: {reason}." for reason, names in layers.items()]
 
 
+def kind_reasons(scheme: Scheme, kind: str, works: str) -> Iterable[str]:
+    """Why a target that holds one kind of weights (int4), with activations in 16 bits, does not take `scheme`."""
+    if scheme.kind != kind:
+        yield f"{scheme.kind} is not what this target holds; {works} works"
+    elif scheme.activations is not None:
+        yield f"{scheme.activations} are not what this target computes with; activations=none works, or the target hf"
+
+
 def _unequal_groups(
     runtime: str, architecture: Architecture, schemes: Mapping[str, Scheme]
 ) -> Iterable[tuple[str, str]]:

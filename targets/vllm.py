@@ -16,7 +16,7 @@ from compressor.checkpoint import Checkpoint, Weight
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact
 from targets.packing import compressed_folder
-from targets.refusals import refusals
+from targets.refusals import kind_reasons, refusals
 from targets.served import ServedFolder
 from targets.serving import length_option
 
@@ -58,8 +58,7 @@ class VllmInt4(ServedFolder):
 
 
 def _layer_reasons(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
-    if scheme.bits != 4:
-        yield f"int{scheme.bits} is not what this target holds; bits=4 works, or the target hf"
+    yield from kind_reasons(scheme, "int4", "gptq:bits=4 or the target hf")
     if scheme.group_size is not None and scheme.group_size not in GROUP_SIZES:
         fitting = " or ".join(str(size) for size in GROUP_SIZES if in_features % size == 0)
         yield f"group {scheme.group_size} has no kernel in {RUNTIME}; group_size {fitting or 'channel'} works"

@@ -31,6 +31,7 @@ EXACT, FAST = 0, 4  # accuracy levels of MatMulNBits
 HEAD_DIM_STEP = 8
 # Rules whose tables do not depend on how long the text is.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_TAKER = {"int4": "onnx-int4", "int8": "onnx-int8"}  # the target for a kind of weights; hf takes every other
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,10 @@ class OnnxFp32(_Onnx):
     summary = "float32 weights for ONNX Runtime"
 
     def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> Iterable[str]:
-        for bits, names in _by_bits(schemes).items():
+        for kind, names in _by_kind(schemes).items():
             yield (
-                f"onnx-fp32 takes no quantized weights, and {_have(names)} int{bits}; "
-                f"choose onnx-int{bits}, or leave out the quantizing pass."
+                f"onnx-fp32 takes no quantized weights, and {_have(names)} {kind}; "
+                f"choose {_TAKER.get(kind, 'hf')}, or leave out the quantizing pass."
             )
 
 
@@ -126,11 +127,11 @@ class _Quantized(_Onnx):
         # The head alone does not make a quantized model: somebody forgot the pass.
         if not any(name.startswith("model.layers.") for name in schemes):
             yield f"{self.name} needs int{self.bits} weights; add a quantizing pass such as {self.preset[0]}."
-        for bits, names in _by_bits(schemes).items():
-            if bits != self.bits:
+        for kind, names in _by_kind(schemes).items():
+            if kind != f"int{self.bits}":
                 yield (
-                    f"{self.name} takes int{self.bits} weights, and {_have(names)} int{bits}; "
-                    f"quantize with bits={self.bits}, or choose onnx-int{bits}."
+                    f"{self.name} takes int{self.bits} weights, and {_have(names)} {kind}; "
+                    f"quantize with {self.preset[0]}, or choose {_TAKER.get(kind, 'hf')}."
                 )
         yield from _group_problems(schemes)
 
@@ -203,10 +204,10 @@ def _group_problems(schemes: Mapping[str, Scheme]) -> Iterator[str]:
         )
 
 
-def _by_bits(schemes: Mapping[str, Scheme]) -> dict[int, list[str]]:
+def _by_kind(schemes: Mapping[str, Scheme]) -> dict[str, list[str]]:
     names = defaultdict(list)
     for name, scheme in schemes.items():
-        names[scheme.bits].append(name)
+        names[f"{scheme.kind} and {scheme.activations}" if scheme.activations else scheme.kind].append(name)
     return names
 
 

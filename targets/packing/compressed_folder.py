@@ -64,7 +64,7 @@ class _Config:
 
 def _holders(root: Path) -> dict[str, Path]:
     """Which file holds each tensor."""
-    holders = {}
+    holders: dict[str, Path] = {}
     for path in sorted(root.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             holders |= dict.fromkeys(file.keys(), path)

@@ -24,7 +24,7 @@ from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact
 from targets.packing.output_pairs import pack_output_pairs
-from targets.refusals import refusals
+from targets.refusals import kind_reasons, refusals
 from targets.served import ServedFolder
 from targets.serving import length_option
 from targets.tensorrt_llm.reader import read_activation_scales, read_folder
@@ -107,8 +107,7 @@ class TrtInt4(ServedFolder):
 
 
 def _layer_reasons(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
-    if scheme.bits != 4:
-        yield f"int{scheme.bits} is not what this target holds; bits=4 works"
+    yield from kind_reasons(scheme, "int4", "gptq:bits=4")
     if not scheme.symmetric:
         yield f"zero points are not read by {RUNTIME}; symmetric=true works"
     if in_features % 64:

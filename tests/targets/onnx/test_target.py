@@ -41,7 +41,7 @@ def test_wrong_bits_name_the_layers_and_the_other_target(architecture):
     (problem,) = OnnxInt4().problems(architecture, schemes)
     assert problem == (
         "onnx-int4 takes int4 weights, and model.layers.0.mlp.down_proj and 1 more have int8; "
-        "quantize with bits=4, or choose onnx-int8."
+        "quantize with gptq:bits=4, or choose onnx-int8."
     )
 
 
