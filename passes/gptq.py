@@ -151,7 +151,7 @@ class GPTQ(SequentialPass):
         solution = solve(
             torch.cat(list(weights.values())),
             statistics.gram,
-            self.scheme,
+            self.scheme_of(first),
             damping=self.damping,
             act_order=self.act_order,
             scale_search=self.scale_search,

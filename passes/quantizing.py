@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -27,12 +27,20 @@ class QuantizingPass(Pass):
     group_size: Literal[32, 64, 128, "channel"] = option(128, "input features that share a scale, or 'channel'")
     symmetric: bool = option(True, "no zero points; needed by TensorRT-LLM")
     skip: tuple[str, ...] = option((), "layers to leave as they are: names or patterns such as *.down_proj")
-    lm_head: bool = option(False, "quantize lm_head too; a tied one is untied, the embedding stays as it is")
+    lm_head: Literal[4, 8] | bool = option(
+        False, "quantize lm_head too, true with the pass's bits or in 4 or 8; a tied one is untied from the embedding"
+    )
 
     @property
     def scheme(self) -> Scheme:
         group_size = None if self.group_size == "channel" else int(self.group_size)
         return Scheme(self.bits, group_size, self.symmetric)
+
+    def scheme_of(self, layer: str) -> Scheme:
+        """The scheme that the pass gives a layer; layers that a runtime fuses must get the same."""
+        if layer != "lm_head" or isinstance(self.lm_head, bool):
+            return self.scheme
+        return replace(self.scheme, bits=self.lm_head)
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         chosen = self._chosen(architecture)
@@ -42,8 +50,16 @@ class QuantizingPass(Pass):
                 f"{rounded[0]} is already {schemes[rounded[0]]}; a weight is rounded once.",
                 f"Remove the pass {self.name}, or start from the float checkpoint.",
             )
-        self._check_group_size({name: architecture.linears()[name][1] for name in chosen})
-        return {**schemes, **dict.fromkeys(chosen, self.scheme)}
+        return {**schemes, **self.plan_layers({name: architecture.linears()[name] for name in chosen})}
+
+    def plan_layers(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Scheme]:
+        """The schemes that layers of these shapes, (out_features, in_features), will have.
+
+        Raises:
+            InputError: the options do not fit them.
+        """
+        self._check_group_size({name: shape[1] for name, shape in shapes.items()})
+        return {name: self.scheme_of(name) for name in shapes}
 
     def weights_to_quantize(self, block: Block, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         """The weights of `block` that this pass quantizes, float32 [out_features, in_features], by layer name."""

@@ -22,9 +22,8 @@ class RTN(QuantizingPass, BlockPass):
     scale_search: bool = option(False, "search the clipping that has the least squared error, group by group")
 
     def edit(self, block: Block, checkpoint: Checkpoint, context: PassContext) -> Block:
-        weights = self.weights_to_quantize(block, checkpoint)
-        rounded = {
-            f"{name}.weight": quantize(weight, self.scheme, fit_grid(weight, self.scheme, None, self.scale_search))
-            for name, weight in weights.items()
-        }
+        rounded = {}
+        for name, weight in self.weights_to_quantize(block, checkpoint).items():
+            scheme = self.scheme_of(name)
+            rounded[f"{name}.weight"] = quantize(weight, scheme, fit_grid(weight, scheme, None, self.scale_search))
         return block.with_weights(rounded)

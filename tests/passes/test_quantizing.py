@@ -139,3 +139,15 @@ def test_damping_outside_its_range_is_refused(tiny_model):
 )
 def test_spelling_round_trips(spec):
     assert make_pass(*parse_spec(spec)).spelled() == spec
+
+
+@pytest.mark.parametrize("name", ["rtn", "gptq"])
+def test_lm_head_can_have_bits_of_its_own(tiny_model, tmp_path, name):
+    result = run(f"{name}:group_size=32,lm_head=8", tiny_model("llama", tied=False), tmp_path / "step")
+    assert result.schemes["lm_head"] == Scheme(8, 32)
+    assert result.schemes["model.layers.0.mlp.up_proj"] == Scheme(4, 32)
+
+
+@pytest.mark.parametrize("spec", ["rtn:lm_head=8", "rtn:lm_head=true", "rtn"])
+def test_lm_head_is_spelled_as_it_was_given(spec):
+    assert make_pass(*parse_spec(spec)).spelled() == spec
