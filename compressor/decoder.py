@@ -73,12 +73,17 @@ class Decoder:
         self._round_head_inputs(hidden)
         return hidden
 
-    @torch.no_grad()
-    def final_norm(self, hidden: torch.Tensor) -> None:
-        """Apply the norm before the head to `hidden`, in place."""
+    def norm(self) -> nn.Module:
+        """The norm before the head, in float32."""
         norm = copy.deepcopy(self._skeleton.norm)
         weight = self.checkpoint.read(["model.norm.weight"])["model.norm.weight"]
         norm.load_state_dict({"weight": dense(weight)}, assign=True)
+        return norm
+
+    @torch.no_grad()
+    def final_norm(self, hidden: torch.Tensor) -> None:
+        """Apply the norm before the head to `hidden`, in place."""
+        norm = self.norm()
         for batch in batches(hidden):
             batch.copy_(norm(batch))
 
