@@ -53,7 +53,10 @@ class Pass(Configurable, ABC):
     Options, command-line spelling (`name:key=value`), recipe keys and listings all come from the fields.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it wants beside the checkpoint, which may depend on its options."""
+        return frozenset()
 
     @property
     def key(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -22,11 +22,13 @@ from compressor.pass_ import Need, Pass, PassContext
 class CalibratedPass(Pass):
     """Base of passes that look at what each linear reads on calibration text."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
-
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "matrix products on calibration text; auto is bfloat16 where the CPU has instructions for it"
     )
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.CALIBRATION})
 
     @property
     def working_dtype(self) -> torch.dtype:

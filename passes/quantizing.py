@@ -1,7 +1,8 @@
-"""What all weight-only integer passes share: their options, and which linears they touch."""
+"""What all passes that round weights share: which linears they touch, and the options of integers."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -20,27 +21,22 @@ GROUP_SIZES = (128, 64, 32)
 
 
 @dataclass(frozen=True)
-class QuantizingPass(Pass):
-    """Base of passes that quantize the weights of linears. Its fields are their common options."""
+class LinearPass(Pass):
+    """Base of passes that round the weights of linears. Its fields say which; subclasses say how."""
 
-    bits: Literal[4, 8] = option(4, "bits per weight")
-    group_size: Literal[32, 64, 128, "channel"] = option(128, "input features that share a scale, or 'channel'")
-    symmetric: bool = option(True, "no zero points; needed by TensorRT-LLM")
     skip: tuple[str, ...] = option((), "layers to leave as they are: names or patterns such as *.down_proj")
     lm_head: Literal[4, 8] | bool = option(
         False, "quantize lm_head too, true with the pass's bits or in 4 or 8; a tied one is untied from the embedding"
     )
 
     @property
+    @abstractmethod
     def scheme(self) -> Scheme:
-        group_size = None if self.group_size == "channel" else int(self.group_size)
-        return Scheme(self.bits, group_size, self.symmetric)
+        """The scheme that its options spell."""
 
     def scheme_of(self, layer: str) -> Scheme:
         """The scheme that the pass gives a layer; layers that a runtime fuses must get the same."""
-        if layer != "lm_head" or isinstance(self.lm_head, bool):
-            return self.scheme
-        return replace(self.scheme, bits=self.lm_head)
+        return self.scheme
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         chosen = self._chosen(architecture)
@@ -58,7 +54,6 @@ class QuantizingPass(Pass):
         Raises:
             InputError: the options do not fit them.
         """
-        self._check_group_size({name: shape[1] for name, shape in shapes.items()})
         return {name: self.scheme_of(name) for name in shapes}
 
     def weights_to_quantize(self, block: Block, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -82,6 +77,34 @@ class QuantizingPass(Pass):
                     f"The skip pattern {pattern!r} matches no layer.", f"Layers are named like {candidates[0]}."
                 )
         return [name for name in candidates if not any(_matches(name, pattern) for pattern in self.skip)]
+
+
+@dataclass(frozen=True)
+class _IntegerOptions:
+    """Apart from `QuantizingPass` only so that listings show them before the options of `LinearPass`."""
+
+    bits: Literal[4, 8] = option(4, "bits per weight")
+    group_size: Literal[32, 64, 128, "channel"] = option(128, "input features that share a scale, or 'channel'")
+    symmetric: bool = option(True, "no zero points; needed by TensorRT-LLM")
+
+
+@dataclass(frozen=True)
+class QuantizingPass(LinearPass, _IntegerOptions):
+    """Base of passes that round weights to integers. Its fields are their common options."""
+
+    @property
+    def scheme(self) -> Scheme:
+        group_size = None if self.group_size == "channel" else int(self.group_size)
+        return Scheme(self.bits, group_size, self.symmetric)
+
+    def scheme_of(self, layer: str) -> Scheme:
+        if layer != "lm_head" or isinstance(self.lm_head, bool):
+            return self.scheme
+        return replace(self.scheme, bits=self.lm_head)
+
+    def plan_layers(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Scheme]:
+        self._check_group_size({name: shape[1] for name, shape in shapes.items()})
+        return super().plan_layers(shapes)
 
     def _check_group_size(self, widths: Mapping[str, int]) -> None:
         size = self.scheme.group_size
