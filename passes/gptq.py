@@ -20,6 +20,7 @@ from compressor.options import option
 from compressor.pass_ import PassContext
 from compressor.quantized import QuantizedWeight, Scheme
 from passes.grid import Grid, assemble, fit_grid, round_to_grid
+from passes.inputs import InputRoundingPass, with_input_scales
 from passes.sequential import SequentialPass
 
 COLUMNS_AT_ONCE = 128  # columns whose errors are gathered before the rest of the matrix is updated
@@ -62,12 +63,18 @@ def solve(
     dead = energy == 0
     # An input that was never active is rounded to nearest: its row of the inverse is diagonal, nothing propagates.
     grid = fit_grid(weight, scheme, energy + (energy.mean() * 1e-6 + 1e-12), scale_search)
-    order = torch.argsort(energy, descending=True, stable=True) if act_order else torch.arange(len(energy))
+    order = rounding_order(gram, act_order)
     factor, used = inverse_factor(gram[order][:, order], damping)
     codes = _round_columns(_Columns.of(weight, grid, order), factor, scheme)
     restored = torch.empty_like(codes)
     restored[order] = codes
     return Solution(assemble(restored.T.contiguous(), scheme, grid), int(dead.sum()), used)
+
+
+def rounding_order(gram: torch.Tensor, act_order: bool) -> torch.Tensor:
+    """Inputs in the order in which their weights are rounded."""
+    energy = gram.diagonal()
+    return torch.argsort(energy, descending=True, stable=True) if act_order else torch.arange(len(energy))
 
 
 def inverse_factor(gram: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
@@ -128,7 +135,7 @@ def _round_columns(columns: _Columns, factor: torch.Tensor, scheme: Scheme) -> t
 
 
 @dataclass(frozen=True)
-class GPTQ(SequentialPass):
+class GPTQ(SequentialPass, InputRoundingPass):
     """GPTQ with static act-order and a scale search."""
 
     name: ClassVar[str] = "gptq"
@@ -161,7 +168,8 @@ class GPTQ(SequentialPass):
         if solution.damping > self.damping:
             context.notes.append(f"{first}: damping raised from {self.damping:g} to {solution.damping:g}")
         parts = _split_rows(solution.weight, [len(weight) for weight in weights.values()])
-        return {f"{name}.weight": part for name, part in zip(weights, parts, strict=True)}
+        rounded: dict[str, Weight] = {f"{name}.weight": part for name, part in zip(weights, parts, strict=True)}
+        return with_input_scales(rounded, dict.fromkeys(weights, statistics.largest.amax()), context)
 
 
 def _split_rows(weight: QuantizedWeight, rows: list[int]) -> list[QuantizedWeight]:
