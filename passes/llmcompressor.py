@@ -18,7 +18,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from unittest.mock import patch
 
 import torch
@@ -44,6 +44,9 @@ class LLMCompressor(Pass):
     summary: ClassVar[str] = "run an llm-compressor recipe; takes the whole model's memory"
 
     recipe: str = option("", "the recipe, a YAML file of stages and modifiers")
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = option(
+        "auto", "dtype to work in, auto the model's own; scales are in it, and 16-bit targets take 16-bit scales only"
+    )
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -78,8 +81,15 @@ class LLMCompressor(Pass):
             if dict(saved.schemes) != planned:
                 raise RunError(f"llm-compressor quantized other layers than its recipe {self.recipe} says.")
             # Everything but the weights is the step's own: config.json, tokenizer, provenance.
-            result = checkpoint.rewrite(context.out, lambda block: saved.block(block.name), context.provenance)
+            result = checkpoint.rewrite(
+                context.out,
+                lambda block: saved.block(block.name),
+                context.provenance,
+                dtype=saved.dtype if saved.dtype != checkpoint.dtype else None,
+            )
         context.notes.append(MEMORY_NOTE)
+        if result.dtype != checkpoint.dtype:
+            context.notes.append(f"llm-compressor worked in {self.dtype}; what stays float is stored in it")
         context.progress(self.name, 1, 1)
         return result
 
@@ -109,6 +119,7 @@ class LLMCompressor(Pass):
                 # Saved before the session is reset: saving asks it for the recipe.
                 model = oneshot(
                     model=str(checkpoint.root),
+                    precision=self.dtype,
                     recipe=json.dumps(read_recipe(self._path)),
                     dataset=None if context.tokens is None else _loader(context.tokens),
                     processor=NO_PROCESSOR,

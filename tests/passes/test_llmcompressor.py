@@ -120,6 +120,17 @@ def test_the_step_is_an_ordinary_one(tiny_model, recipe, tokens, tmp_path):
     assert bool(torch.isfinite(Decoder(step).final_states(tokens)).all())
 
 
+def test_it_works_in_the_dtype_it_is_told(tiny_model, recipe, tokens, tmp_path):
+    one = LLMCompressor(recipe=recipe(RECIPES["gptq"][0]).recipe, dtype="bfloat16")
+    step, notes = run(one, tiny_model("llama"), tmp_path / "step", tokens)
+    assert "llm-compressor worked in bfloat16; what stays float is stored in it" in notes
+    assert step.dtype == torch.bfloat16
+    assert step.config["dtype"] == "bfloat16"
+    for layer in step.schemes:
+        scales = step.read([f"{layer}.weight"])[f"{layer}.weight"].scales
+        assert torch.equal(scales.bfloat16().float(), scales)
+
+
 def test_a_tied_head_that_is_not_ignored_is_untied(tiny_model, recipe, tokens, tmp_path):
     root = tiny_model("llama", tied=True)
     one = recipe({"QuantizationModifier": {"config_groups": SYMMETRIC}})
