@@ -33,11 +33,12 @@ def fit_grid(weight: torch.Tensor, scheme: Scheme, importance: torch.Tensor | No
 
     Args:
         weight: float32 [out_features, in_features].
-        importance: float32 [in_features], the weight of each input's squared error in the search; None is equal.
+        importance: of the inputs in the search: float32 [in_features], the weight of each one's squared error, or
+            [groups, group width, group width], their second moments in each group; None is equal.
         search: try clipping the range and keep, group by group, what has the least squared error.
     """
     grouped = weight.view(weight.shape[0], -1, scheme.group_width(weight.shape[1]))
-    share = None if importance is None else importance.view(1, grouped.shape[1], -1)
+    share = importance.view(grouped.shape[1:]) if importance is not None and importance.dim() == 1 else importance
     rows = max(1, ELEMENTS_AT_ONCE // weight.shape[1])
     parts = [_fit(part, scheme, share, search) for part in grouped.split(rows)]
     zero_points = [part.zero_points for part in parts if part.zero_points is not None]
@@ -93,8 +94,12 @@ def _grid_of_range(low: torch.Tensor, high: torch.Tensor, scheme: Scheme) -> Gri
 def _squared_error(grouped: torch.Tensor, grid: Grid, scheme: Scheme, share: torch.Tensor | None) -> torch.Tensor:
     scale = grid.scales.unsqueeze(-1)
     zero = 0.0 if grid.zero_points is None else grid.zero_points.unsqueeze(-1)
-    error = round_to_grid(grouped, scale, zero, scheme).sub_(zero).mul_(scale).sub_(grouped).square_()
-    return (error if share is None else error.mul_(share)).sum(-1)
+    error = round_to_grid(grouped, scale, zero, scheme).sub_(zero).mul_(scale).sub_(grouped)
+    if share is None or share.dim() == 2:
+        error = error.square_()
+        return (error if share is None else error.mul_(share)).sum(-1)
+    by_group = error.transpose(0, 1)
+    return (by_group @ share).mul_(by_group).sum(-1).T
 
 
 def _where(better: torch.Tensor, candidate: Grid, best: Grid) -> Grid:

@@ -55,6 +55,36 @@ def test_an_outlier_is_clipped_when_that_pays():
     assert searched.scales.item() < fit_grid(weight, Scheme(4, 32), importance, search=False).scales.item()
 
 
+def test_inputs_that_go_apart_are_those_of_a_diagonal_matrix():
+    weight = torch.randn(5, 64, generator=torch.Generator().manual_seed(2))
+    importance = torch.rand(64, generator=torch.Generator().manual_seed(3)) + 0.01
+    blocks = torch.stack([torch.diag(group) for group in importance.view(2, 32)])
+    for symmetric in (True, False):
+        scheme = Scheme(4, 32, symmetric)
+        one, other = (fit_grid(weight, scheme, each, search=True) for each in (importance, blocks))
+        assert torch.equal(one.scales, other.scales)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_inputs_that_go_together_are_searched_for_the_error_of_their_sum(symmetric):
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(16, 64, generator=generator)
+    inputs = torch.randn(256, 64, generator=generator) @ torch.randn(64, 64, generator=generator)
+    blocks = torch.stack([part.T @ part for part in inputs.split(32, dim=1)])
+    scheme = Scheme(4, 32, symmetric)
+
+    def errors(importance, search):
+        """Of each group's outputs."""
+        difference = quantize(weight, scheme, fit_grid(weight, scheme, importance, search)).dequantize() - weight
+        return torch.stack([(part @ group.T).square().sum(1) for part, group in zip(
+            difference.split(32, dim=1), inputs.split(32, dim=1), strict=True)])  # fmt: skip
+
+    together, apart = errors(blocks, True), errors(blocks.diagonal(dim1=1, dim2=2).flatten(), True)
+    assert (together <= errors(None, False) * (1 + 1e-5)).all()
+    assert (together <= apart * (1 + 1e-5)).all()
+    assert together.sum() < 0.95 * apart.sum()
+
+
 def test_all_zero_groups_round_to_zero():
     weight = torch.zeros(2, 64)
     for scheme in SCHEMES:
