@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -27,19 +28,28 @@ class Peer:
 
     def run(self, *arguments: object) -> str:
         """What the script prints for these arguments; a failure ends the benchmark with its last lines."""
-        python = BENCHMARKS.parent / self.environment / "bin" / "python"
-        if not python.is_file():
-            self._make(python)
-        command = [str(part) for part in (python, BENCHMARKS / "peers" / self.script, *arguments)]
+        command = self.command(*arguments)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
         return done.stdout.strip()
 
-    def _make(self, python: Path) -> None:
-        subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
-        for packages in self.requirements:
-            subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+    def command(self, *arguments: object) -> list[str]:
+        """The command line that runs the script with these arguments, once its environment is there."""
+        root = BENCHMARKS.parent / self.environment
+        if not (root / "bin" / "python").is_file():
+            self._make(root)
+        return [str(part) for part in (root / "bin" / "python", BENCHMARKS / "peers" / self.script, *arguments)]
+
+    def _make(self, root: Path) -> None:
+        """Make the environment; a failed or interrupted installation is removed, so that it is never used."""
+        try:
+            subprocess.run([sys.executable, "-m", "venv", root], check=True)
+            for packages in self.requirements:
+                subprocess.run([root / "bin" / "python", "-m", "pip", "install", "--quiet", *packages], check=True)
+        except BaseException:
+            shutil.rmtree(root, ignore_errors=True)
+            raise
 
 
 def table(rows: Iterable[Row]) -> list[str]:

@@ -1,0 +1,155 @@
+"""Rows set beside each other: paired differences, ratios of time, and the bars that ours have to clear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rows import Result, Row, Turns
+
+from compressor.measure.statistics import Estimate, mean
+from compressor.report.tables import estimate
+
+PEERS = ("llm-compressor", "auto-round")
+YARDSTICK = "llm-compressor gptq"  # of time and memory
+KL_BAR, COST_BAR, MEMORY_BAR, DEPTH_BAR = 0.8, 1 / 3, 1 / 3, 1.1
+ERRORS_APART = 2  # standard errors from which a paired difference counts
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A claim, what was measured, and whether it holds; None when what it needs was not measured."""
+
+    claim: str
+    outcome: str
+    holds: bool | None
+
+    @classmethod
+    def open(cls, claim: str) -> Bar:
+        return cls(claim, "", None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows that have a result.
+
+    Attributes:
+        rows: all rows, in the order of the table.
+        key: of the judgements that count: those on the current evaluation tokens.
+    """
+
+    rows: Sequence[Row]
+    results: Mapping[str, Result]
+    turns: Sequence[Turns]
+    key: str
+
+    @property
+    def present(self) -> list[Row]:
+        return [row for row in self.rows if row.name in self.results]
+
+    def windows(self, name: str) -> np.ndarray | None:
+        """What was judged window by window, [windows, 4], or None when the row was not judged."""
+        judgement = self.results[name].judgement if name in self.results else None
+        if judgement is None or judgement.windows is None or judgement.key != self.key:
+            return None
+        return np.array(judgement.windows)
+
+    def kl(self, name: str) -> np.ndarray:
+        """Divergence from the original, [windows]."""
+        windows = self.windows(name)
+        assert windows is not None, name
+        return windows[:, 2]
+
+    def judged(self, kind: str, tools: Iterable[str]) -> list[str]:
+        rows = [row for row in self.present if row.kind == kind and row.tool in tools]
+        return [row.name for row in rows if self.windows(row.name) is not None]
+
+    def best(self, kind: str, tools: Iterable[str]) -> str | None:
+        """The judged row of these tools with the least divergence."""
+        return min(self.judged(kind, tools), key=lambda name: self.kl(name).mean(), default=None)
+
+    def paired(self, name: str, other: str) -> Estimate:
+        """Difference of divergence, window by window."""
+        return mean(self.kl(name) - self.kl(other))
+
+    def cost_ratios(self, name: str, other: str) -> tuple[float, float] | None:
+        """Wall and CPU time next to another row's: medians of turns, else of single runs on one machine."""
+        for turns in reversed(self.turns):
+            if {name, other} <= set(turns.costs):
+                return round_ratios(turns, name, other, "wall_s")[0], round_ratios(turns, name, other, "cpu_s")[0]
+        one, two = self.results.get(name), self.results.get(other)
+        if one is None or two is None or one.machine != two.machine:
+            return None
+        return one.cost.wall_s / two.cost.wall_s, one.cost.cpu_s / two.cost.cpu_s
+
+
+def round_ratios(turns: Turns, name: str, other: str, field: str) -> tuple[float, float, float]:
+    """Median, least and largest ratio of two rows' costs, round by round."""
+    pairs = zip(turns.costs[name], turns.costs[other], strict=True)
+    ratios = [getattr(one, field) / getattr(two, field) for one, two in pairs]
+    return float(np.median(ratios)), min(ratios), max(ratios)
+
+
+def accuracy_bars(found: Comparison, kind: str) -> Iterator[Bar]:
+    """Our best row's divergence next to the peers', and the time of the cheapest of ours that is good enough."""
+    ours, theirs = found.best(kind, ["llmc"]), found.best(kind, ["llm-compressor"])
+    yield _divergence_bar(found, ours, theirs)
+    yield _not_worse_bar(found, ours, found.best(kind, ["auto-round"]))
+    yield _cost_bar(found, _cheapest(found, kind, theirs) or ours)
+
+
+def shape_bar(results: Mapping[str, Result]) -> Bar:
+    """Peak memory of our GPTQ next to llm-compressor's."""
+    claim = f"peak memory of gptq at most 1/3 of {YARDSTICK}'s"
+    if not {"gptq", YARDSTICK} <= set(results):
+        return Bar.open(claim)
+    ratio = results["gptq"].cost.peak_rss_bytes / results[YARDSTICK].cost.peak_rss_bytes
+    return Bar(claim, f"{ratio:.2f} ×", ratio <= MEMORY_BAR)
+
+
+def depth_bars(shallow: Mapping[str, Result], deep: Mapping[str, Result]) -> Iterator[Bar]:
+    """Four times the depth: the same memory, four times the time at most."""
+    for name in shallow.keys() & deep.keys():
+        one, two = shallow[name], deep[name]
+        memory, wall = two.cost.peak_rss_bytes / one.cost.peak_rss_bytes, two.cost.wall_s / one.cost.wall_s
+        same = one.machine == two.machine
+        yield Bar(
+            f"{name} four times as deep: peak memory at most {DEPTH_BAR} ×", f"{memory:.3f} ×", memory <= DEPTH_BAR
+        )
+        claim = f"{name} four times as deep: wall time at most {4 * DEPTH_BAR} ×"
+        yield Bar(claim, f"{wall:.2f} ×", wall <= 4 * DEPTH_BAR) if same else Bar.open(claim)
+
+
+def _divergence_bar(found: Comparison, ours: str | None, theirs: str | None) -> Bar:
+    claim = f"KL of our best at most {KL_BAR} × the best of llm-compressor"
+    if ours is None or theirs is None:
+        return Bar.open(claim)
+    one, two = found.kl(ours).mean(), found.kl(theirs).mean()
+    return Bar(claim, f"{ours} {one:.4f}, {theirs} {two:.4f}: {one / two:.2f} ×", bool(one <= KL_BAR * two))
+
+
+def _not_worse_bar(found: Comparison, ours: str | None, theirs: str | None) -> Bar:
+    claim = f"KL of our best not worse than auto-round's by {ERRORS_APART} paired standard errors"
+    if ours is None or theirs is None:
+        return Bar.open(claim)
+    difference = found.paired(ours, theirs)
+    holds = difference.value <= ERRORS_APART * (difference.stderr or 0.0)
+    return Bar(claim, f"{ours} − {theirs}: {estimate(difference)}", holds)
+
+
+def _cheapest(found: Comparison, kind: str, theirs: str | None) -> str | None:
+    """The row of ours with the least CPU time among those that clear the bar of divergence."""
+    if theirs is None:
+        return None
+    limit = KL_BAR * found.kl(theirs).mean()
+    good = [name for name in found.judged(kind, ["llmc"]) if found.kl(name).mean() <= limit]
+    return min(good, key=lambda name: found.results[name].cost.cpu_s, default=None)
+
+
+def _cost_bar(found: Comparison, name: str | None) -> Bar:
+    claim = f"wall and CPU time of our cheapest that clears the first bar at most 1/3 of {YARDSTICK}'s"
+    ratios = found.cost_ratios(name, YARDSTICK) if name else None
+    if ratios is None:
+        return Bar.open(claim)
+    return Bar(claim, f"{name}: wall {ratios[0]:.2f} ×, CPU {ratios[1]:.2f} ×", max(ratios) <= COST_BAR)
