@@ -61,7 +61,8 @@ def orthogonal_factors(order: int, generator: torch.Generator) -> list[torch.Ten
     core = next((matrix for matrix in map(_core, candidates) if matrix is not None), None)
     first = random_orthogonal(odd, generator) if core is None else core / math.sqrt(len(core))
     exponent = (order // len(first)).bit_length() - 1
-    return [*(sylvester(part) / 2 ** (part / 2) for part in _split(exponent)), first]
+    factors = [sylvester(part) / 2 ** (part / 2) for part in _split(exponent)]
+    return factors if factors and len(first) == 1 else [*factors, first]
 
 
 def sylvester(exponent: int) -> torch.Tensor:

@@ -37,7 +37,7 @@ WRITERS = ("self_attn.o_proj", "mlp.down_proj")
 PER_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")  # on queries and keys, which no rotation touches
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
-ELEMENTS_AT_ONCE = 1 << 22  # of a weight in float64: little next to the block it comes from
+ELEMENTS_AT_ONCE = 1 << 17  # of a weight in float64: parts that stay in the cache
 
 Tensors = dict[str, torch.Tensor]
 
@@ -143,6 +143,9 @@ def _check_parameters(architecture: Architecture) -> None:
 class Rotate(BlockPass):
     """Random Hadamard rotations folded into the weights; the step is stored in float32, not rounded to 16 bits.
 
+    Meant for passes that make up for rounding errors, such as gptq. Rounding to nearest can lose by it: a channel of
+    the stream that a norm's gain holds down is large again once the gain lies in the weights, and is spread over all.
+
     A tied head is untied, since the final norm's gain goes into the head but not into the embedding; the ledger says
     what that costs. It stays tied where the gain is one constant, and with residual=false.
     """
@@ -165,6 +168,14 @@ class Rotate(BlockPass):
             )
         _check_parameters(architecture)
         return {}
+
+    def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
+        if checkpoint.kv_cache and self.values:
+            raise InputError(
+                "The model has scales of an fp8 key-value cache, which do not fit rotated values.",
+                "Rotate before the cache is calibrated; values=false works.",
+            )
+        return super().apply(checkpoint, context)
 
     def edit(self, block: Block, checkpoint: Checkpoint, context: PassContext) -> Block:
         rotations = _draw(checkpoint.architecture, context.seed)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,12 @@ def test_a_quantized_model_is_refused(tiny_model):
     with pytest.raises(InputError, match="up_proj is already int4 g32 symmetric; a weight is rounded once") as caught:
         make_pass("rotate", {}).plan(shape, {"model.layers.0.mlp.up_proj": Scheme(4, 32)})
     assert caught.value.hint == "Rotate before quantizing, and start from the float checkpoint."
+
+
+def test_scales_of_a_cache_of_unrotated_values_are_refused(tiny_model, tmp_path):
+    checkpoint = replace(Checkpoint.open(tiny_model("llama")), kv_cache=True)
+    with pytest.raises(InputError, match="scales of an fp8 key-value cache, which do not fit rotated values"):
+        make_pass("rotate", {}).apply(checkpoint, PassContext(tmp_path / "out", {}, None, 0, lambda *_: None, []))
 
 
 def test_nothing_to_rotate_is_refused(tiny_model):
