@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from calibration.activations import InputStatistics
-from compressor.checkpoint import Block
-from compressor.decoder import Decoder, batches
+from compressor.checkpoint import Block, Weight
+from compressor.decoder import Decoder, batches, dense
+from compressor.quantized import QuantizedWeight
+from compressor.rounding import round_inputs_of
 
 # What goes into the last linear of a branch is kept until that linear has been replaced, up to this many bytes;
 # beyond, the branch is run again instead.
@@ -68,9 +70,12 @@ class LayerWalk:
         for branch in BRANCHES:
             layer.get_submodule(branch.body).to(dtype)
 
-    def replace(self, linear: str, weight: torch.Tensor) -> None:
-        """Give a linear (named as in `Stage.linears`) a new weight [out_features, in_features]."""
-        self._layer.get_submodule(linear).weight.data = weight.to(self._dtype)
+    def replace(self, linear: str, weight: Weight) -> None:
+        """Give a linear (named as in `Stage.linears`) a new weight; it reads its inputs rounded if that asks for it."""
+        module = self._layer.get_submodule(linear)
+        module.weight.data = dense(weight).to(self._dtype)
+        if isinstance(weight, QuantizedWeight):
+            round_inputs_of(module, weight)
 
     @torch.no_grad()
     def stages(self) -> Iterator[Stage]:
@@ -98,7 +103,7 @@ class LayerWalk:
         yield Stage((f"{branch.body}.{branch.last}",), inner)
 
         for index, batch in enumerate(batches(hidden)):
-            batch += last(kept[index] if keep else self._inner(branch, norm(batch)))
+            batch.add_(last(kept[index] if keep else self._inner(branch, norm(batch))))
 
     def _inner(self, branch: Branch, inputs: torch.Tensor) -> torch.Tensor:
         body = self._layer.get_submodule(branch.body)

@@ -64,16 +64,23 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: an option is not of the form key=value.
     """
-    import yaml
-
     name, _, rest = text.partition(":")
     options = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
         if not equals:
             raise InputError(f"{part!r} in {text!r} is not of the form option=value.")
-        options[key.strip()] = value.split("+") if "+" in value else yaml.safe_load(value)
+        options[key.strip()] = value.split("+") if "+" in value else _scalar(value)
     return name.strip(), options
+
+
+def _scalar(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:  # such as the pattern *.down_proj, which looks like a reference
+        return text
 
 
 def check_installation() -> None:

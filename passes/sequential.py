@@ -11,7 +11,6 @@ import torch
 from calibration.activations import InputStatistics
 from calibration.walk import LayerWalk, Stream
 from compressor.checkpoint import Block, Checkpoint, Weight
-from compressor.decoder import dense
 from compressor.pass_ import PassContext
 from passes.calibrated import CalibratedPass, check_finite
 from passes.quantizing import QuantizingPass
@@ -46,7 +45,7 @@ class SequentialPass(CalibratedPass, QuantizingPass):
                 continue
             rounded = self._quantize(weights, stage.statistics, context)
             for name, weight in rounded.items():
-                walk.replace(name.removeprefix(prefix).removesuffix(".weight"), dense(weight))
+                walk.replace(name.removeprefix(prefix).removesuffix(".weight"), weight)
             quantized |= rounded
         return block.with_weights(quantized)
 
