@@ -27,7 +27,7 @@ from passes.grid import fit_grid, quantize
 from passes.quantizing import QuantizingPass
 
 RATIOS = tuple(step / 20 for step in range(20))
-ELEMENTS_AT_ONCE = 1 << 22  # of the rounded candidates: many times a core's cache, little next to a block
+ELEMENTS_AT_ONCE = 1 << 20  # of all candidates together: they stay in the cache, and fill the matrix units
 
 
 def candidates(activity: torch.Tensor, magnitude: torch.Tensor | None) -> torch.Tensor:
@@ -145,7 +145,8 @@ class AWQ(CalibratedPass, QuantizingPass):
         refuse_cache_scales(self.name, checkpoint, self._folds(architecture))
         companions = self._companions(architecture)
         if companions:
-            context.notes.append(f"re-scaled with the layers beside them, not rounded: {', '.join(companions)}")
+            more = f" and {len(companions) - 1} more" if len(companions) > 1 else ""
+            context.notes.append(f"skipped, but re-scaled together with layers that are rounded: {companions[0]}{more}")
         return super().apply(checkpoint, context)
 
     def edit_layer(self, block: Block, walk: LayerWalk, checkpoint: Checkpoint, context: PassContext) -> Block:

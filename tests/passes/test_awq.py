@@ -221,7 +221,7 @@ def test_skipped_layers_beside_rounded_ones_stay_exact_and_are_named(tiny_model,
     root = with_outliers(tiny_model("llama"))
     skipped = "model.layers.0.self_attn.q_proj"
     step, notes = run(f"awq:group_size=32,skip={skipped}+*.down_proj+*.gate_proj+*.up_proj", root, tmp_path / "step")
-    assert notes == [f"re-scaled with the layers beside them, not rounded: {skipped}"]
+    assert notes == [f"skipped, but re-scaled together with layers that are rounded: {skipped}"]
     before, after = (one.block("layers.0").weights for one in (Checkpoint.open(root), step))
     norm, mlp = "model.layers.0.input_layernorm.weight", "model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(before[norm], after[norm])
