@@ -1,0 +1,75 @@
+"""What rounding a weight needs to know of its inputs: their second moments, damped, ordered and factored once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from compressor.errors import RunError
+
+# Shares of each input's own second moment that are added when the matrix is not positive definite: relative to the
+# input, so that weak inputs keep their correlations when strong ones are to blame.
+RESCUES = (0.0, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """Second moments of the inputs of a linear, made ready for rounding its weight.
+
+    Attributes:
+        matrix: damped mean of x xᵀ, float32 [in_features, in_features].
+        order: int64 [in_features], inputs in the order in which their weights are rounded.
+        factor: upper Cholesky factor of the inverse of `matrix` in that order.
+        dead_inputs: how many inputs were never active. They are independent of all others: rounded to nearest.
+        rescue: share of its own second moment that each input was given to make the matrix positive definite.
+    """
+
+    matrix: torch.Tensor
+    order: torch.Tensor
+    factor: torch.Tensor
+    dead_inputs: int
+    rescue: float
+
+    @classmethod
+    def of(cls, gram: torch.Tensor, damping: float, act_order: bool) -> Hessian:
+        """Make a gram matrix ready.
+
+        Args:
+            gram: float32 [in_features, in_features], mean of x xᵀ over the calibration inputs.
+            damping: fraction of the mean diagonal that is added to the diagonal.
+            act_order: round the inputs with the largest second moment first.
+
+        Raises:
+            RunError: the matrix cannot be made positive definite.
+        """
+        energy = gram.diagonal()
+        mean = energy.mean().clamp(min=1e-12)
+        order = torch.argsort(energy, descending=True, stable=True) if act_order else torch.arange(len(energy))
+        for rescue in RESCUES:
+            matrix = gram.clone()
+            matrix.diagonal().add_(torch.where(energy == 0, mean, damping * mean + rescue * energy))
+            factor = _inverse_factor(matrix[order][:, order])
+            if factor is not None:
+                return cls(matrix, order, factor, int((energy == 0).sum()), rescue)
+        raise RunError(
+            "The calibration statistics of a layer cannot be made positive definite.", "Use more calibration text."
+        )
+
+    def remarks(self) -> list[str]:
+        """What was met that a person should know."""
+        found = []
+        if self.dead_inputs:
+            found.append(f"{self.dead_inputs} inputs were never active; rounded to nearest")
+        if self.rescue:
+            found.append(f"{self.rescue:g} of each input's own second moment was added to make statistics definite")
+        return found
+
+
+def _inverse_factor(matrix: torch.Tensor) -> torch.Tensor | None:
+    """Upper Cholesky factor of the inverse, or None where the matrix is not positive definite in float32."""
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        return None
+    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    return None if failed else upper

@@ -1,0 +1,87 @@
+"""Better integers and scales for a weight that is rounded already, by coordinate descent on the output error.
+
+The error of a weight is quadratic in it: tr(D H Dᵀ) with D what rounding changed and H the second moments of the
+inputs. Integers are gone over again one input at a time, each moved to what is best given all the others, and scales
+are solved for by least squares; no step can raise the error.
+Papers: Behdin et al., "QuantEase", 2023, for the integers; the scales are a least-squares problem in one unknown.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from compressor.quantized import Scheme, shared_scale
+from passes.grid import Grid
+
+COLUMNS_AT_ONCE = 128  # inputs whose gradient is kept up to date while their integers move
+
+
+def refine(
+    weight: torch.Tensor, codes: torch.Tensor, grid: Grid, matrix: torch.Tensor, scheme: Scheme, sweeps: int
+) -> Grid:
+    """Go over integers and scales `sweeps` times.
+
+    Args:
+        weight: the original one, float32 [in_features, out_features] (turned).
+        codes: of the same shape; changed in place.
+        grid: of the codes; the zero points stay as they are.
+        matrix: H, float32 [in_features, in_features].
+
+    Returns:
+        The grid with better scales.
+    """
+    scales = grid.scales.T.contiguous()
+    zero_points = None if grid.zero_points is None else grid.zero_points.T.contiguous()
+    width = len(codes) // len(scales)
+    residual = weight - _values(codes, scales, zero_points)
+    for _ in range(sweeps):
+        _move_codes(residual, codes, scales, zero_points, matrix, scheme)
+        for group in range(len(scales)):
+            rows = slice(group * width, (group + 1) * width)
+            levels = codes[rows] if zero_points is None else codes[rows] - zero_points[group]
+            _refit_scale(residual, levels, scales[group], matrix, rows, scheme)
+    return Grid(scales.T.contiguous(), grid.zero_points)
+
+
+def _move_codes(
+    residual: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    zero_points: torch.Tensor | None,
+    matrix: torch.Tensor,
+    scheme: Scheme,
+) -> None:
+    """One pass over all inputs; `residual` (weight minus its rounded value) and `codes` are kept up to date."""
+    count = len(codes)
+    width = count // len(scales)
+    curvature = matrix.diagonal().tolist()
+    for start in range(0, count, COLUMNS_AT_ONCE):
+        end = min(start + COLUMNS_AT_ONCE, count)
+        gradient = matrix[start:end] @ residual
+        for column in range(start, end):
+            scale = scales[column // width]
+            step = gradient[column - start].div(curvature[column]).div_(scale)
+            best = step.add_(codes[column]).round_().clamp_(scheme.lowest, scheme.highest)
+            change = (best - codes[column]).mul_(scale)
+            codes[column] = best
+            residual[column] -= change
+            gradient[column - start + 1 :].addr_(matrix[column + 1 : end, column], change, alpha=-1)
+
+
+def _refit_scale(
+    residual: torch.Tensor, levels: torch.Tensor, scale: torch.Tensor, matrix: torch.Tensor, rows: slice, scheme: Scheme
+) -> None:
+    """Least squares for the scale of one group, in place; taken where, rounded to a storable number, it is better."""
+    gain = ((matrix[rows] @ residual) * levels).sum(0)
+    curvature = ((matrix[rows, rows] @ levels) * levels).sum(0).clamp_(min=torch.finfo(torch.float32).tiny)
+    wanted = shared_scale((scale + gain / curvature).clamp_(min=0), scheme.bits)
+    change = wanted - scale
+    change.mul_(change * (2 * gain - change * curvature) > 0)
+    scale += change
+    residual[rows] -= levels * change
+
+
+def _values(codes: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None) -> torch.Tensor:
+    grouped = codes.view(len(scales), -1, codes.shape[1])
+    levels = grouped if zero_points is None else grouped - zero_points.unsqueeze(1)
+    return (levels * scales.unsqueeze(1)).view(codes.shape)

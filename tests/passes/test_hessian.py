@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from compressor.errors import RunError
+from passes.hessian import Hessian
+
+
+@pytest.fixture
+def gram():
+    inputs = torch.randn(512, 48, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 2, 48)
+    return inputs.T @ inputs / 512
+
+
+@pytest.mark.parametrize("act_order", [True, False])
+def test_factor_is_that_of_the_inverse_in_rounding_order(gram, act_order):
+    hessian = Hessian.of(gram, 0.01, act_order)
+    damped = gram.double() + 0.01 * gram.diagonal().mean() * torch.eye(48)
+    inverse = torch.linalg.inv(damped[hessian.order][:, hessian.order])
+    assert torch.allclose(hessian.factor.double().T @ hessian.factor.double(), inverse, rtol=1e-3, atol=1e-4)
+    assert torch.equal(hessian.factor, hessian.factor.triu())
+    assert torch.allclose(hessian.matrix.double(), damped)
+
+
+def test_most_active_inputs_come_first(gram):
+    energy = gram.diagonal()[Hessian.of(gram, 0.01, act_order=True).order]
+    assert torch.equal(energy, energy.sort(descending=True).values)
+
+
+def test_dead_inputs_stand_alone_and_are_remarked(gram):
+    gram[[3, 40]] = 0
+    gram[:, [3, 40]] = 0
+    hessian = Hessian.of(gram, 0.01, act_order=False)
+    others = [index for index in range(48) if index != 3]
+    assert not hessian.factor[3, others].any()
+    assert not hessian.factor[others, 3].any()
+    assert hessian.remarks() == ["2 inputs were never active; rounded to nearest"]
+
+
+def test_strong_inputs_with_rounding_noise_do_not_drown_the_weak_ones(gram):
+    """Strong inputs that are one and the same up to noise: no reason to forget how the weak ones go together."""
+    strong = torch.randn(16, 1, generator=torch.Generator().manual_seed(1)) * 1000
+    noise = torch.randn(16, 16, generator=torch.Generator().manual_seed(2))
+    both = torch.zeros(64, 64)
+    both[:48, :48] = gram
+    both[48:, 48:] = strong @ strong.T * (1 + 1e-3 * (noise + noise.T))
+    hessian = Hessian.of(both, 1e-6, act_order=True)
+    assert 0 < hessian.rescue <= 0.1
+    assert "made" in hessian.remarks()[0] or "definite" in hessian.remarks()[0]
+    weak = hessian.matrix[:48, :48] - torch.diag(hessian.matrix[:48, :48].diagonal())
+    assert torch.equal(weak, gram - torch.diag(gram.diagonal()))
+    assert float((hessian.matrix[:48, :48].diagonal() / gram.diagonal()).median()) < 1.3
+
+
+def test_a_hopeless_matrix_is_an_error_not_a_crash():
+    with pytest.raises(RunError, match="positive definite"):
+        Hessian.of(-torch.eye(8), 0.01, act_order=True)
