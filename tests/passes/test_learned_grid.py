@@ -3,8 +3,8 @@ import torch
 
 from compressor.quantized import Scheme, shared_scale
 from passes.gptq import solve
-from passes.hessian import Hessian
 from passes.grid import Grid, fit_grid, quantize
+from passes.hessian import Hessian
 from passes.learned_grid import MARGIN, REACH, LearnedWeight, fake_quantize, nearest_that_rounds_to, signed_step
 
 SCHEMES = [Scheme(bits, group, symmetric) for bits in (4, 8) for group in (32, None) for symmetric in (True, False)]
