@@ -10,8 +10,8 @@ class InputStatistics:
 
     Attributes:
         gram: mean of x xᵀ, float32 [in_features, in_features].
-        drift: mean of (r - x) xᵀ, float32 of the same shape, where r is what the original model has in place of x;
-            None unless references were given.
+        drift: mean of (r - x) xᵀ over the inputs that came with a reference r, which is what the original model has in
+            place of x; float32 of the same shape, or None when none did.
         largest: absolute maximum of each feature, float32 [in_features].
         rows: how many inputs were seen.
     """
@@ -21,6 +21,7 @@ class InputStatistics:
         self.drift: torch.Tensor | None = None
         self.largest = torch.zeros(in_features)
         self.rows = 0
+        self._paired_rows = 0
 
     def add(self, inputs: torch.Tensor, references: torch.Tensor | None = None) -> None:
         """Take a batch of inputs, and what the original model has in their place.
@@ -31,10 +32,14 @@ class InputStatistics:
         flat = inputs.reshape(-1, inputs.shape[-1])
         self.rows += len(flat)
         torch.maximum(self.largest, torch.maximum(flat.amax(0), -flat.amin(0)).float(), out=self.largest)
-        self._average(self.gram, flat.T @ flat, len(flat))
+        _average(self.gram, flat.T @ flat, len(flat) / self.rows, len(flat))
         if references is not None:
             self.drift = torch.zeros_like(self.gram) if self.drift is None else self.drift
-            self._average(self.drift, (references.reshape(flat.shape) - flat).T @ flat, len(flat))
+            self._paired_rows += len(flat)
+            change = (references.reshape(flat.shape) - flat).T @ flat
+            _average(self.drift, change, len(flat) / self._paired_rows, len(flat))
 
-    def _average(self, mean: torch.Tensor, product: torch.Tensor, rows: int) -> None:
-        mean.mul_(1 - rows / self.rows).add_(product, alpha=1 / self.rows)
+
+def _average(mean: torch.Tensor, product: torch.Tensor, share: float, rows: int) -> None:
+    """Take a sum over `rows` into a running mean, of which they make up `share`."""
+    mean.mul_(1 - share).add_(product, alpha=share / rows)

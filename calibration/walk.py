@@ -6,9 +6,10 @@ the already replaced linears before it give, and every activation is computed on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -54,26 +55,60 @@ BRANCHES = (
 )
 
 
-class LayerWalk:
-    """Walks one layer.
+class Lane:
+    """One decoder layer and the text that runs through it.
 
     Args:
-        layer: the decoder layer; its linears may be given new weights between two stages.
+        layer: the decoder layer.
         context: keyword arguments of its attention: positions, mask.
         hidden: float32 [samples, length, hidden_size], what the layer reads; replaced by its outputs.
         dtype: of the matrix products. The residual stream and the norms stay in float32.
     """
 
     def __init__(self, layer: nn.Module, context: Mapping[str, Any], hidden: torch.Tensor, dtype: torch.dtype) -> None:
-        self._layer, self._hidden, self._dtype = layer, hidden, dtype
+        self.layer, self.hidden, self.dtype = layer, hidden, dtype
         self._context = {key: _cast(value, dtype) for key, value in context.items()}
         for branch in BRANCHES:
             layer.get_submodule(branch.body).to(dtype)
 
+    def read(self, branch: Branch) -> Iterator[torch.Tensor]:
+        """What the first linears of a branch read, batch by batch."""
+        norm = self.layer.get_submodule(branch.norm)
+        return (norm(batch).to(self.dtype) for batch in batches(self.hidden))
+
+    def inner(self, branch: Branch) -> Iterator[torch.Tensor]:
+        """What the last linear of a branch reads, batch by batch."""
+        body = self.layer.get_submodule(branch.body)
+        context = self._context if branch.body == "self_attn" else {}
+        for inputs in self.read(branch):
+            with _without(body, branch.last):
+                outputs = body(inputs, **context)
+            yield outputs[0] if isinstance(outputs, tuple) else outputs
+
+    def finish(self, branch: Branch, inner: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Add what the branch makes of `inner` to the hidden states; yields each batch of it before."""
+        last = self.layer.get_submodule(branch.body).get_submodule(branch.last)
+        for batch, values in zip(batches(self.hidden), inner, strict=True):
+            yield values
+            batch.add_(last(values))
+
+
+class LayerWalk:
+    """Walks one layer.
+
+    Args:
+        text: the layer, whose linears may be given new weights between two stages.
+        original: the layer as it was, with the first samples as they are without any change to the model; their
+            difference goes into the statistics.
+    """
+
+    def __init__(self, text: Lane, original: Lane | None = None) -> None:
+        self._text, self._original = text, original
+
     def replace(self, linear: str, weight: Weight) -> None:
         """Give a linear (named as in `Stage.linears`) a new weight; it reads its inputs rounded if that asks for it."""
-        module = self._layer.get_submodule(linear)
-        module.weight.data = dense(weight).to(self._dtype)
+        module = self._text.layer.get_submodule(linear)
+        module.weight.data = dense(weight).to(self._text.dtype)
         if isinstance(weight, QuantizedWeight):
             round_inputs_of(module, weight)
 
@@ -84,32 +119,34 @@ class LayerWalk:
             yield from self._stages_of(branch)
 
     def _stages_of(self, branch: Branch) -> Iterator[Stage]:
-        hidden = self._hidden
-        norm, body = self._layer.get_submodule(branch.norm), self._layer.get_submodule(branch.body)
-        last = body.get_submodule(branch.last)
-        read = InputStatistics(hidden.shape[-1])
-        for batch in batches(hidden):
-            read.add(norm(batch).to(self._dtype))
-        yield Stage(tuple(f"{branch.body}.{name}" for name in branch.first), read)
+        text, original = self._text, self._original
+        references = original.read(branch) if original else ()
+        statistics = _observe(text.read(branch), references)
+        yield Stage(tuple(f"{branch.body}.{name}" for name in branch.first), statistics)
 
-        inner = InputStatistics(last.in_features)
-        kept = []
-        keep = hidden.numel() // hidden.shape[-1] * last.in_features * self._dtype.itemsize <= KEPT_BYTES
-        for batch in batches(hidden):
-            values = self._inner(branch, norm(batch))
-            inner.add(values)
-            if keep:
-                kept.append(values)
-        yield Stage((f"{branch.body}.{branch.last}",), inner)
+        last = text.layer.get_submodule(branch.body).get_submodule(branch.last)
+        rows = text.hidden.shape[0] * text.hidden.shape[1]
+        kept: list[torch.Tensor] | None = [] if rows * last.in_features * text.dtype.itemsize <= KEPT_BYTES else None
+        references = original.finish(branch, original.inner(branch)) if original else ()
+        statistics = _observe(text.inner(branch), references, kept)
+        yield Stage((f"{branch.body}.{branch.last}",), statistics)
 
-        for index, batch in enumerate(batches(hidden)):
-            batch.add_(last(kept[index] if keep else self._inner(branch, norm(batch))))
+        for _ in text.finish(branch, text.inner(branch) if kept is None else kept):
+            pass
 
-    def _inner(self, branch: Branch, inputs: torch.Tensor) -> torch.Tensor:
-        body = self._layer.get_submodule(branch.body)
-        with _without(body, branch.last):
-            outputs = body(inputs.to(self._dtype), **(self._context if branch.body == "self_attn" else {}))
-        return outputs[0] if isinstance(outputs, tuple) else outputs
+
+def _observe(
+    inputs: Iterable[torch.Tensor], references: Iterable[torch.Tensor], kept: list[torch.Tensor] | None = None
+) -> InputStatistics:
+    """Statistics of batches of inputs; the references belong to the first of them. `kept` is given all inputs."""
+    statistics: InputStatistics | None = None
+    for batch, reference in zip_longest(inputs, references):
+        statistics = statistics or InputStatistics(batch.shape[-1])
+        statistics.add(batch, reference)
+        if kept is not None:
+            kept.append(batch)
+    assert statistics is not None  # there is always text
+    return statistics
 
 
 @contextmanager
@@ -130,17 +167,26 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 class Stream:
-    """The calibration text on its way through a model: `hidden`, float32 [samples, length, hidden_size]."""
+    """The calibration text on its way through a model: `hidden`, float32 [samples, length, hidden_size].
 
-    def __init__(self, decoder: Decoder, tokens: torch.Tensor, dtype: torch.dtype) -> None:
+    Args:
+        originals: how many of the samples also go through the model as it is, without the changes made on the way.
+    """
+
+    def __init__(self, decoder: Decoder, tokens: torch.Tensor, dtype: torch.dtype, originals: int = 0) -> None:
         self._decoder, self._dtype = decoder, dtype
         self.hidden = decoder.embed(tokens)
+        self._original = self.hidden[:originals].clone()
 
     def enter(self, block: Block) -> LayerWalk:
         """The decoder layer of `block`, to be walked from where the text now is."""
+        original = self._lane(block, self._original) if len(self._original) else None
+        return LayerWalk(self._lane(block, self.hidden), original)
+
+    def _lane(self, block: Block, hidden: torch.Tensor) -> Lane:
         assert block.index is not None
-        layer, context = self._decoder.layer(block), self._decoder.context(block.index, self.hidden.shape[1])
-        return LayerWalk(layer, context, self.hidden, self._dtype)
+        context = self._decoder.context(block.index, hidden.shape[1])
+        return Lane(self._decoder.layer(block), context, hidden, self._dtype)
 
     def at_head(self) -> InputStatistics:
         """Statistics of what lm_head reads; the hidden states go through the final norm."""

@@ -43,13 +43,18 @@ class CalibratedPass(Pass):
         """The new head; the text has come as far as the final norm."""
         return block
 
+    def originals(self, samples: int) -> int:
+        """How many of the calibration samples shall also be followed through the model as it was before the pass."""
+        return 0
+
     def stored_dtype(self, architecture: Architecture) -> torch.dtype | None:
         """What float parameters are stored in; None leaves each as it is."""
         return None
 
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
         assert context.tokens is not None  # `needs` says so
-        stream = Stream(Decoder(checkpoint), context.tokens, self.working_dtype)
+        originals = self.originals(len(context.tokens))
+        stream = Stream(Decoder(checkpoint), context.tokens, self.working_dtype, originals)
 
         def edit(block: Block) -> Block:
             if block.name == "embedding":

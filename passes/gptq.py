@@ -22,10 +22,13 @@ from compressor.quantized import QuantizedWeight, Scheme
 from passes.grid import Grid, assemble, fit_grid, round_to_grid
 from passes.hessian import Hessian
 from passes.inputs import InputRoundingPass, with_input_scales
+from passes.propagation import corrected
 from passes.refine import refine
 from passes.sequential import SequentialPass
 
 COLUMNS_AT_ONCE = 128  # columns whose errors are gathered before the rest of the matrix is updated
+# The drift of activations is a mean that few samples tell well enough; all of them would double the time.
+ORIGINALS_SHARE, FEWEST_ORIGINALS = 4, 32
 ELEMENTS_AT_ONCE = 1 << 21  # rows do not influence each other: a large weight is solved in parts
 
 
@@ -96,6 +99,7 @@ class GPTQ(SequentialPass, InputRoundingPass):
 
     act_order: bool = option(True, "round the most active inputs first; changes no file layout")
     scale_search: bool = option(True, "search the clipping that has the least weighted squared error")
+    propagation: bool = option(True, "round towards what the original model computes on its own activations")
     sweeps: int = option(2, "how often integers and scales are gone over again after rounding, by coordinate descent")
     damping: float = option(0.01, "fraction of the mean diagonal added for stability")
 
@@ -106,6 +110,9 @@ class GPTQ(SequentialPass, InputRoundingPass):
             raise InputError(f"sweeps={self.sweeps} is negative.", "sweeps=0 leaves what GPTQ gives.")
         return super().plan(architecture, schemes)
 
+    def originals(self, samples: int) -> int:
+        return max(samples // ORIGINALS_SHARE, min(samples, FEWEST_ORIGINALS)) if self.propagation else 0
+
     def quantize(
         self, weights: Mapping[str, torch.Tensor], statistics: InputStatistics, context: PassContext
     ) -> dict[str, Weight]:
@@ -113,8 +120,16 @@ class GPTQ(SequentialPass, InputRoundingPass):
         context.notes.extend(f"{next(iter(weights))}: {remark}" for remark in hessian.remarks())
         rounded: dict[str, Weight] = {
             f"{name}.weight": solve(
-                weight, hessian, self.scheme_of(name), scale_search=self.scale_search, sweeps=self.sweeps
+                self._aim(weight, statistics),
+                hessian,
+                self.scheme_of(name),
+                scale_search=self.scale_search,
+                sweeps=self.sweeps,
             )
             for name, weight in weights.items()
         }
         return with_input_scales(rounded, dict.fromkeys(weights, statistics.largest.amax()), context)
+
+    def _aim(self, weight: torch.Tensor, statistics: InputStatistics) -> torch.Tensor:
+        """What is rounded: the weight, corrected for how far its inputs have drifted from the original model's."""
+        return weight if statistics.drift is None else corrected(weight, statistics.gram, statistics.drift)

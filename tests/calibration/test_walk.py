@@ -1,0 +1,111 @@
+import pytest
+import torch
+
+from calibration import walk
+from calibration.walk import Stream
+from compressor.architecture import FAMILIES
+from compressor.checkpoint import Checkpoint
+from compressor.decoder import Decoder
+
+TOKENS = torch.randint(0, 256, (12, 96), generator=torch.Generator().manual_seed(0))
+STAGES = [
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+]
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Several batches of samples, the last one not full."""
+    monkeypatch.setattr("compressor.decoder.TOKENS_PER_BATCH", 5 * 96)
+
+
+@torch.no_grad()
+def inputs_of(decoder, block, hidden):
+    """What each linear reads when transformers runs the layer in one go, float32 [tokens, in_features]."""
+    layer, seen = decoder.layer(block), {}
+    for name, module in layer.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0].flatten(0, 1)}))
+    outputs = layer(hidden, **decoder.context(block.index, hidden.shape[1]))
+    return seen, outputs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stages_see_what_the_whole_layer_shows(family, tiny_model, small_batches):
+    decoder = Decoder(Checkpoint.open(tiny_model(family)))
+    stream = Stream(decoder, TOKENS, torch.float32)
+    for index in range(2):
+        block = decoder.checkpoint.block(f"layers.{index}")
+        seen, outputs = inputs_of(decoder, block, stream.hidden.clone())
+        stages = list(stream.enter(block).stages())
+        assert [stage.linears for stage in stages] == STAGES
+        for stage in stages:
+            inputs = seen[stage.linears[0]]
+            assert torch.allclose(stage.statistics.gram, inputs.T @ inputs / len(inputs), atol=1e-4)
+            assert torch.allclose(stage.statistics.largest, inputs.abs().amax(0), atol=1e-5)
+            assert stage.statistics.rows == len(inputs)
+            assert stage.statistics.drift is None
+        assert torch.allclose(stream.hidden, outputs, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 30])
+def test_replaced_linears_are_what_later_stages_and_blocks_see(kept, tiny_model, small_batches, monkeypatch):
+    monkeypatch.setattr(walk, "KEPT_BYTES", kept)
+    decoder = Decoder(Checkpoint.open(tiny_model("llama")))
+    stream = Stream(decoder, TOKENS, torch.float32)
+    block = decoder.checkpoint.block("layers.0")
+    halved = {name: weight / 2 for name, weight in block.weights.items() if name.endswith("_proj.weight")}
+    seen, outputs = inputs_of(decoder, block.with_weights(halved), stream.hidden.clone())
+    stepping = stream.enter(block)
+    for stage in stepping.stages():
+        inputs = seen[stage.linears[0]]
+        assert torch.allclose(stage.statistics.gram, inputs.T @ inputs / len(inputs), atol=1e-4)
+        for name in stage.linears:
+            stepping.replace(name, halved[f"model.layers.0.{name}.weight"])
+    assert torch.allclose(stream.hidden, outputs, atol=1e-5)
+
+
+def test_drift_is_towards_the_layer_without_changes(tiny_model, small_batches):
+    """Two layers, every linear changed; the first five samples are followed through the original as well."""
+    decoder = Decoder(Checkpoint.open(tiny_model("qwen2")))
+    stream, changed = Stream(decoder, TOKENS, torch.float32, originals=5), decoder.embed(TOKENS)
+    plain = changed[:5].clone()
+    for index in range(2):
+        block = decoder.checkpoint.block(f"layers.{index}")
+        weights = {name: weight * 0.9 for name, weight in block.weights.items() if name.endswith("_proj.weight")}
+        seen, changed = inputs_of(decoder, block.with_weights(weights), changed)
+        references, plain = inputs_of(decoder, block, plain)
+        stepping = stream.enter(block)
+        for stage in stepping.stages():
+            reference = references[stage.linears[0]]
+            inputs = seen[stage.linears[0]][: len(reference)]
+            wanted = (reference - inputs).T @ inputs / len(inputs)
+            assert torch.allclose(stage.statistics.drift, wanted, atol=1e-4 * float(wanted.abs().max()) + 1e-6)
+            for name in stage.linears:
+                stepping.replace(name, weights[f"model.layers.{index}.{name}.weight"])
+    assert float(wanted.abs().max()) > 1e-3
+
+
+def test_bfloat16_is_close_to_float32(tiny_model):
+    decoder = Decoder(Checkpoint.open(tiny_model("llama")))
+    block = decoder.checkpoint.block("layers.0")
+    grams = [
+        [stage.statistics.gram for stage in Stream(decoder, TOKENS, dtype).enter(block).stages()]
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    for exact, rounded in zip(*grams, strict=True):
+        assert rounded.dtype == torch.float32
+        assert 0 < float((exact - rounded).norm() / exact.norm()) < 0.01
+
+
+def test_head_reads_the_normed_states(tiny_model):
+    decoder = Decoder(Checkpoint.open(tiny_model("llama")))
+    stream = Stream(decoder, TOKENS, torch.float32)
+    for index in range(2):
+        for _ in stream.enter(decoder.checkpoint.block(f"layers.{index}")).stages():
+            pass
+    states = decoder.final_states(TOKENS).flatten(0, 1)
+    assert torch.allclose(stream.at_head().gram, states.T @ states / len(states), atol=1e-3)
