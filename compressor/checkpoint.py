@@ -165,12 +165,12 @@ class Checkpoint:
         if names == [parameter]:
             return raw[parameter]
         layer = parameter.removesuffix(".weight")
-        return layout.decode({name.rpartition(".")[2]: raw[name] for name in names}, self.schemes[layer])
+        return layout.decode({name.removeprefix(f"{layer}."): raw[name] for name in names}, self.schemes[layer])
 
-    def _stored_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor that the shards must hold."""
+    def _stored_shapes(self) -> dict[str, tuple[int, ...] | None]:
+        """Name and shape of every tensor that the shards must hold; None where the shape depends on the content."""
         linears = self.architecture.linears()
-        shapes: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...] | None] = {}
         for name, shape in self.parameters.items():
             layer = name.removesuffix(".weight")
             if layer != name and layer in self.schemes:
@@ -186,7 +186,7 @@ class Checkpoint:
             if name not in self.tensors:
                 raise InputError(f"The checkpoint has no tensor {name}, which a {kind} model needs.")
             found = self.tensors[name].shape
-            if found != wanted and not (wanted == (1,) and found == ()):
+            if wanted is not None and found != wanted and not (wanted == (1,) and found == ()):
                 raise InputError(f"Tensor {name} has shape {list(found)}; config.json says {list(wanted)}.")
             if name in self.parameters:
                 self._check_dtype(name)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import yaml
 
+from compressor import layout
 from compressor import ledger as ledgers
 from compressor.architecture import read_config
 from compressor.checkpoint import Checkpoint
@@ -94,6 +95,7 @@ class Run:
                 calibration = self._load_texts(source.checkpoint, scratch)
             self._record_original(source)
             final = self._run_passes(source.checkpoint, calibration)
+            self._check_outcome(final)
             artifact = self._make_artifact(final)
             self._measure_artifact(artifact, source.checkpoint, scratch)
         return self.ledger
@@ -183,6 +185,13 @@ class Run:
             vars(row).update(_size(checkpoint))
             self._record(row, checkpoint)
         return checkpoint
+
+    def _check_outcome(self, final: Checkpoint) -> None:
+        """Ask the target again: a pass that chooses schemes while it runs may leave what its plan did not show."""
+        try:
+            check_plan(final, [], self.target)
+        except InputError as error:
+            raise RunError(str(error), "The steps are kept; another target may take them.") from error
 
     def _run_pass(
         self, one: Pass, checkpoint: Checkpoint, calibration: TokenSet | None, folder: Path, row: StepRecord
@@ -282,8 +291,10 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
     schemes: Mapping[str, Scheme] = checkpoint.schemes
     for one in passes:
         schemes = one.plan(checkpoint.architecture, schemes)
+    cache_scales = checkpoint.kv_cache or any(one.adds_cache_scales for one in passes)
+    layout.check_together(schemes, cache_scales)
     problems = list(target.problems(checkpoint.architecture, schemes))
-    if not target.holds_cache_scales and (checkpoint.kv_cache or any(one.adds_cache_scales for one in passes)):
+    if cache_scales and not target.holds_cache_scales:
         problems.append("It holds no scales of an fp8 key-value cache; kv_cache=false works, or the target hf.")
     if problems:
         raise InputError(f"{target.name} cannot take this: " + " ".join(problems))

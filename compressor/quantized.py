@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from compressor import nf4
 from compressor.errors import InputError
 
 # Scales are numbers that float16 and bfloat16 both hold, so that every runtime multiplies by the same one.
@@ -51,6 +52,7 @@ class Scheme:
         group_size: input features that share a scale; None is one scale per output channel.
         type: what a code is: an integer, a float (eight bits: fp8 e4m3), or an index into the table of NF4.
         activations: how the layer's inputs are rounded; None leaves them as they are.
+        double_quant: whether the scales are themselves rounded to eight bits; NF4 only.
     """
 
     bits: int
@@ -58,6 +60,7 @@ class Scheme:
     symmetric: bool = True
     type: WeightType = "int"
     activations: Activations | None = None
+    double_quant: bool = False
 
     @property
     def lowest(self) -> int:
@@ -91,7 +94,8 @@ class Scheme:
     def __str__(self) -> str:
         group = "channel" if self.group_size is None else f"g{self.group_size}"
         balance = f" {'symmetric' if self.symmetric else 'asymmetric'}" if self.type == "int" else ""
-        return f"{self.kind} {group}{balance}" + (f", {self.activations}" if self.activations else "")
+        double = " double-quantized" if self.double_quant else ""
+        return f"{self.kind} {group}{balance}{double}" + (f", {self.activations}" if self.activations else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +103,12 @@ class QuantizedWeight:
     """A linear weight as codes.
 
     Attributes:
-        codes: [out_features, in_features]: int8, each in [-2^(bits-1), 2^(bits-1) - 1]; of fp8, float8_e4m3fn.
+        codes: [out_features, in_features]: int8, each in [-2^(bits-1), 2^(bits-1) - 1]; of fp8, float8_e4m3fn; of
+            NF4, uint8 indices into its table.
         scales: float32 [out_features, groups].
         zero_points: int8 [out_features, groups] in the range of the codes, or None when symmetric.
         input_scale: the one scale of the layer's inputs, float32 [], or None unless activations are static.
+        rounded_scales: what `scales` are the values of, where they are themselves rounded; else None.
     """
 
     codes: torch.Tensor
@@ -110,9 +116,12 @@ class QuantizedWeight:
     zero_points: torch.Tensor | None
     scheme: Scheme
     input_scale: torch.Tensor | None = None
+    rounded_scales: nf4.RoundedScales | None = None
 
     def dequantize(self) -> torch.Tensor:
         """The value of the weight, float32 [out_features, in_features]: (code - zero_point) * scale."""
+        if self.scheme.type == "nf4":
+            return nf4.dequantize(self.codes, self.scales)
         rows, columns = self.codes.shape
         grouped = self.codes.view(rows, self.scales.shape[1], -1).float()
         if self.zero_points is not None:
@@ -132,6 +141,8 @@ class QuantizedWeight:
     @property
     def storage_bits(self) -> int:
         """Bits that the codes, 16-bit scales and zero points take when packed without padding."""
+        if self.scheme.type == "nf4":
+            return self.codes.numel() * 4 + nf4.scale_bits(self.scales.numel(), self.scheme.double_quant)
         zero_bits = 0 if self.zero_points is None else self.zero_points.numel() * self.scheme.bits
         scales = self.scales.numel() + (self.input_scale is not None)
         return self.codes.numel() * self.scheme.bits + scales * 16 + zero_bits

@@ -109,7 +109,9 @@ class CheckpointWriter:
         if self._has_head:
             written["tie_word_embeddings"] = False
         if self._schemes or self._has_cache_scales:
-            written["quantization_config"] = layout.quantization_config(self._schemes, linears, self._has_cache_scales)
+            written["quantization_config"] = layout.quantization_config(
+                self._schemes, linears, self._has_cache_scales, self._dtype
+            )
         return written
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from compressor.quantized import Scheme
 from compressor.shards import INDEX
 from compressor.target import Artifact, Session, Target
 from compressor.writer import copy_companions
-from targets.packing import compressed_folder
+from targets.packing import compressed_folder, nf4_folder
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,11 @@ class HuggingFace(Target):
     runtime = "transformers >= 5.15 with compressed-tensors, or text-generation-inference >= 3.0"
     preset = ("gptq:bits=4",)
     holds_cache_scales = True
-    reader = compressed_folder.READER
+    reader = f"{compressed_folder.READER}, or {nf4_folder.READER} for NF4"
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
+        if _is_nf4(schemes) and find_spec("bitsandbytes") is None:
+            return ["NF4 is read back by bitsandbytes, which is missing; pip install 'llmc-compiler[bitsandbytes]'."]
         return []
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
@@ -50,14 +53,15 @@ class HuggingFace(Target):
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         # A folder from elsewhere may hold what transformers ignores: a tied head's second copy, rotary tables.
-        parameters = Checkpoint.open(artifact.root).parameters
-        return (pair for pair in compressed_folder.read_folder(artifact.root) if pair[0] in parameters)
+        checkpoint = Checkpoint.open(artifact.root)
+        read = nf4_folder.read_folder if _is_nf4(checkpoint.schemes) else compressed_folder.read_folder
+        return (pair for pair in read(artifact.root) if pair[0] in checkpoint.parameters)
 
     def why_not_run(self) -> str | None:
         return None
 
     def open(self, artifact: Artifact, **options: Any) -> Session:
-        """Open with transformers, which decompresses the weights through compressed-tensors."""
+        """Open with transformers, which decompresses the weights through compressed-tensors or bitsandbytes."""
         from transformers import AutoModelForCausalLM
 
         check_memory(Checkpoint.open(artifact.root))
@@ -68,3 +72,7 @@ class HuggingFace(Target):
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         return shlex.join(["text-generation-launcher", "--model-id", path, "--port", "8080"])
+
+
+def _is_nf4(schemes: Mapping[str, Scheme]) -> bool:
+    return any(scheme.type == "nf4" for scheme in schemes.values())

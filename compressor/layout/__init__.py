@@ -1,6 +1,6 @@
-"""The compressed-tensors layouts, in which quantized weights are stored between passes."""
+"""The layouts of compressed-tensors and, for NF4, of bitsandbytes, in which quantized weights lie between passes."""
 
-from compressor.layout.config import quantization_config, read_schemes, reads_kv_cache
+from compressor.layout.config import check_together, quantization_config, read_schemes, reads_kv_cache
 from compressor.layout.tensors import (
     decode,
     encode,
@@ -13,6 +13,7 @@ from compressor.layout.tensors import (
 from compressor.layout.words import pack_words, unpack_words
 
 __all__ = [
+    "check_together",
     "decode",
     "encode",
     "narrowed",

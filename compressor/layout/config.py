@@ -7,7 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
 from compressor.errors import InputError
+from compressor.layout import nf4
 from compressor.layout.tensors import FLOAT, INT, PACK, storage_format
 from compressor.quantized import Activations, Scheme
 
@@ -19,13 +22,23 @@ KV_CACHE = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tens
 
 
 def quantization_config(
-    schemes: Mapping[str, Scheme], linears: Iterable[str], kv_cache: bool = False
+    schemes: Mapping[str, Scheme],
+    linears: Iterable[str],
+    kv_cache: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """The `quantization_config` for the quantized layers `schemes` out of all `linears`.
 
     Args:
         kv_cache: the key-value cache is fp8, with one scale a layer for keys and one for values.
+        dtype: what the model computes in; only NF4 folders say it here.
+
+    Raises:
+        InputError: no single folder can hold all of this.
     """
+    check_together(schemes, kv_cache)
+    if any(scheme.type == "nf4" for scheme in schemes.values()):
+        return nf4.quantization_config(schemes, linears, dtype)
     formats = dict.fromkeys(storage_format(scheme) for scheme in schemes.values()) or {DENSE: None}
     mixed = len(formats) > 1
     config = {
@@ -36,6 +49,26 @@ def quantization_config(
         "config_groups": _groups(schemes, mixed),
     }
     return config | {"kv_cache_scheme": KV_CACHE} if kv_cache else config
+
+
+def check_together(schemes: Mapping[str, Scheme], kv_cache: bool = False) -> None:
+    """See that one folder can hold these: transformers reads NF4 and everything else from different ones.
+
+    Raises:
+        InputError: it cannot.
+    """
+    first: dict[str, str] = {}
+    for name, scheme in schemes.items():
+        first.setdefault(str(scheme) if scheme.type == "nf4" else "other", name)
+    ((kind, layer), *others) = first.items() or [("other", "")]
+    if others:
+        other = others[0][1]
+        raise InputError(
+            f"{layer} is {schemes[layer]} and {other} is {schemes[other]}, which no single folder holds.",
+            "Use nf4 for all layers or for none.",
+        )
+    if kv_cache and kind != "other":
+        raise InputError(f"A folder whose layers are {kind} holds no scales of an fp8 key-value cache.")
 
 
 def _groups(schemes: Mapping[str, Scheme], mixed: bool) -> dict[str, Any]:
@@ -88,10 +121,12 @@ def read_schemes(config: Mapping[str, Any], linears: Iterable[str]) -> dict[str,
     if quantization is None:
         return {}
     method, layout = quantization.get("quant_method"), quantization.get("format")
+    if method == nf4.METHOD:
+        return nf4.read_schemes(quantization, linears)
     if method != METHOD or layout not in READABLE:
         raise InputError(
             f"The model is already quantized ({method}, {layout}), which cannot be read.",
-            f"Start from the float checkpoint, or from a compressed-tensors folder ({PACK}, {INT}, {FLOAT}).",
+            f"Start from the float checkpoint, or from a folder of compressed-tensors ({PACK}, {INT}, {FLOAT}) or NF4.",
         )
     ignored = quantization.get("ignore") or ()
     groups = list(quantization["config_groups"].values())

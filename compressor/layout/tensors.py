@@ -1,4 +1,4 @@
-"""The tensors that store one quantized weight, in the three compressed-tensors formats.
+"""The tensors that store one quantized weight, in the three compressed-tensors formats; NF4 has its own module.
 
     pack-quantized    weight-only int4 and int8: `weight_packed`, `weight_scale`, `weight_shape`, `weight_zero_point`
     int-quantized     int8 with rounded activations: `weight` int8, `weight_scale`
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import torch
 
+from compressor.layout import nf4
 from compressor.layout.words import pack_words, unpack_words, words_of
 from compressor.quantized import FP8, QuantizedWeight, Scheme
 
@@ -31,6 +32,8 @@ def storage_format(scheme: Scheme) -> str:
 
 def encode(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The tensors that store `weight`, by their suffix; scales in the model's `dtype` where that holds them exactly."""
+    if weight.scheme.type == "nf4":
+        return nf4.encode(weight, dtype)
     tensors = _packed(weight) if storage_format(weight.scheme) == PACK else {PLAIN: weight.codes}
     tensors[SCALE] = narrowed(weight.scales, dtype)
     if weight.input_scale is not None:
@@ -41,6 +44,8 @@ def encode(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tenso
 
 def decode(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
     """The weight that `encode` stored."""
+    if scheme.type == "nf4":
+        return nf4.decode(tensors, scheme)
     scales = tensors[SCALE].float()
     input_scale = tensors[INPUT_SCALE].float().reshape(()) if _has_input_scale(scheme) else None
     if storage_format(scheme) != PACK:
@@ -53,8 +58,13 @@ def decode(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeig
     return QuantizedWeight(unpack_words(tensors[PACKED], scheme.bits, columns), scales, zero_points, scheme)
 
 
-def stored_shapes(scheme: Scheme, shape: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    """Suffix and shape of the tensors that store one weight [out_features, in_features] of this scheme."""
+def stored_shapes(scheme: Scheme, shape: tuple[int, int]) -> Mapping[str, tuple[int, ...] | None]:
+    """Suffix and shape of the tensors that store one weight [out_features, in_features] of this scheme.
+
+    None stands for a shape that depends on the content.
+    """
+    if scheme.type == "nf4":
+        return nf4.stored_shapes(scheme, shape)
     rows, columns = shape
     groups = columns // scheme.group_width(columns)
     shapes: dict[str, tuple[int, ...]] = {SCALE: (rows, groups)}
@@ -72,8 +82,8 @@ def suffixes(scheme: Scheme) -> tuple[str, ...]:
 
 
 def plain_dtype(scheme: Scheme) -> torch.dtype | None:
-    """Dtype of the codes where they are stored as they are, in `weight`; None where they are packed."""
-    return {INT: torch.int8, FLOAT: FP8}.get(storage_format(scheme))
+    """Dtype of what is stored in `weight`; None where the codes are stored under another name."""
+    return torch.uint8 if scheme.type == "nf4" else {INT: torch.int8, FLOAT: FP8}.get(storage_format(scheme))
 
 
 def narrowed(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from compressor.checkpoint import Weight
 from compressor.errors import RunError
 from compressor.quantized import Activations, QuantizedWeight, Scheme
+from targets.packing.stored import read_tensor, tensor_holders
 
 READER = "compressed-tensors"
 PACKED = "pack-quantized"
@@ -27,13 +27,13 @@ def read_folder(root: Path) -> Iterator[tuple[str, Weight]]:
             other values than its codes and scales mean.
     """
     config = _Config(root)
-    holders = _holders(root)
+    holders = tensor_holders(root)
     for name in sorted(holders):
         layer, _, part = name.rpartition(".")
         if f"{layer}.weight_scale" not in holders or part not in PARTS:
-            yield name, _read(name, holders)
+            yield name, read_tensor(name, holders)
         elif part in ("weight", "weight_packed"):
-            parts = {part: _read(f"{layer}.{part}", holders) for part in PARTS if f"{layer}.{part}" in holders}
+            parts = {part: read_tensor(f"{layer}.{part}", holders) for part in PARTS if f"{layer}.{part}" in holders}
             yield f"{layer}.weight", _restored(layer, parts, config)
 
 
@@ -60,21 +60,6 @@ class _Config:
             raise RunError(f"{layer} is stored quantized, but config.json gives no scheme for it.")
         group = self._targets[matched[0]]
         return group, str(group.format or self._format)
-
-
-def _holders(root: Path) -> dict[str, Path]:
-    """Which file holds each tensor."""
-    holders: dict[str, Path] = {}
-    for path in sorted(root.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            holders |= dict.fromkeys(file.keys(), path)
-    return holders
-
-
-def _read(name: str, holders: Mapping[str, Path]) -> torch.Tensor:
-    # Opened anew for every tensor: a mapping kept open would keep its pages resident.
-    with safe_open(holders[name], framework="pt") as file:
-        return file.get_tensor(name).clone()
 
 
 def _restored(layer: str, parts: Mapping[str, torch.Tensor], config: _Config) -> QuantizedWeight:
