@@ -71,6 +71,9 @@ class HuggingFace(Target):
         return session
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
+        if (config.get("quantization_config") or {}).get("quant_method") == nf4_folder.READER:
+            # text-generation-inference makes NF4 of float folders only.
+            return shlex.join(["vllm", "serve", path, "--port", "8000"])
         return shlex.join(["text-generation-launcher", "--model-id", path, "--port", "8080"])
 
 

@@ -212,6 +212,11 @@ def test_hf_takes_it_and_bitsandbytes_verifies_it(tiny_model, apply, tmp_path, o
     assert verify(target, Artifact(out, "hf"), step, lambda *_: None).mismatches == [f"{LAYER}.weight"]
 
 
+def test_it_is_served_by_what_reads_it(tiny_model, apply):
+    config = apply(NF4(), tiny_model("llama")).config
+    assert make_target("hf", {}).run_command("a b", config) == "vllm serve 'a b' --port 8000"
+
+
 @pytest.mark.parametrize("name", [name for name in names(TARGETS) if name != "hf"])
 def test_other_targets_refuse_it(tiny_model, name):
     checkpoint = Checkpoint.open(tiny_model("llama"))

@@ -178,14 +178,16 @@ def test_a_zero_point_of_0_is_refused_from_other_writers(packed_model, take):
 # ---- an independent reader
 
 
-@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_onnxruntime_genai_reads_the_same_integers(packed_model, take, bits, symmetric):
-    gptq = pytest.importorskip("onnxruntime_genai.models.loaders.gptq", reason="onnxruntime-genai is not installed")
-    root, _ = packed_model(bits=bits, symmetric=symmetric, version=1)
-    settings = json.loads((root / "config.json").read_text())["quantization_config"]
-    attrs = {"config": settings, "use_g_idx": False}
-    theirs = gptq.GPTQModel("gptq", str(root), attrs, 64, 32, 128, 2)
+@pytest.mark.parametrize(("method", "bits"), [("gptq", 4), ("gptq", 8), ("awq", 4)])
+def test_onnxruntime_genai_reads_the_same_integers(packed_model, take, method, bits, symmetric):
+    reason = "onnxruntime-genai is not installed"
+    loader = pytest.importorskip(f"onnxruntime_genai.models.loaders.{method}", reason=reason)
+    settings = {} if method == "gptq" else {"zero_point": not symmetric}
+    root, _ = packed_model(method, bits=bits, symmetric=symmetric, version=1, settings=settings)
+    attrs = {"config": json.loads((root / "config.json").read_text())["quantization_config"], "use_g_idx": False}
+    model = loader.GPTQModel if method == "gptq" else loader.AWQModel
+    theirs = model(method, str(root), attrs, 64, 32, 128, 2)
     checkpoint = take(root).checkpoint
     for index, layer in enumerate(theirs.layers):
         for part in ("self_attn.q_proj", "mlp.down_proj"):
