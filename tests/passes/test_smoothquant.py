@@ -12,6 +12,7 @@ from compressor.registry import make_pass, parse_spec
 from passes.smoothquant import smoothing_scales
 
 TOKENS = torch.randint(0, 256, (4, 64), generator=torch.Generator().manual_seed(0))
+W8A8 = {"bits": 8, "group_size": "channel", "activations": "dynamic"}
 EVERYTHING = "smoothquant:o_proj=true,down_proj=true,precision=float32"
 
 
@@ -113,8 +114,8 @@ def test_a_16_bit_model_is_kept_in_float32_until_it_is_rounded(tiny_model, tmp_p
     torch.testing.assert_close(logits(step), logits(Checkpoint.open(tmp_path / "model")), atol=1e-4, rtol=1e-5)
 
 
-def test_rounding_inputs_to_int8_costs_less_after_it(tiny_model, tmp_path):
-    """Inputs with outliers lose less to one int8 scale a token once they are smoothed."""
+@pytest.mark.parametrize("rounding", ["rtn", "gptq"])
+def test_weights_and_activations_in_int8_lose_less_after_it(tiny_model, tmp_path, rounding):
     from safetensors.torch import load_file, save_file
 
     root = tiny_model("llama")
@@ -125,22 +126,14 @@ def test_rounding_inputs_to_int8_costs_less_after_it(tiny_model, tmp_path):
             weights[f"model.layers.{layer}.self_attn.{linear}_proj.weight"][:, [3, 30]] *= 0.05
     save_file(weights, root / "model.safetensors", metadata={"format": "pt"})
 
-    def error(folder):
-        model, total = observed(folder)[0], []
+    def error(start, out):
+        one, checkpoint = make_pass(rounding, W8A8), Checkpoint.open(start)
+        step = one.apply(checkpoint, PassContext(out, {"key": "k"}, TOKENS, 0, lambda *_: None, []))
+        assert step.schemes["model.layers.0.self_attn.q_proj"].activations is not None
+        return float((logits(step) - logits(Checkpoint.open(root))).square().mean())
 
-        def compare(module, inputs, output):
-            scale = inputs[0].abs().amax(-1, keepdim=True) / 127
-            rounded = (inputs[0] / scale).round() * scale
-            total.append(float((rounded @ module.weight.T - output).square().mean()))
-
-        for layer in model.model.layers:
-            layer.self_attn.v_proj.register_forward_hook(compare)
-        with torch.no_grad():
-            model(TOKENS)
-        return sum(total)
-
-    step = run("smoothquant", root, tmp_path / "step")
-    assert error(step.root) < 0.3 * error(root)
+    smoothed = run("smoothquant", root, tmp_path / "smoothed")
+    assert error(smoothed.root, tmp_path / "after") < 0.5 * error(root, tmp_path / "plain")
 
 
 def test_what_is_quantized_already_is_refused(tiny_model):
