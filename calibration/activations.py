@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far inputs x are from what the original model has in their place, r.
+
+    Attributes:
+        cross: mean of (r - x) xᵀ, float32 [in_features, in_features].
+        gram: mean of x xᵀ over the same inputs.
+    """
+
+    cross: torch.Tensor
+    gram: torch.Tensor
 
 
 class InputStatistics:
@@ -10,34 +25,33 @@ class InputStatistics:
 
     Attributes:
         gram: mean of x xᵀ, float32 [in_features, in_features].
-        drift: mean of (r - x) xᵀ over the inputs that came with a reference r, which is what the original model has in
-            place of x; float32 of the same shape, or None when none did.
+        drift: over the inputs that came with references, or None when none did.
         largest: absolute maximum of each feature, float32 [in_features].
         rows: how many inputs were seen.
     """
 
     def __init__(self, in_features: int) -> None:
         self.gram = torch.zeros(in_features, in_features)
-        self.drift: torch.Tensor | None = None
+        self.drift: Drift | None = None
         self.largest = torch.zeros(in_features)
         self.rows = 0
-        self._paired_rows = 0
 
     def add(self, inputs: torch.Tensor, references: torch.Tensor | None = None) -> None:
-        """Take a batch of inputs, and what the original model has in their place.
+        """Take a batch of inputs, and what the original model has in their place; those with references come first.
 
         A product of 16-bit inputs comes out in 16 bits and is averaged in float32: its rounding is far below the
         sampling error of the calibration text.
         """
+        if references is None and self.drift is not None and self.drift.gram is self.gram:
+            self.gram = self.gram.clone()  # the drift keeps the one of the inputs that it belongs to
         flat = inputs.reshape(-1, inputs.shape[-1])
         self.rows += len(flat)
         torch.maximum(self.largest, torch.maximum(flat.amax(0), -flat.amin(0)).float(), out=self.largest)
         _average(self.gram, flat.T @ flat, len(flat) / self.rows, len(flat))
         if references is not None:
-            self.drift = torch.zeros_like(self.gram) if self.drift is None else self.drift
-            self._paired_rows += len(flat)
-            change = (references.reshape(flat.shape) - flat).T @ flat
-            _average(self.drift, change, len(flat) / self._paired_rows, len(flat))
+            cross = torch.zeros_like(self.gram) if self.drift is None else self.drift.cross
+            _average(cross, (references.reshape(flat.shape) - flat).T @ flat, len(flat) / self.rows, len(flat))
+            self.drift = Drift(cross, self.gram)
 
 
 def _average(mean: torch.Tensor, product: torch.Tensor, share: float, rows: int) -> None:

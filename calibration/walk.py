@@ -85,6 +85,11 @@ class Lane:
                 outputs = body(inputs, **context)
             yield outputs[0] if isinstance(outputs, tuple) else outputs
 
+    def inner_bytes(self, branch: Branch) -> int:
+        """What all that the last linear of a branch reads would take."""
+        width = self.layer.get_parameter(f"{branch.body}.{branch.last}.weight").shape[1]
+        return self.hidden.shape[0] * self.hidden.shape[1] * width * self.dtype.itemsize
+
     def finish(self, branch: Branch, inner: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Add what the branch makes of `inner` to the hidden states; yields each batch of it before."""
         last = self.layer.get_submodule(branch.body).get_submodule(branch.last)
@@ -124,9 +129,7 @@ class LayerWalk:
         statistics = _observe(text.read(branch), references)
         yield Stage(tuple(f"{branch.body}.{name}" for name in branch.first), statistics)
 
-        last = text.layer.get_submodule(branch.body).get_submodule(branch.last)
-        rows = text.hidden.shape[0] * text.hidden.shape[1]
-        kept: list[torch.Tensor] | None = [] if rows * last.in_features * text.dtype.itemsize <= KEPT_BYTES else None
+        kept: list[torch.Tensor] | None = [] if text.inner_bytes(branch) <= KEPT_BYTES else None
         references = original.finish(branch, original.inner(branch)) if original else ()
         statistics = _observe(text.inner(branch), references, kept)
         yield Stage((f"{branch.body}.{branch.last}",), statistics)
@@ -169,6 +172,8 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 class Stream:
     """The calibration text on its way through a model: `hidden`, float32 [samples, length, hidden_size].
 
+    `original` is what the first samples are in the model as it is.
+
     Args:
         originals: how many of the samples also go through the model as it is, without the changes made on the way.
     """
@@ -176,11 +181,11 @@ class Stream:
     def __init__(self, decoder: Decoder, tokens: torch.Tensor, dtype: torch.dtype, originals: int = 0) -> None:
         self._decoder, self._dtype = decoder, dtype
         self.hidden = decoder.embed(tokens)
-        self._original = self.hidden[:originals].clone()
+        self.original = self.hidden[:originals].clone()
 
     def enter(self, block: Block) -> LayerWalk:
         """The decoder layer of `block`, to be walked from where the text now is."""
-        original = self._lane(block, self._original) if len(self._original) else None
+        original = self._lane(block, self.original) if len(self.original) else None
         return LayerWalk(self._lane(block, self.hidden), original)
 
     def _lane(self, block: Block, hidden: torch.Tensor) -> Lane:

@@ -132,4 +132,4 @@ class GPTQ(SequentialPass, InputRoundingPass):
 
     def _aim(self, weight: torch.Tensor, statistics: InputStatistics) -> torch.Tensor:
         """What is rounded: the weight, corrected for how far its inputs have drifted from the original model's."""
-        return weight if statistics.drift is None else corrected(weight, statistics.gram, statistics.drift)
+        return weight if statistics.drift is None else corrected(weight, statistics.drift)

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import torch
 
+from calibration.activations import Drift
+
 # Fraction of the mean second moment. Without a strong ridge the solution regresses to the mean, which shrinks the
 # outputs of every layer a little and adds up over a deep model.
 RIDGE = 1.0
 
 
-def corrected(weight: torch.Tensor, gram: torch.Tensor, drift: torch.Tensor) -> torch.Tensor:
+def corrected(weight: torch.Tensor, drift: Drift) -> torch.Tensor:
     """The weight that makes up for what its inputs have drifted.
 
     Args:
         weight: float32 [out_features, in_features].
-        gram: mean of x xᵀ, float32 [in_features, in_features].
-        drift: mean of (r - x) xᵀ of the same shape.
+        drift: of its inputs. Both moments are of the same inputs: then too little text fits badly, not wildly.
     """
-    ridged = gram.clone()
-    ridged.diagonal().add_(RIDGE * gram.diagonal().mean().clamp(min=1e-12))
-    return weight + torch.linalg.solve(ridged, weight @ drift, left=False)
+    ridged = drift.gram.clone()
+    ridged.diagonal().add_(RIDGE * drift.gram.diagonal().mean().clamp(min=1e-12))
+    return weight + torch.linalg.solve(ridged, weight @ drift.cross, left=False)

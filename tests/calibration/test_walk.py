@@ -83,7 +83,11 @@ def test_drift_is_towards_the_layer_without_changes(tiny_model, small_batches):
             reference = references[stage.linears[0]]
             inputs = seen[stage.linears[0]][: len(reference)]
             wanted = (reference - inputs).T @ inputs / len(inputs)
-            assert torch.allclose(stage.statistics.drift, wanted, atol=1e-4 * float(wanted.abs().max()) + 1e-6)
+            drift = stage.statistics.drift
+            assert torch.allclose(drift.cross, wanted, atol=1e-4 * float(wanted.abs().max()) + 1e-6)
+            assert torch.allclose(drift.gram, inputs.T @ inputs / len(inputs), atol=1e-4)
+            everything = seen[stage.linears[0]]
+            assert torch.allclose(stage.statistics.gram, everything.T @ everything / len(everything), atol=1e-4)
             for name in stage.linears:
                 stepping.replace(name, weights[f"model.layers.{index}.{name}.weight"])
     assert float(wanted.abs().max()) > 1e-3
