@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 
 
+FEATURES_AT_ONCE = 256
+
+
 @dataclass(frozen=True)
 class Drift:
     """How far inputs x are from what the original model has in their place, r.
@@ -47,11 +50,22 @@ class InputStatistics:
         flat = inputs.reshape(-1, inputs.shape[-1])
         self.rows += len(flat)
         torch.maximum(self.largest, torch.maximum(flat.amax(0), -flat.amin(0)).float(), out=self.largest)
-        _average(self.gram, flat.T @ flat, len(flat) / self.rows, len(flat))
+        _average(self.gram, _moments(flat), len(flat) / self.rows, len(flat))
         if references is not None:
             cross = torch.zeros_like(self.gram) if self.drift is None else self.drift.cross
             _average(cross, (references.reshape(flat.shape) - flat).T @ flat, len(flat) / self.rows, len(flat))
             self.drift = Drift(cross, self.gram)
+
+
+def _moments(flat: torch.Tensor) -> torch.Tensor:
+    """flat.T @ flat, of which one half mirrors the other and is not computed."""
+    width = flat.shape[1]
+    product = flat.new_empty(width, width)
+    for start in range(0, width, FEATURES_AT_ONCE):
+        end = start + FEATURES_AT_ONCE
+        product[start:end, start:] = flat[:, start:end].T @ flat[:, start:]
+        product[start:, start:end] = product[start:end, start:].T
+    return product
 
 
 def _average(mean: torch.Tensor, product: torch.Tensor, share: float, rows: int) -> None:
