@@ -63,8 +63,9 @@ def _moments(flat: torch.Tensor) -> torch.Tensor:
     product = flat.new_empty(width, width)
     for start in range(0, width, FEATURES_AT_ONCE):
         end = start + FEATURES_AT_ONCE
-        product[start:end, start:] = flat[:, start:end].T @ flat[:, start:]
-        product[start:, start:end] = product[start:end, start:].T
+        part = flat[:, start:end].T @ flat[:, start:]
+        product[start:end, start:] = part
+        product[start:, start:end] = part.T
     return product
 
 
