@@ -53,6 +53,8 @@ class Pass(Configurable, ABC):
     Options, command-line spelling (`name:key=value`), recipe keys and listings all come from the fields.
     """
 
+    chooses_schemes: ClassVar[bool] = False  # while it runs; its plan then shows each one that a linear may get
+
     @property
     def needs(self) -> frozenset[Need]:
         """What it wants beside the checkpoint, which may depend on its options."""

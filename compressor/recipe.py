@@ -15,6 +15,9 @@ from compressor.pass_ import Pass
 from compressor.quantized import Scheme
 from compressor.target import Target
 
+MIXED = "mixed"  # the pass that takes an average number of bits
+WIDTHS = (4, 8)
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,6 +79,26 @@ class Recipe(_Section):
         plain["passes"] = [{one.name: _plain(one.options())} for one in self.build_passes()]
         plain["target"] = {target.name: _plain(target.options())}
         return plain
+
+
+def preset_with_bits(target: Target, bits: float) -> list[dict[str, Any]]:
+    """The target's preset with other bits: 4 and 8 are the width of all integers, anything else is an average.
+
+    Raises:
+        InputError: the preset has no pass whose bits can be changed.
+    """
+    entries = [_named(entry) for entry in target.preset]
+    rounding = [name for name, _ in entries if "bits" in registry.option_names(name)]
+    if not rounding:
+        raise InputError(f"The preset of {target.name} has no pass with bits to change.", "Name the pass with --pass.")
+    return [{name: options} if name != rounding[-1] else _with_bits(name, options, bits) for name, options in entries]
+
+
+def _with_bits(name: str, options: dict[str, Any], bits: float) -> dict[str, Any]:
+    if bits in WIDTHS:
+        return {name: options | {"bits": int(bits)}}
+    known = registry.option_names(MIXED)
+    return {MIXED: {key: value for key, value in options.items() if key in known} | {"bits": bits}}
 
 
 def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:

@@ -58,6 +58,11 @@ def load(group: str, kind: str, name: str) -> Any:
     return known[name].load()
 
 
+def option_names(name: str) -> list[str]:
+    """Names of the options of a pass."""
+    return [field["name"] for field in load(PASSES, "pass", name).describe_options()]
+
+
 def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
     """Split `name:key=value,key=value`. Values are YAML scalars; `a+b` is a list.
 

@@ -29,7 +29,6 @@ from passes.sensitivity import Importance, importances
 # Bits, and what shares a scale.
 Candidate = Literal["4g32", "4g64", "4g128", "4channel", "8g32", "8g64", "8g128", "8channel"]
 Group = tuple[str, ...]  # linears that a runtime fuses
-GROUPS_OF_A_BLOCK = 4
 SHOWN = 5  # groups that the ledger names
 
 
@@ -88,6 +87,8 @@ class Mixed(GPTQ):
     name: ClassVar[str] = "mixed"
     summary: ClassVar[str] = "choose each layer's bits by its sensitivity, within a budget, then round with gptq"
 
+    chooses_schemes: ClassVar[bool] = True
+
     # A budget in the place of a width.
     bits: float = option(4.5, "average bits per weight, scales and zero points included")  # type: ignore[assignment]
     group_size: Literal[32, 64, 128, "channel"] = option("channel", "the largest group that a layer may get")
@@ -115,10 +116,13 @@ class Mixed(GPTQ):
         self._check_candidates({shape[1]: name for name, shape in body.items()})
         self._check_budget(body)
         planned = super().plan_layers({name: shape for name, shape in shapes.items() if name == "lm_head"})
-        for number, group in enumerate(fused_groups(body)):
+        turns: dict[str, int] = {}  # each kind of linear meets each candidate, one a block
+        for group in fused_groups(body):
             schemes = list(self._fitting(body[group[0]][1]).values())
-            # Shifted by one from block to block, so that each linear meets each candidate.
-            planned |= dict.fromkeys(group, schemes[(number + number // GROUPS_OF_A_BLOCK) % len(schemes)])
+            kind = group[0].rpartition(".")[2]
+            turn = turns.setdefault(kind, len(turns))
+            planned |= dict.fromkeys(group, schemes[turn % len(schemes)])
+            turns[kind] = turn + 1
         return planned
 
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:

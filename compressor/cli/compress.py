@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     metavar="NAME[:OPTION=VALUE,...]",
     help="A pass; repeat for several, in order.  [default: the target's]",
 )
+@click.option(
+    "--bits",
+    type=float,
+    help="Bits per weight, in the place of the preset's: 4 or 8, or an average that each layer gets its share of.",
+)
 @click.option("--calibration", metavar="TEXT", help="Calibration text: .txt, .jsonl, .parquet or a datasets id.")
 @click.option("--samples", type=click.IntRange(1), help="Calibration windows.  [default: 128]")
 @click.option("--length", type=click.IntRange(8), help="Tokens of a calibration window.  [default: 512]")
@@ -61,6 +66,7 @@ def compress_command(
     \b
     llmc compress ./my-model --target onnx-int4 --calibration train.jsonl --eval held-out.txt
     llmc compress ./my-model --target trt-int4 --pass gptq:group_size=64 --calibration train.jsonl
+    llmc compress ./my-model --target onnx-int4 --bits 4.5 --calibration train.jsonl
     """
     from compressor.registry import check_installation
 
@@ -78,6 +84,9 @@ def _recipe(model: str | None, recipe_file: Path | None, options: dict[str, Any]
     from compressor.recipe import load_recipe, make_recipe
 
     given = _given(model, options)
+    if options["bits"] is not None and (recipe_file is not None or options["passes"]):
+        other = "--pass" if options["passes"] else "--recipe"
+        raise InputError(f"--bits and {other} both say which passes run; give one of them.")
     if recipe_file is not None:
         return load_recipe(recipe_file, given)
     if model is None:
@@ -88,7 +97,15 @@ def _recipe(model: str | None, recipe_file: Path | None, options: dict[str, Any]
         raise InputError("Which target? Give --target.", "Targets: " + ", ".join(names(TARGETS)) + ".")
     if "calibration" in given and "texts" not in given["calibration"]:
         raise InputError("--samples, --length and --seed describe calibration text; give --calibration too.")
-    return make_recipe(given)
+    return make_recipe(given | _passes_of(options["bits"], given["target"]))
+
+
+def _passes_of(bits: float | None, target: str) -> dict[str, Any]:
+    """The passes that --bits stands for; none without it."""
+    from compressor.recipe import preset_with_bits
+    from compressor.registry import make_target, parse_spec
+
+    return {} if bits is None else {"passes": preset_with_bits(make_target(*parse_spec(target)), bits)}
 
 
 def _given(model: str | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -168,11 +185,14 @@ def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
         schemes = check_plan(source.checkpoint, recipe.build_passes(), recipe.build_target())
     linears = source.checkpoint.architecture.linears()
     counts = Counter(str(schemes[name]) if name in schemes else "left as it is" for name in linears)
+    passes = recipe.build_passes()
+    choosing = [one.name for one in passes if one.chooses_schemes]
     if as_json:
-        emit_json({"recipe": recipe.written_out(), "linears": counts})
+        emit_json({"recipe": recipe.written_out(), "linears": counts, "chosen_by": choosing})
         return
-    steps = [recipe.model, *(one.spelled() for one in recipe.build_passes()), recipe.build_target().name]
-    click.echo(" -> ".join(steps))
+    click.echo(" -> ".join([recipe.model, *(one.spelled() for one in passes), recipe.build_target().name]))
     for scheme, count in counts.items():
-        click.echo(f"  {count:5} linears  {scheme}")
+        click.echo(f"  {scheme}" if choosing else f"  {count:5} linears  {scheme}")
+    if choosing:
+        click.echo(f"How many linears get which of these is what {choosing[0]} finds out.")
     click.echo("Nothing stands in the way; leave out --dry-run to run it.")

@@ -95,6 +95,42 @@ def test_dry_run_does_nothing(llmc, tiny_model, tmp_path):
     assert not out.exists()
 
 
+def test_bits_in_between_are_shared_out_and_the_recipe_says_how(llmc, tiny_model, tmp_path, workload):
+    out = tmp_path / "out"
+    code, shown, _ = llmc("compress", tiny_model("llama"), "-t", "hf", "--bits", "4.75", "-o", out, *workload)
+    assert code == 0
+    assert "bit-identical" in shown
+    assert [path.name for path in (out / "steps").iterdir()] == ["01-mixed"]
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert [row["name"] for row in ledger["steps"]] == ["original", "mixed:bits=4.75", "hf"]
+    assert "the budget was 4.75" in ledger["steps"][1]["notes"][0]
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["passes"][0]["mixed"]["bits"] == 4.75
+
+
+def test_a_dry_run_says_what_is_not_known_yet(llmc, tiny_model):
+    words = ("compress", tiny_model("llama"), "-t", "hf", "--bits", "4.75", "--dry-run")
+    _, shown, _ = llmc(*words)
+    assert "  int8 channel symmetric\n" in shown
+    assert "is what mixed finds out" in shown
+    _, shown, _ = llmc(*words, "--json")
+    assert json.loads(shown)["chosen_by"] == ["mixed"]
+
+
+def test_what_a_pass_chose_is_asked_of_the_target_again(llmc, tiny_model, tmp_path, workload, monkeypatch):
+    from compressor.quantized import Scheme
+    from passes.mixed import Mixed
+
+    monkeypatch.setattr(Mixed, "plan_layers", lambda self, shapes: dict.fromkeys(shapes, Scheme(4, 64)))
+    out = tmp_path / "out"
+    words = ("compress", tiny_model("llama"), "-t", "vllm-int4", "--bits", "6", "-o", out, *workload)
+    code, _, err = llmc(*words)
+    assert code == 4
+    assert "vllm-int4 cannot take this" in err
+    assert "int8" in err
+    assert [path.name for path in (out / "steps").iterdir()] == ["01-mixed"]
+    assert not (out / "artifact").exists()
+
+
 # ---- bad input: exit code 2, one sentence, nothing left behind
 
 
@@ -109,6 +145,11 @@ def test_dry_run_does_nothing(llmc, tiny_model, tmp_path):
         (["compress", "MODEL", "-t", "hf", "--pass", "gptq"], "does not divide the input width 64"),
         (["compress", "no-such-thing", "-t", "hf"], "neither a folder"),
         (["compress", "MODEL", "-t", "hf", "--samples", "4"], "--calibration"),
+        (["compress", "MODEL", "-t", "hf", "--bits", "4.5", "--pass", "rtn"], "--bits and --pass both say"),
+        (["compress", "--recipe", "r.yaml", "--bits", "4"], "--bits and --recipe both say"),
+        (["compress", "MODEL", "-t", "hf", "--bits", "3"], "smallest candidates take"),
+        (["compress", "MODEL", "-t", "trt-int4", "--bits", "4.5"], "trt-int4 cannot take this"),
+        (["compress", "MODEL", "-t", "onnx-fp32", "--bits", "8"], "no pass with bits"),
         (["comprss"], "did you mean 'compress'?"),
         (["inspect", "no-such-thing"], "does not exist"),
         (["report", "no-such-thing"], "There is no ledger"),
