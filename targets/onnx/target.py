@@ -122,13 +122,17 @@ class OnnxFp32(_Onnx):
 class _Quantized(_Onnx):
     baseline = "onnx-fp32"
     bits: ClassVar[int]
+    beside: ClassVar[tuple[str, ...]] = ()  # kinds that some layers may have, next to others of its own bits
 
     def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> Iterable[str]:
+        own = f"int{self.bits}"
+        inner = [scheme.kind for name, scheme in schemes.items() if name.startswith("model.layers.")]
         # The head alone does not make a quantized model: somebody forgot the pass.
-        if not any(name.startswith("model.layers.") for name in schemes):
-            yield f"{self.name} needs int{self.bits} weights; add a quantizing pass such as {self.preset[0]}."
+        if not inner:
+            yield f"{self.name} needs {own} weights; add a quantizing pass such as {self.preset[0]}."
+        taken = (own, *self.beside) if own in inner else (own,)
         for kind, names in _by_kind(schemes).items():
-            if kind != f"int{self.bits}":
+            if kind not in taken:
                 yield (
                     f"{self.name} takes int{self.bits} weights, and {_have(names)} {kind}; "
                     f"quantize with {self.preset[0]}, or choose {_TAKER.get(kind, 'hf')}."
@@ -148,12 +152,16 @@ class OnnxInt8(_Quantized):
 
 @dataclass(frozen=True)
 class OnnxInt4(_Quantized):
-    """int4 weights. Both ways to compute with them are measured; the faster one ships unless asked otherwise."""
+    """int4 weights, some layers int8 where a pass chose so.
+
+    Both ways to compute with int4 are measured; the faster one ships unless asked otherwise.
+    """
 
     name = "onnx-int4"
     summary = "int4 weights for ONNX Runtime (MatMulNBits)"
     preset = ("gptq:bits=4",)
     bits = 4
+    beside = ("int8",)
 
     accuracy_level: Literal[0, 4] = option(
         FAST, "0: float activations, exact; 4: activations rounded to int8 per block, faster"
@@ -164,6 +172,15 @@ class OnnxInt4(_Quantized):
         if self.accuracy_level == EXACT:
             return super().variants
         return (Variant(f"level {EXACT}", {"accuracy_level": EXACT}), *super().variants)
+
+    def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
+        notes = super().lower(checkpoint, out, progress)
+        int8 = sum(scheme.bits == 8 for scheme in checkpoint.schemes.values())
+        if int8 and self.accuracy_level == EXACT:
+            notes.append(
+                f"{int8} int8 linears compute at accuracy level {FAST}: level {EXACT} is 20 times slower there"
+            )
+        return notes
 
     def _accuracy_level(self) -> int:
         return self.accuracy_level

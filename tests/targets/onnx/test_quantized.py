@@ -86,6 +86,34 @@ def test_layers_that_differ(tiny_model, quantize, lower, verified, reference, fa
     assert sum(node.op_type == "MatMulNBits" for node in model.graph.node) == nodes
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_int8_layers_beside_int4_ones(tiny_model, quantize, lower, verified, reference, tokens, symmetric):
+    """Integers, scales and logits at level 0 are the checkpoint's; what ships is close."""
+    but = {
+        "v_proj": Scheme(8, None, symmetric),
+        "o_proj": Scheme(4, None, symmetric),
+        "up_proj": Scheme(8, 64, symmetric),
+    }
+    checkpoint = quantize(tiny_model("qwen2"), Scheme(4, 32, symmetric), but)
+    artifact, notes = lower(OnnxInt4(), checkpoint)
+    assert verified(OnnxInt4(), artifact, checkpoint).mismatches == []
+    assert notes == []
+    want = logits_of(reference(checkpoint), tokens)
+    exact = every_logit(OnnxInt4().open(artifact, accuracy_level=0, threads=1), tokens)
+    np.testing.assert_allclose(exact, want, atol=1e-4)
+    shipped = every_logit(OnnxInt4().open(artifact, threads=1), tokens)
+    assert 1e-4 < np.linalg.norm(shipped - want) / np.linalg.norm(want) < 0.05
+
+
+def test_int8_layers_stay_at_the_fast_level_and_the_ledger_says_so(tiny_model, quantize, lower):
+    checkpoint = quantize(tiny_model("llama"), Scheme(4, 32), {"down_proj": Scheme(8, None)})
+    artifact, notes = lower(OnnxInt4(accuracy_level=0), checkpoint)
+    assert notes == ["2 int8 linears compute at accuracy level 4: level 0 is 20 times slower there"]
+    nodes = onnx.load(artifact.root / "model.onnx", load_external_data=False).graph.node
+    levels = [{a.name: a.i for a in node.attribute} for node in nodes if node.op_type == "MatMulNBits"]
+    assert {(values["bits"], values["accuracy_level"]) for values in levels} == {(4, 0), (8, 4)}
+
+
 def test_quantized_head(tiny_model, quantize, lower, verified, reference, tmp_path):
     def quantize_head(block: Block) -> Block:
         if "lm_head.weight" not in block.weights:

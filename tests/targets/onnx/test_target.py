@@ -36,13 +36,22 @@ def test_takes_its_own_bits(architecture, target, bits, group, symmetric):
 
 
 def test_wrong_bits_name_the_layers_and_the_other_target(architecture):
-    schemes = every_linear(architecture, Scheme(4, 32))
-    schemes |= {f"model.layers.{index}.mlp.down_proj": Scheme(8, 32) for index in range(2)}
-    (problem,) = OnnxInt4().problems(architecture, schemes)
+    schemes = every_linear(architecture, Scheme(8, 32))
+    schemes |= {f"model.layers.{index}.mlp.down_proj": Scheme(4, 32) for index in range(2)}
+    (problem,) = OnnxInt8().problems(architecture, schemes)
     assert problem == (
-        "onnx-int4 takes int4 weights, and model.layers.0.mlp.down_proj and 1 more have int8; "
-        "quantize with gptq:bits=4, or choose onnx-int8."
+        "onnx-int8 takes int8 weights, and model.layers.0.mlp.down_proj and 1 more have int4; "
+        "quantize with rtn:bits=8, or choose onnx-int4."
     )
+
+
+def test_int4_takes_int8_beside_its_own_and_not_alone(architecture):
+    mixture = every_linear(architecture, Scheme(4, 32)) | {"model.layers.1.mlp.down_proj": Scheme(8, None)}
+    assert OnnxInt4().problems(architecture, mixture | {"lm_head": Scheme(8, 32)}) == []
+    (problem,) = OnnxInt4().problems(architecture, every_linear(architecture, Scheme(8, 32)))
+    assert "choose onnx-int8" in problem
+    (problem,) = OnnxInt4().problems(architecture, mixture | {"lm_head": Scheme(8, None, True, "float")})
+    assert "lm_head has fp8" in problem
 
 
 @pytest.mark.parametrize(("target", "preset"), [(OnnxInt4(), "gptq:bits=4"), (OnnxInt8(), "rtn:bits=8")])
