@@ -117,6 +117,16 @@ def test_it_stands_beside_integers_in_one_folder(tiny_model, tmp_path):
     assert torch.equal(AutoModelForCausalLM.from_pretrained(step.root).eval()(TOKENS).logits, ours)
 
 
+def test_an_int4_model_can_have_an_fp8_cache(tiny_model, tmp_path):
+    first = run("rtn:group_size=32", tiny_model("llama"), tmp_path / "first")
+    step = run("fp8:skip=*,kv_cache=true", first.root, tmp_path / "step")
+    assert step.kv_cache
+    assert step.schemes == first.schemes
+    ours = logits(step)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(step.root).eval()(TOKENS).logits, ours)
+    assert not torch.equal(ours, logits(first))
+
+
 def test_a_cache_gets_its_scales_once(tiny_model, tmp_path):
     first = run("fp8:skip=*.mlp.*,kv_cache=true", tiny_model("llama"), tmp_path / "first")
     with pytest.raises(InputError, match="has its scales already") as caught:

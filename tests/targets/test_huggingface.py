@@ -68,6 +68,21 @@ def test_formats_side_by_side(tiny_model, quantize, lower, verified, logits_of):
     assert torch.equal(logits_of(artifact.root), ours)
 
 
+def test_a_float_model_with_an_fp8_cache(tiny_model, lower, verified, logits_of, tmp_path):
+    def edit(block):
+        scales = {f"model.{block.name}.self_attn.{x}_scale": torch.tensor([2.0**-8]) for x in "kv"}
+        return block if block.index is None else block.with_weights(scales)
+
+    checkpoint = Checkpoint.open(tiny_model("llama")).rewrite(tmp_path / "step", edit, {})
+    assert checkpoint.schemes == {}
+    artifact, _ = lower(HuggingFace(), checkpoint)
+    assert verified(HuggingFace(), artifact, checkpoint).mismatches == []
+    decoder = Decoder(checkpoint)
+    ours = decoder.final_states(torch.arange(0, 250, 10).view(1, -1)) @ decoder.head().T
+    assert torch.equal(logits_of(artifact.root), ours)
+    assert not torch.equal(logits_of(checkpoint), ours)
+
+
 @pytest.mark.parametrize(
     ("tensor", "found"),
     [("mlp.up_proj.weight", ".mlp.up_proj.weight"), ("mlp.up_proj.input_scale", ".mlp.up_proj.weight"),
