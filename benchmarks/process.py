@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import psutil
 
 from compressor.errors import RunError
 
-SAMPLE_S = 0.1  # between two looks at the tree; each costs about a millisecond
+SAMPLE_S = 0.25  # between two looks at the tree, each of which takes a millisecond or two of a core
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Usage:
     Attributes:
         wall_s: from start to end.
         cpu_s: user and system time of the process and of the children it waited for.
-        peak_rss_bytes: the largest resident set: of any one process, or of the tree at any look, whichever is more.
+        peak_rss_bytes: the largest resident set of any one process, or the most that the tree held at a look (pages
+            that its processes share counted once), whichever is more.
     """
 
     wall_s: float
@@ -53,25 +55,34 @@ def measure(command: Sequence[str], log: Path, environment: Mapping[str, str]) -
 
 def _watch(process: subprocess.Popen[bytes]) -> tuple[int, int, float]:
     """Peak memory, wait status and CPU seconds of a process, once it has ended."""
-    peak = 0
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return peak, status, usage.ru_utime + usage.ru_stime
-        peak = max(peak, _tree_rss(process.pid))
-        time.sleep(SAMPLE_S)
+    looks = _Looks(process.pid)
+    ended = os.pidfd_open(process.pid)
+    try:
+        looks.look()
+        while not select.select([ended], [], [], SAMPLE_S)[0]:
+            looks.look()
+    finally:
+        os.close(ended)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return looks.peak, status, usage.ru_utime + usage.ru_stime
 
 
-def _tree_rss(pid: int) -> int:
-    """Memory that the tree holds now, or the peak of its largest process."""
-    sizes, peaks = [], []
-    for member in _tree(pid):
-        status = _status(member.pid)
-        sizes.append(status.get("VmRSS", 0))
-        # Not ru_maxrss from wait4: it is at least what the process that called fork had.
-        peaks.append(status.get("VmHWM", 0))
-    return max([sum(sizes), *peaks])
+class _Looks:
+    """Looks at a tree again and again; `peak` is the most memory seen, in bytes."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._known = pid, {pid}
+        self.peak = 0
+
+    def look(self) -> None:
+        found = {member.pid for member in _tree(self._pid)}
+        # Between fork and exec a child shows its parent's memory as its own: it counts from the second look on.
+        lasting, self._known = found & self._known, found
+        # Not ru_maxrss of wait4: that is at least what the process which called fork had.
+        alone = [_sizes(pid, "status").get("VmHWM", 0) for pid in lasting]
+        together = sum(_sizes(pid, "smaps_rollup").get("Pss", 0) for pid in lasting) if len(lasting) > 1 else 0
+        self.peak = max(self.peak, together, *alone, 0)
 
 
 def _tree(pid: int) -> list[psutil.Process]:
@@ -82,10 +93,10 @@ def _tree(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _status(pid: int) -> dict[str, int]:
-    """The sizes in /proc/PID/status, in bytes; none for a process that has ended."""
+def _sizes(pid: int, file: str) -> dict[str, int]:
+    """The sizes in a file of /proc/PID, in bytes by name; none for a process that has ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
     except OSError:
         return {}
     parts = [line.split() for line in lines if line.endswith(" kB")]

@@ -42,15 +42,19 @@ LLM_COMPRESSOR = Peer(
 )
 AUTO_ROUND = Peer(".venv-autoround", "autoround_peer.py", (["torch==2.13.0"], ["auto-round==0.16.1", *PINS]))
 
-INT4, W8A8, FP8 = "int4 g64", "W8A8", "fp8"  # all symmetric, every linear of the decoder, lm_head kept
+# Every linear of the decoder, lm_head kept; integers are symmetric.
+INT4, MIXED, NF4, INT8, W8A8, FP8 = "int4 g64", "mixed", "nf4", "int8", "W8A8", "fp8"
 INT4_ARGUMENTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64}
 INT4_GROUP = {
     "config_groups": {"group_0": {"targets": ["Linear"], "weights": INT4_ARGUMENTS}},
     "ignore": ["lm_head"],
 }
+STATIC_MSE = {"actorder": "static", "weight_observer": "mse"}
 W8A8_SCHEME = {"scheme": "W8A8", "targets": ["Linear"], "ignore": ["lm_head"]}
 # The smoothing strength of llm-compressor's own W8A8 example, which our row takes too.
 SMOOTHING = 0.8
+SMOOTHQUANT = f"smoothquant:alpha={SMOOTHING}"
+SMOOTH = {"smoothing_strength": SMOOTHING}
 
 
 def ours(name: str, kind: str, *passes: str, rivals: str | None = None) -> Row:
@@ -75,26 +79,17 @@ ROWS = (
     ours("awq+gptq", INT4, "awq:group_size=64,round=false", "gptq:group_size=64"),
     ours("rotate+gptq", INT4, "rotate", "gptq:group_size=64"),
     ours("tune", INT4, "tune:group_size=64"),
-    ours("mixed 4.25", "mixed", "mixed:bits=4.25", rivals=INT4),
-    ours(
-        "smoothquant+gptq-w8a8",
-        W8A8,
-        f"smoothquant:alpha={SMOOTHING}",
-        "gptq:bits=8,group_size=channel,activations=dynamic",
-    ),
+    ours("mixed 4.25", MIXED, "mixed:bits=4.25", rivals=INT4),
+    ours("nf4", NF4, "nf4", rivals=INT4),
+    ours("gptq-w8", INT8, "gptq:bits=8,group_size=channel"),
+    ours("smoothquant+gptq-w8a8", W8A8, SMOOTHQUANT, "gptq:bits=8,group_size=channel,activations=dynamic"),
+    ours("smoothquant+gptq-w8a8 static", W8A8, SMOOTHQUANT, "gptq:bits=8,group_size=channel,activations=static"),
     ours("fp8", FP8, "fp8"),
     llm_compressor("rtn", INT4, calibrates=False, QuantizationModifier=INT4_GROUP),
     llm_compressor("gptq", INT4, GPTQModifier=INT4_GROUP),
-    llm_compressor(
-        "gptq static+mse", INT4, GPTQModifier={"actorder": "static", "weight_observer": "mse", **INT4_GROUP}
-    ),
+    llm_compressor("gptq static+mse", INT4, GPTQModifier={**INT4_GROUP, **STATIC_MSE}),
     llm_compressor("awq", INT4, AWQModifier={}, QuantizationModifier=INT4_GROUP),
-    llm_compressor(
-        "smoothquant+gptq-w8a8",
-        W8A8,
-        SmoothQuantModifier={"smoothing_strength": SMOOTHING},
-        GPTQModifier=W8A8_SCHEME,
-    ),
+    llm_compressor("smoothquant+gptq-w8a8", W8A8, SmoothQuantModifier=SMOOTH, GPTQModifier=W8A8_SCHEME),
     auto_round("auto-round"),
     auto_round("auto-round light", iters=50, lr=5e-3),  # its preset of that name
 )

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import process
 import psutil
@@ -18,6 +18,12 @@ def test_memory_of_the_whole_tree_counts(tmp_path: Path) -> None:
     parent = f"import subprocess, sys; held = b'1' * {60 * MIB}; subprocess.run([sys.executable, '-c', {child!r}])"
     usage = process.measure([sys.executable, "-c", parent], tmp_path / "log", {})
     assert 120 * MIB < usage.peak_rss_bytes < 250 * MIB
+
+
+def test_memory_that_a_fork_shares_counts_once(tmp_path: Path) -> None:
+    forking = f"import os, time; held = b'1' * {100 * MIB}; pid = os.fork(); time.sleep(1); pid and os.waitpid(pid, 0)"
+    usage = process.measure([sys.executable, "-c", forking], tmp_path / "log", {})
+    assert 100 * MIB < usage.peak_rss_bytes < 150 * MIB
 
 
 def test_memory_of_the_process_that_starts_it_does_not_count(tmp_path: Path) -> None:
@@ -48,15 +54,15 @@ def test_a_failure_is_told_with_the_last_line(tmp_path: Path) -> None:
 def test_an_interrupt_ends_the_whole_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
-    def interrupt(_: float) -> None:
+    def interrupt(*arguments: Any) -> Any:
         children = psutil.Process().children(recursive=True)
         if len(children) >= 2:
             started.extend(children)
             raise KeyboardInterrupt
-        real_sleep(0.02)
+        return select(*arguments)
 
-    real_sleep = time.sleep
-    monkeypatch.setattr(process.time, "sleep", interrupt)
+    select = process.select.select
+    monkeypatch.setattr(process.select, "select", interrupt)
     sleeper = "import time; time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleeper!r}])"
     with pytest.raises(KeyboardInterrupt):
