@@ -74,5 +74,6 @@ def check_finite(statistics: InputStatistics, linear: str) -> None:
     Raises:
         RunError: the inputs of `linear` were not all finite.
     """
-    if not bool(torch.isfinite(statistics.largest).all()):
+    seen = [statistics.largest] if statistics.drift is None else [statistics.largest, statistics.drift.cross]
+    if not all(bool(torch.isfinite(values).all()) for values in seen):
         raise RunError(f"The inputs of {linear} hold NaN or Inf on the calibration text.", "The model overflows on it.")

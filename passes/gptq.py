@@ -22,7 +22,7 @@ from compressor.quantized import QuantizedWeight, Scheme
 from passes.grid import Grid, assemble, fit_grid, round_to_grid
 from passes.hessian import Hessian
 from passes.inputs import InputRoundingPass, with_input_scales
-from passes.propagation import corrected
+from passes.propagation import Correction
 from passes.refine import refine
 from passes.sequential import SequentialPass
 
@@ -118,9 +118,10 @@ class GPTQ(SequentialPass, InputRoundingPass):
     ) -> dict[str, Weight]:
         hessian = Hessian.of(statistics.gram, self.damping, self.act_order)
         context.notes.extend(f"{next(iter(weights))}: {remark}" for remark in hessian.remarks())
+        correct = None if statistics.drift is None else Correction.of(statistics.drift)
         rounded: dict[str, Weight] = {
             f"{name}.weight": solve(
-                self._aim(weight, statistics),
+                weight if correct is None else correct(weight),
                 hessian,
                 self.scheme_of(name),
                 scale_search=self.scale_search,
@@ -129,7 +130,3 @@ class GPTQ(SequentialPass, InputRoundingPass):
             for name, weight in weights.items()
         }
         return with_input_scales(rounded, dict.fromkeys(weights, statistics.largest.amax()), context)
-
-    def _aim(self, weight: torch.Tensor, statistics: InputStatistics) -> torch.Tensor:
-        """What is rounded: the weight, corrected for how far its inputs have drifted from the original model's."""
-        return weight if statistics.drift is None else corrected(weight, statistics.drift)

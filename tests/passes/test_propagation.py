@@ -1,8 +1,11 @@
+import pytest
 import torch
 
-from calibration.activations import InputStatistics
+from calibration.activations import Drift, InputStatistics
+from compressor.errors import RunError
 from passes import propagation
-from passes.propagation import corrected
+from passes.calibrated import check_finite
+from passes.propagation import Correction
 
 
 def problem(noise):
@@ -16,7 +19,7 @@ def problem(noise):
 
 def test_inputs_that_have_not_drifted_leave_the_weight_alone():
     weight, _, _, statistics = problem(noise=0)
-    assert torch.equal(corrected(weight, statistics.drift), weight)
+    assert torch.equal(Correction.of(statistics.drift)(weight), weight)
 
 
 def test_equals_ridge_regression(monkeypatch):
@@ -26,9 +29,9 @@ def test_equals_ridge_regression(monkeypatch):
     x, r, w = (part.double() for part in (inputs, references, weight))
     right = w @ r.T @ x / len(x) + ridge * w
     wanted = torch.linalg.solve(x.T @ x / len(x) + ridge * torch.eye(32, dtype=torch.float64), right.T).T
-    assert torch.allclose(corrected(weight, statistics.drift).double(), wanted, atol=1e-4)
+    assert torch.allclose(Correction.of(statistics.drift)(weight).double(), wanted, atol=1e-4)
     monkeypatch.setattr(propagation, "RIDGE", 1e-6)
-    free = corrected(weight, statistics.drift)
+    free = Correction.of(statistics.drift)(weight)
     fit, before = (((references @ weight.T - inputs @ each.T) ** 2).mean() for each in (free, weight))
     assert fit < 0.95 * before
 
@@ -37,6 +40,18 @@ def test_correction_brings_outputs_closer():
     weight, inputs, references, statistics = problem(noise=2.0)
     wanted = references @ weight.T
     errors = [
-        float((inputs @ each.T - wanted).square().mean()) for each in (weight, corrected(weight, statistics.drift))
+        float((inputs @ each.T - wanted).square().mean()) for each in (weight, Correction.of(statistics.drift)(weight))
     ]
     assert errors[1] < errors[0]
+
+
+def test_statistics_that_cannot_be_factored_are_an_error():
+    with pytest.raises(RunError, match="positive definite"):
+        Correction.of(Drift(torch.zeros(4, 4), -3 * torch.eye(4)))
+
+
+def test_overflow_of_the_original_alone_names_the_layer():
+    statistics = InputStatistics(4)
+    statistics.add(torch.ones(8, 4), torch.full((8, 4), float("inf")))
+    with pytest.raises(RunError, match="inputs of some.layer hold NaN or Inf"):
+        check_finite(statistics, "some.layer")
