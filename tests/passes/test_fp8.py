@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from calibration.ranges import RangeStream
 from compressor.checkpoint import Checkpoint
+from compressor.cli.inspect import describe
 from compressor.decoder import Decoder
 from compressor.errors import InputError
 from compressor.pass_ import Need, PassContext
@@ -115,6 +116,12 @@ def test_it_stands_beside_integers_in_one_folder(tiny_model, tmp_path):
     assert {scheme.kind for scheme in step.schemes.values()} == {"int4", "fp8"}
     ours = logits(step)
     assert torch.equal(AutoModelForCausalLM.from_pretrained(step.root).eval()(TOKENS).logits, ours)
+
+
+def test_inspect_tells_of_the_cache(tiny_model, tmp_path):
+    root = tiny_model("llama")
+    assert "key-value cache" not in describe(root)
+    assert describe(run("fp8:kv_cache=true", root, tmp_path / "step").root)["key-value cache"] == "fp8"
 
 
 def test_an_int4_model_can_have_an_fp8_cache(tiny_model, tmp_path):

@@ -166,3 +166,24 @@ def test_other_key_value_caches_are_refused(changed):
     config["kv_cache_scheme"] = config["kv_cache_scheme"] | changed
     with pytest.raises(InputError, match="fp8 with static scales can"):
         layout.reads_kv_cache({"quantization_config": config})
+
+
+@pytest.mark.parametrize(
+    ("preset", "layout_name", "scheme"),
+    [
+        ("W8A8", "int-quantized", W8A8),
+        ("FP8_DYNAMIC", "float-quantized", FP8),
+        ("W4A16", "pack-quantized", INT4),
+        ("W8A16", "pack-quantized", Scheme(8, 128)),
+    ],
+)
+def test_presets_of_the_library_are_read(preset, layout_name, scheme):
+    config = QuantizationConfig(config_groups={preset: ["Linear"]}, format=layout_name, ignore=["lm_head"])
+    found = layout.read_schemes({"quantization_config": config.model_dump(mode="json")}, LINEARS)
+    assert found == dict.fromkeys(LINEARS[:-1], scheme)
+
+
+def test_one_scale_a_tensor_is_refused():
+    config = QuantizationConfig(config_groups={"FP8": ["Linear"]}, format="float-quantized", ignore=["lm_head"])
+    with pytest.raises(InputError, match="one scale a channel"):
+        layout.read_schemes({"quantization_config": config.model_dump(mode="json")}, LINEARS)
