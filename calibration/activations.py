@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 FEATURES_AT_ONCE = 256
 
 
