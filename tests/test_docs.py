@@ -31,9 +31,11 @@ def test_the_readme_names_every_verb_target_and_pass():
         assert name in text
 
 
-def test_targets_and_dependencies_are_documented():
+def test_passes_targets_and_dependencies_are_documented():
     targets = (ROOT / "docs" / "targets.md").read_text()
+    passes = (ROOT / "docs" / "passes.md").read_text()
     assert [name for name in registry.names(registry.TARGETS) if f"`{name}`" not in targets] == []
+    assert [name for name in registry.names(registry.PASSES) if f"| `{name}` |" not in passes] == []
     dependencies = (ROOT / "docs" / "dependencies.md").read_text()
     declared = re.findall(r'^  "([a-z-]+)[>=]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     runtime = declared[: declared.index("hypothesis")]
