@@ -42,6 +42,8 @@ FAMILIES = {
     )
 }
 
+EMBEDDING = "model.embed_tokens"
+
 # Linears that read the same input. Runtimes fuse each group into one matrix, so a group shares one scheme.
 FUSED_LINEARS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

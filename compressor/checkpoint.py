@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from compressor import layout
-from compressor.architecture import Architecture, read_config, resolve
+from compressor.architecture import EMBEDDING, Architecture, read_config, resolve
 from compressor.errors import InputError
 from compressor.files import digest_files, whole_folder
 from compressor.quantized import QuantizedWeight, Scheme
@@ -65,7 +65,9 @@ class Checkpoint:
         root = Path(root)
         config = read_config(root)
         architecture = resolve(config)
-        schemes = layout.read_schemes(config, architecture.linears())
+        schemes = layout.read_schemes(config, [*architecture.linears(), EMBEDDING])
+        if architecture.tied_embeddings and EMBEDDING in schemes:
+            schemes.pop("lm_head", None)  # the same table under another name
         kv_cache = layout.reads_kv_cache(config)
         tensors = read_headers(root)
         checkpoint = cls(root, config, architecture, tensors, schemes, kv_cache)
@@ -90,8 +92,8 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the float parameters, as the embedding has it."""
-        return self.tensors["model.embed_tokens.weight"].dtype
+        """Dtype of the float parameters, as the embedding has it, or the final norm where that is quantized."""
+        return self.tensors["model.norm.weight" if EMBEDDING in self.schemes else f"{EMBEDDING}.weight"].dtype
 
     @property
     def nbytes(self) -> int:
@@ -169,12 +171,12 @@ class Checkpoint:
 
     def _stored_shapes(self) -> dict[str, tuple[int, ...] | None]:
         """Name and shape of every tensor that the shards must hold; None where the shape depends on the content."""
-        linears = self.architecture.linears()
         shapes: dict[str, tuple[int, ...] | None] = {}
         for name, shape in self.parameters.items():
             layer = name.removesuffix(".weight")
             if layer != name and layer in self.schemes:
-                stored = layout.stored_shapes(self.schemes[layer], linears[layer])
+                rows, columns = shape
+                stored = layout.stored_shapes(self.schemes[layer], (rows, columns))
                 shapes |= {f"{layer}.{suffix}": part for suffix, part in stored.items()}
             else:
                 shapes[name] = shape
@@ -190,9 +192,7 @@ class Checkpoint:
                 raise InputError(f"Tensor {name} has shape {list(found)}; config.json says {list(wanted)}.")
             if name in self.parameters:
                 self._check_dtype(name)
-        unexpected = [
-            name for name in self.tensors if name not in expected and not _is_ignorable(name, self.architecture)
-        ]
+        unexpected = [name for name in self.tensors if name not in expected and not _is_ignorable(name, self)]
         if unexpected:
             raise InputError(f"Tensor {unexpected[0]} has no place in a {kind} model; nothing is dropped silently.")
 
@@ -205,6 +205,7 @@ class Checkpoint:
             raise InputError(f"Tensor {name} has the unsupported dtype {dtype}; config.json says {says}.")
 
 
-def _is_ignorable(name: str, architecture: Architecture) -> bool:
-    """Tensors that transformers ignores too: cached rotary frequencies, and the second copy of a tied head."""
-    return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and architecture.tied_embeddings)
+def _is_ignorable(name: str, checkpoint: Checkpoint) -> bool:
+    """What says nothing new: cached rotary frequencies, and the second copy of a tied head or of its scales."""
+    copies = ("lm_head.weight", "lm_head.weight_scale") if EMBEDDING in checkpoint.schemes else ("lm_head.weight",)
+    return name.endswith("rotary_emb.inv_freq") or (name in copies and checkpoint.architecture.tied_embeddings)

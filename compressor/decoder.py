@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.architecture import full_config
+from compressor.architecture import EMBEDDING, full_config
 from compressor.checkpoint import CACHE_SCALES, Block, Checkpoint, Weight
 from compressor.quantized import QuantizedWeight
 from compressor.rounding import round_cache_of, round_inputs, round_inputs_of
@@ -30,7 +30,9 @@ class Decoder:
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Hidden states before the first decoder block, float32 [samples, length, hidden_size]."""
-        table = dense(self.checkpoint.block("embedding").weights["model.embed_tokens.weight"], keep_dtype=True)
+        table = self.checkpoint.block("embedding").weights[f"{EMBEDDING}.weight"]
+        if isinstance(table, QuantizedWeight):
+            return table.codes[tokens].float() * table.scales[tokens]  # one scale a row
         return nn.functional.embedding(tokens, table).float()
 
     def layer(self, block: Block) -> nn.Module:
@@ -116,11 +118,9 @@ class Decoder:
         }
 
 
-def dense(weight: Weight, keep_dtype: bool = False) -> torch.Tensor:
-    """A weight as float32 values (or as stored, if it is float and `keep_dtype`)."""
-    if isinstance(weight, QuantizedWeight):
-        return weight.dequantize()
-    return weight if keep_dtype else weight.float()
+def dense(weight: Weight) -> torch.Tensor:
+    """A weight as float32 values."""
+    return weight.dequantize() if isinstance(weight, QuantizedWeight) else weight.float()
 
 
 def batches(hidden: torch.Tensor) -> Iterator[torch.Tensor]:

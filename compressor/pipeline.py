@@ -16,7 +16,7 @@ import yaml
 
 from compressor import layout
 from compressor import ledger as ledgers
-from compressor.architecture import read_config
+from compressor.architecture import EMBEDDING, read_config
 from compressor.checkpoint import Checkpoint
 from compressor.code_version import code_version
 from compressor.errors import InputError, RunError
@@ -293,7 +293,10 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
         schemes = one.plan(checkpoint.architecture, schemes)
     cache_scales = checkpoint.kv_cache or any(one.adds_cache_scales for one in passes)
     layout.check_together(schemes, cache_scales)
-    problems = list(target.problems(checkpoint.architecture, schemes))
+    linears = {name: scheme for name, scheme in schemes.items() if name != EMBEDDING}
+    problems = list(target.problems(checkpoint.architecture, linears))
+    if EMBEDDING in schemes and not target.holds_int8_embedding:
+        problems.append("It holds no int8 embedding; leave out the pass embeddings, or take the target hf.")
     if cache_scales and not target.holds_cache_scales:
         problems.append("It holds no scales of an fp8 key-value cache; kv_cache=false works, or the target hf.")
     if problems:

@@ -53,6 +53,7 @@ class Scheme:
         type: what a code is: an integer, a float (eight bits: fp8 e4m3), or an index into the table of NF4.
         activations: how the layer's inputs are rounded; None leaves them as they are.
         double_quant: whether the scales are themselves rounded to eight bits; NF4 only.
+        table: rows are looked up, as an embedding's are, and stored one code a byte: int8 with a scale a row only.
     """
 
     bits: int
@@ -61,6 +62,7 @@ class Scheme:
     type: WeightType = "int"
     activations: Activations | None = None
     double_quant: bool = False
+    table: bool = False
 
     @property
     def lowest(self) -> int:

@@ -82,6 +82,7 @@ class Target(Configurable, ABC):
     preset: ClassVar[tuple[str, ...]] = ()  # passes, as spelled on the command line, when the recipe names none
     baseline: ClassVar[str | None] = None  # target that holds the original model in the same runtime
     holds_cache_scales: ClassVar[bool] = False  # of an fp8 key-value cache
+    holds_int8_embedding: ClassVar[bool] = False
     reader: ClassVar[str]  # who reads the artifact back: not our writer
 
     @property

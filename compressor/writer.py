@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from compressor import layout
+from compressor.architecture import EMBEDDING
 from compressor.checkpoint import CACHE_SCALES, Weight
 from compressor.files import write_json
 from compressor.quantized import QuantizedWeight, Scheme
@@ -78,6 +79,7 @@ class CheckpointWriter:
         self._shards = ShardWriter(folder)
         self._schemes: dict[str, Scheme] = {}
         self._has_head = self._has_cache_scales = False
+        self._row_scales: torch.Tensor | None = None  # of a quantized embedding
 
     def add(self, weights: Mapping[str, Weight]) -> None:
         """Take the weights of the next block; their memory is free again once their shard is flushed."""
@@ -90,6 +92,8 @@ class CheckpointWriter:
 
     def finish(self, config: Mapping[str, Any], linears: Iterable[str], provenance: Mapping[str, Any]) -> None:
         """Write what is pending, the index, config.json with its `quantization_config`, and `llmc-step.json`."""
+        if EMBEDDING in self._schemes and not self._has_head:
+            self._share_with_head()
         self._shards.finish()
         write_json(self._folder / "config.json", self._config(config, linears))
         write_json(self._folder / STEP_FILE, provenance)
@@ -99,7 +103,16 @@ class CheckpointWriter:
             return {name: (weight.to(self._dtype) if self._cast else weight).contiguous()}
         layer = name.removesuffix(".weight")
         self._schemes[layer] = weight.scheme
-        return {f"{layer}.{suffix}": tensor for suffix, tensor in layout.encode(weight, self._dtype).items()}
+        stored = {f"{layer}.{suffix}": tensor for suffix, tensor in layout.encode(weight, self._dtype).items()}
+        if layer == EMBEDDING:
+            self._row_scales = stored[f"{layer}.weight_scale"]
+        return stored
+
+    def _share_with_head(self) -> None:
+        """A tied head reads the integers of the embedding, and transformers wants scales and a scheme of its own."""
+        assert self._row_scales is not None
+        self._schemes["lm_head"] = self._schemes[EMBEDDING]
+        self._shards.add({"lm_head.weight_scale": self._row_scales.clone()})
 
     def _config(self, config: Mapping[str, Any], linears: Iterable[str]) -> dict[str, Any]:
         written = {key: value for key, value in config.items() if key != "quantization_config"}

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from compressor.architecture import Architecture
+from compressor.architecture import EMBEDDING, Architecture
 from compressor.checkpoint import Block, Checkpoint
 from compressor.errors import InputError
 from compressor.options import option
@@ -45,6 +45,11 @@ class LinearPass(Pass):
             raise InputError(
                 f"{rounded[0]} is already {schemes[rounded[0]]}; a weight is rounded once.",
                 f"Remove the pass {self.name}, or start from the float checkpoint.",
+            )
+        if "lm_head" in chosen and architecture.tied_embeddings and EMBEDDING in schemes:
+            raise InputError(
+                f"lm_head is tied to the embedding, which is already {schemes[EMBEDDING]}; a weight is rounded once.",
+                "lm_head=false works, and so does leaving out the pass embeddings.",
             )
         return {**schemes, **self.plan_layers({name: architecture.linears()[name] for name in chosen})}
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from compressor.architecture import Architecture
+from compressor import layout
+from compressor.architecture import EMBEDDING, Architecture
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.measure.torch_session import TorchSession, check_memory
 from compressor.pass_ import Progress
@@ -34,6 +35,7 @@ class HuggingFace(Target):
     runtime = "transformers >= 5.15 with compressed-tensors, or text-generation-inference >= 3.0"
     preset = ("gptq:bits=4",)
     holds_cache_scales = True
+    holds_int8_embedding = True
     reader = f"{compressed_folder.READER}, or {nf4_folder.READER} for NF4"
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
@@ -74,6 +76,8 @@ class HuggingFace(Target):
         if (config.get("quantization_config") or {}).get("quant_method") == nf4_folder.READER:
             # text-generation-inference makes NF4 of float folders only.
             return shlex.join(["vllm", "serve", path, "--port", "8000"])
+        if EMBEDDING in layout.read_schemes(config, [EMBEDDING]):
+            return shlex.join(["transformers", "serve", path, "--port", "8080"])  # the servers hold float tables only
         return shlex.join(["text-generation-launcher", "--model-id", path, "--port", "8080"])
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from compressor.architecture import EMBEDDING
 from compressor.errors import InputError
 from compressor.layout import nf4
 from compressor.layout.tensors import FLOAT, INT, PACK, storage_format
@@ -17,6 +19,8 @@ from compressor.quantized import Activations, Scheme
 METHOD, MIXED, DENSE = "compressed-tensors", "mixed-precision", "dense"
 NAIVE = "naive-quantized"  # what the library calls int-quantized and float-quantized when nobody names the format
 READABLE = (PACK, INT, FLOAT, MIXED, NAIVE, DENSE)
+
+TABLES = (EMBEDDING, "lm_head")  # may be one and the same
 
 KV_CACHE = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
 
@@ -77,14 +81,16 @@ def _groups(schemes: Mapping[str, Scheme], mixed: bool) -> dict[str, Any]:
     for number, scheme in enumerate(distinct):
         names = [name for name in schemes if schemes[name] == scheme]
         group = {
-            # One scheme is written the way every reader expects it; several need the layers' names.
-            "targets": ["Linear"] if len(distinct) == 1 else names,
+            # One scheme is written the way every reader expects it; several, and an embedding, need names.
+            "targets": ["Linear"] if len(distinct) == 1 and not scheme.table else names,
             "weights": _weight_arguments(scheme),
             "input_activations": _activation_arguments(scheme.activations),
             "output_activations": None,
         }
-        # Older readers refuse the key, so it is written only where it says something.
-        groups[f"group_{number}"] = group | {"format": storage_format(scheme)} if mixed else group
+        # Older readers refuse the key, so it is written only where it says something: the library takes every
+        # weight-only int8 for packed.
+        stored_as = {"format": storage_format(scheme)} if mixed or scheme.table else {}
+        groups[f"group_{number}"] = group | stored_as
     return groups
 
 
@@ -134,7 +140,7 @@ def read_schemes(config: Mapping[str, Any], linears: Iterable[str]) -> dict[str,
     for name in linears:
         group = None if any(_specificity(name, pattern) for pattern in ignored) else _group_of(name, groups)
         if group is not None:
-            schemes[name] = _scheme(group, layout)
+            schemes[name] = _scheme(group, layout, name in TABLES)
     return schemes
 
 
@@ -165,10 +171,10 @@ def _specificity(name: str, target: str) -> int:
         return 2 if re.match(target[3:], name) else 0
     if fnmatch.fnmatchcase(name, target) or name.endswith("." + target):
         return 3
-    return 1 if target == "Linear" else 0
+    return 1 if target == ("Embedding" if name == EMBEDDING else "Linear") else 0
 
 
-def _scheme(group: Mapping[str, Any], layout: str) -> Scheme:
+def _scheme(group: Mapping[str, Any], layout: str, may_be_table: bool) -> Scheme:
     weights, inputs = group["weights"], group.get("input_activations") or None
     activations = None if inputs is None else _activations(inputs)
     supported = (
@@ -182,8 +188,11 @@ def _scheme(group: Mapping[str, Any], layout: str) -> Scheme:
     )
     if supported:
         group_size = weights.get("group_size") if weights["strategy"] == "group" else None
+        stored_as = group.get("format") or layout
         scheme = Scheme(weights["num_bits"], group_size, weights["symmetric"], weights["type"], activations)
-        if _is_stored(scheme, group.get("format") or layout):
+        if may_be_table and scheme.type == "int" and activations is None:
+            scheme = replace(scheme, table=stored_as in (INT, NAIVE))
+        if _is_stored(scheme, stored_as):
             return scheme
     raise InputError(
         "The folder's layers are quantized in a way that cannot be read; weight-only int4 and int8, and int8 and fp8 "

@@ -1,7 +1,7 @@
 """The tensors that store one quantized weight, in the three compressed-tensors formats; NF4 has its own module.
 
     pack-quantized    weight-only int4 and int8: `weight_packed`, `weight_scale`, `weight_shape`, `weight_zero_point`
-    int-quantized     int8 with rounded activations: `weight` int8, `weight_scale`
+    int-quantized     int8 with rounded activations, and int8 embeddings: `weight` int8, `weight_scale`
     float-quantized   fp8, activations rounded or not: `weight` float8_e4m3fn, `weight_scale`
 
 Packed weights lie along the input features, packed zero points along the output features. Static activations add
@@ -27,7 +27,8 @@ def storage_format(scheme: Scheme) -> str:
     """The compressed-tensors format in which weights of this scheme are stored."""
     if scheme.type == "float":
         return FLOAT
-    return PACK if scheme.activations is None else INT
+    # transformers initializes and ties embeddings by their `weight`, so that must be what holds the codes.
+    return INT if scheme.activations or scheme.table else PACK
 
 
 def encode(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from compressor.architecture import EMBEDDING
 from compressor.checkpoint import Weight
 from compressor.errors import RunError
 from compressor.quantized import Activations, QuantizedWeight, Scheme
@@ -35,6 +36,14 @@ def read_folder(root: Path) -> Iterator[tuple[str, Weight]]:
         elif part in ("weight", "weight_packed"):
             parts = {part: read_tensor(f"{layer}.{part}", holders) for part in PARTS if f"{layer}.{part}" in holders}
             yield f"{layer}.weight", _restored(layer, parts, config)
+        elif part == "weight_scale" and not {f"{layer}.weight", f"{layer}.weight_packed"} & holders.keys():
+            _check_shared(name, holders)
+
+
+def _check_shared(scale: str, holders: Mapping[str, Any]) -> None:
+    """A head that is tied to a quantized embedding has nothing of its own but a copy of its scales."""
+    if not torch.equal(read_tensor(scale, holders), read_tensor(f"{EMBEDDING}.weight_scale", holders)):
+        raise RunError(f"{scale} differs from the scales of {EMBEDDING}, whose integers it shares.")
 
 
 class _Config:

@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.checkpoint import Checkpoint
+from compressor.decoder import Decoder
+from compressor.errors import InputError, RunError
+from compressor.pass_ import PassContext
+from compressor.quantized import QuantizedWeight, Scheme
+from compressor.registry import make_pass, parse_spec
+from compressor.target import Artifact
+from compressor.verify import verify
+from passes import embeddings
+from passes.embeddings import SCHEME, round_rows
+from targets.huggingface import HuggingFace
+
+TOKENS = torch.randint(0, 256, (8, 64), generator=torch.Generator().manual_seed(0))
+TABLE = "model.embed_tokens.weight"
+
+
+def run(root, out, *specs):
+    checkpoint = Checkpoint.open(root)
+    for number, spec in enumerate(specs):
+        one = make_pass(*parse_spec(spec))
+        planned = one.plan(checkpoint.architecture, checkpoint.schemes)
+        context = PassContext(Path(out) / str(number), {"key": "k"}, TOKENS, 0, lambda *_: None, [])
+        checkpoint = one.apply(checkpoint, context)
+        assert dict(checkpoint.schemes) == planned
+    return checkpoint
+
+
+def logits(checkpoint):
+    decoder = Decoder(checkpoint)
+    return decoder.final_states(TOKENS[:2]) @ decoder.head().T
+
+
+def test_each_row_is_rounded_to_nearest_on_a_scale_of_its_own(monkeypatch):
+    monkeypatch.setattr(embeddings, "ELEMENTS_AT_ONCE", 640)  # several parts
+    table = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 50).unsqueeze(1)
+    rounded = round_rows(table)
+    assert rounded.scales.shape == (50, 1)
+    steps = (rounded.dequantize() - table).abs() / rounded.scales
+    assert (steps <= 0.501).float().mean() > 0.97
+    assert steps.max() < 1.1  # the largest value of a row may lie just outside
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "specs", [("embeddings",), ("embeddings", "gptq:group_size=32"), ("rtn:group_size=32", "embeddings")]
+)
+def test_the_step_opens_in_transformers_with_equal_logits(tiny_model, tmp_path, tied, specs):
+    from transformers import AutoModelForCausalLM
+
+    result = run(tiny_model("llama", tied=tied), tmp_path, *specs)
+    assert result.architecture.tied_embeddings is tied
+    model = AutoModelForCausalLM.from_pretrained(result.root)
+    torch.testing.assert_close(model(TOKENS[:2]).logits, logits(result), atol=2e-4, rtol=1e-4)
+
+
+def test_a_tied_head_is_the_rounded_table_itself(tiny_model, tmp_path):
+    root = tiny_model("llama", tied=True)
+    result = run(root, tmp_path, "embeddings")
+    table = result.read([TABLE])[TABLE]
+    assert isinstance(table, QuantizedWeight)
+    assert result.schemes == {"model.embed_tokens": SCHEME}
+    assert torch.equal(Decoder(result).head(), table.dequantize())
+    original = Checkpoint.open(root)
+    assert "lm_head.weight" not in result.tensors
+    rows, width = original.tensors[TABLE].shape
+    assert original.nbytes - result.nbytes == 4 * rows * width - (rows * width + 2 * 4 * rows)
+
+
+def test_hidden_states_begin_with_the_rounded_rows(tiny_model, tmp_path):
+    result = run(tiny_model("llama"), tmp_path, "embeddings")
+    table = result.read([TABLE])[TABLE].dequantize()
+    assert torch.equal(Decoder(result).embed(TOKENS), table[TOKENS])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_later_pass_keeps_its_integers_and_a_16_bit_model_its_dtype(tiny_model, tmp_path, tied):
+    first = run(tiny_model("llama", tied=tied), tmp_path / "a", "embeddings")
+    again = run(first.root, tmp_path / "b", "gptq:group_size=32")
+    assert first.read([TABLE])[TABLE].same_bits(again.read([TABLE])[TABLE])
+    assert again.dtype == torch.float32
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_artifact_is_read_back_bit_for_bit(tiny_model, tmp_path, tied):
+    checkpoint = run(tiny_model("llama", tied=tied), tmp_path, "embeddings", "gptq:group_size=32")
+    out = tmp_path / "artifact"
+    out.mkdir()
+    target = HuggingFace()
+    target.lower(checkpoint, out, lambda *_: None)
+    artifact = Artifact(out, "hf")
+    assert verify(target, artifact, checkpoint, lambda *_: None).mismatches == []
+    assert target.run_command("here", checkpoint.config) == "transformers serve here --port 8080"
+    if tied:
+        tensors = load_file(out / "model.safetensors")
+        tensors["lm_head.weight_scale"][3] *= 2
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(RunError, match=r"lm_head\.weight_scale differs"):
+            list(target.read_back(artifact))
+
+
+@pytest.mark.parametrize("spec", ["rtn:group_size=32,lm_head=true", "gptq:group_size=32,lm_head=8"])
+def test_a_tied_head_is_rounded_once(tiny_model, tmp_path, spec):
+    checkpoint = run(tiny_model("llama", tied=True), tmp_path, "embeddings")
+    with pytest.raises(InputError, match="tied to the embedding, which is already int8"):
+        make_pass(*parse_spec(spec)).plan(checkpoint.architecture, checkpoint.schemes)
+
+
+def test_an_untied_head_can_have_bits_of_its_own(tiny_model, tmp_path):
+    checkpoint = run(tiny_model("llama", tied=False), tmp_path, "embeddings", "rtn:group_size=32,lm_head=8")
+    assert checkpoint.schemes["lm_head"] == Scheme(8, 32)
+    assert checkpoint.schemes["model.embed_tokens"] == SCHEME
+
+
+def test_twice_is_refused(tiny_model, tmp_path):
+    checkpoint = run(tiny_model("llama"), tmp_path, "embeddings")
+    with pytest.raises(InputError, match="rounded once"):
+        make_pass("embeddings", {}).plan(checkpoint.architecture, checkpoint.schemes)
+
+
+@pytest.mark.parametrize("target", ["trt-int4", "vllm-int4", "onnx-int4", "onnx-int8", "onnx-fp32"])
+def test_other_targets_refuse_it_before_work(tiny_model, target):
+    from compressor.pipeline import check_plan
+    from compressor.registry import make_target
+
+    checkpoint = Checkpoint.open(tiny_model("llama", hidden_size=128, intermediate_size=256))
+    bits = 8 if target == "onnx-int8" else 4
+    specs = ["embeddings", *([] if target == "onnx-fp32" else [f"rtn:group_size=64,bits={bits}"])]
+    passes = [make_pass(*parse_spec(spec)) for spec in specs]
+    with pytest.raises(InputError, match=f"{target} cannot take this: It holds no int8 embedding") as caught:
+        check_plan(checkpoint, passes, make_target(target, {}))
+    assert str(caught.value).count("; leave out") == 1
+    check_plan(checkpoint, passes, make_target("hf", {}))
+
+
+def test_a_rewritten_16_bit_folder_keeps_scales_exact(tiny_model, tmp_path):
+    root = tiny_model("llama")
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(root / "model.safetensors").items()}
+    save_file(tensors, root / "model.safetensors", metadata={"format": "pt"})
+    result = run(root, tmp_path, "embeddings")
+    assert result.dtype == torch.bfloat16
+    assert result.tensors["model.embed_tokens.weight_scale"].dtype == torch.bfloat16
+    assert result.tensors[TABLE].dtype == torch.int8
