@@ -13,6 +13,8 @@ from compressor.report.tables import estimate
 
 PEERS = ("llm-compressor", "auto-round")
 YARDSTICK = "llm-compressor gptq"  # of time and memory
+RIVALS = (YARDSTICK, "llm-compressor gptq static+mse", "llm-compressor awq")  # of accuracy, all of them
+TUNER = "auto-round"  # at its defaults
 KL_BAR, COST_BAR, MEMORY_BAR, DEPTH_BAR = 0.8, 1 / 3, 1 / 3, 1.1
 ERRORS_APART = 2  # standard errors from which a paired difference counts
 
@@ -93,10 +95,11 @@ def round_ratios(turns: Turns, name: str, other: str, field: str) -> tuple[float
 
 def accuracy_bars(found: Comparison, kind: str) -> Iterator[Bar]:
     """Our best row's divergence next to the peers', and the time of the cheapest of ours that is good enough."""
-    ours, theirs = found.best(kind, ["llmc"]), found.best(kind, ["llm-compressor"])
+    ours, judged = found.best(kind, ["llmc"]), found.judged(kind, PEERS)
+    theirs = min(RIVALS, key=lambda name: found.kl(name).mean()) if set(RIVALS) <= set(judged) else None
     yield _divergence_bar(found, ours, theirs)
-    yield _not_worse_bar(found, ours, found.best(kind, ["auto-round"]))
-    yield _cost_bar(found, _cheapest(found, kind, theirs) or ours)
+    yield _not_worse_bar(found, ours, TUNER if TUNER in judged else None)
+    yield _cost_bar(found, kind, theirs)
 
 
 def shape_bar(results: Mapping[str, Result]) -> Bar:
@@ -122,7 +125,7 @@ def depth_bars(shallow: Mapping[str, Result], deep: Mapping[str, Result]) -> Ite
 
 
 def _divergence_bar(found: Comparison, ours: str | None, theirs: str | None) -> Bar:
-    claim = f"KL of our best at most {KL_BAR} × the best of llm-compressor"
+    claim = f"KL of our best at most {KL_BAR} × the best of {', '.join(RIVALS)}"
     if ours is None or theirs is None:
         return Bar.open(claim)
     one, two = found.kl(ours).mean(), found.kl(theirs).mean()
@@ -138,18 +141,17 @@ def _not_worse_bar(found: Comparison, ours: str | None, theirs: str | None) -> B
     return Bar(claim, f"{ours} − {theirs}: {estimate(difference)}", holds)
 
 
-def _cheapest(found: Comparison, kind: str, theirs: str | None) -> str | None:
-    """The row of ours with the least CPU time among those that clear the bar of divergence."""
-    if theirs is None:
-        return None
-    limit = KL_BAR * found.kl(theirs).mean()
-    good = [name for name in found.judged(kind, ["llmc"]) if found.kl(name).mean() <= limit]
-    return min(good, key=lambda name: found.results[name].cost.cpu_s, default=None)
-
-
-def _cost_bar(found: Comparison, name: str | None) -> Bar:
+def _cost_bar(found: Comparison, kind: str, theirs: str | None) -> Bar:
     claim = f"wall and CPU time of our cheapest that clears the first bar at most 1/3 of {YARDSTICK}'s"
-    ratios = found.cost_ratios(name, YARDSTICK) if name else None
+    ours = found.judged(kind, ["llmc"])
+    if theirs is None or not ours:
+        return Bar.open(claim)
+    limit = KL_BAR * found.kl(theirs).mean()
+    good = [name for name in ours if found.kl(name).mean() <= limit]
+    if not good:
+        return Bar(claim, "none clears it", False)
+    cheapest = min(good, key=lambda name: found.results[name].cost.cpu_s)
+    ratios = found.cost_ratios(cheapest, YARDSTICK)
     if ratios is None:
         return Bar.open(claim)
-    return Bar(claim, f"{name}: wall {ratios[0]:.2f} ×, CPU {ratios[1]:.2f} ×", max(ratios) <= COST_BAR)
+    return Bar(claim, f"{cheapest}: wall {ratios[0]:.2f} ×, CPU {ratios[1]:.2f} ×", max(ratios) <= COST_BAR)

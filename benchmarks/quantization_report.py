@@ -14,7 +14,7 @@ from rows import Cost, Result, Row, Turns, all_turns, finished
 from compressor.errors import InputError, LlmcError
 from compressor.ledger import TextRecord
 from compressor.measure.accuracy import summarize
-from compressor.measure.statistics import exponential, mean
+from compressor.measure.statistics import Estimate, exponential, mean
 from compressor.report.markdown import grid
 from compressor.report.tables import MISSING, Table, estimate
 
@@ -135,10 +135,17 @@ def _quality_cells(found: Comparison, row: Row) -> tuple[str, ...]:
     peer = found.best(row.rivals or row.kind, PEERS)
     return (
         estimate(quality.perplexity, least=2),
-        estimate(quality.kl),
+        _fine(quality.kl),
         estimate(quality.top1, percent=True),
-        estimate(found.paired(row.name, peer)) if peer and peer != row.name else MISSING,
+        _fine(found.paired(row.name, peer)) if peer and peer != row.name else MISSING,
     )
+
+
+def _fine(divergence: Estimate) -> str:
+    """With six decimals where it is small, as that of eight bits is."""
+    if not divergence.stderr or divergence.stderr >= 1e-4:
+        return estimate(divergence)
+    return f"{divergence.value:z.6f} ± {divergence.stderr:.6f}"
 
 
 def _remarks(found: Comparison) -> Iterator[str]:
