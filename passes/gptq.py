@@ -33,7 +33,7 @@ ELEMENTS_AT_ONCE = 1 << 21  # rows do not influence each other: a large weight i
 
 
 def solve(
-    weight: torch.Tensor, hessian: Hessian, scheme: Scheme, *, scale_search: bool = True, sweeps: int = 1
+    weight: torch.Tensor, hessian: Hessian, scheme: Scheme, *, scale_search: bool = True, sweeps: int = 2
 ) -> QuantizedWeight:
     """Quantize one weight.
 
@@ -100,7 +100,7 @@ class GPTQ(SequentialPass, InputRoundingPass):
     act_order: bool = option(True, "round the most active inputs first; changes no file layout")
     scale_search: bool = option(True, "search the clipping that has the least weighted squared error")
     propagation: bool = option(True, "round towards what the original model computes on its own activations")
-    sweeps: int = option(1, "how often integers and scales are gone over again after rounding, by coordinate descent")
+    sweeps: int = option(2, "how often integers and scales are gone over again after rounding, by coordinate descent")
     damping: float = option(0.01, "fraction of the mean diagonal added for stability")
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
