@@ -95,7 +95,7 @@ class Mixed(GPTQ):
     candidates: tuple[Candidate, ...] = option(
         (), "what a layer may get, such as 4g64+8channel; none is 4 bits in every group up to group_size, and 8channel"
     )
-    windows: int = option(16, "calibration windows that sensitivity is measured on")
+    windows: int = option(48, "calibration windows that sensitivity is measured on")
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         if self.lm_head is True:

@@ -6,8 +6,11 @@ Fisher information. GPTQ makes D = E V, where E holds the errors of rounding one
 of each other, and V is the upper Cholesky factor of the inverse second moments of the inputs, its rows divided by their
 diagonal. So the divergence is the sum over weights of E^2 times 1/2 E[(G V^T)^2], which is called importance here.
 
-Cost: one forward pass of the calibration windows, and seven of the first tokens of a few of them, for which gradients
-are taken. Memory: a block, and hidden states of those few tokens for every block.
+Gradients are taken on other text than second moments, since GPTQ fits its errors to the text that it sees: measured on
+the same text, wide layers would seem less sensitive than they are.
+
+Cost: one forward pass of the calibration windows that give second moments, and seven of the few texts that give
+gradients. Memory: a block, and hidden states of those texts for every block.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ from compressor.decoder import Decoder
 from passes.calibrated import check_finite
 from passes.hessian import Hessian
 
-# Gradients are taken for this many texts of at most this many tokens.
-TEXTS, TEXT_LENGTH = 16, 128
+# Gradients are taken on this many texts of at most this many tokens, from at most this share of the windows.
+TEXTS, TEXT_LENGTH, TEXT_SHARE = 16, 128, 0.25
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def importances(
     """Every decoder block in forward order, with the importance of its linears.
 
     Args:
-        tokens: int64 [windows, length].
+        tokens: int64 [windows, length]; the last ones give gradients, the others second moments.
         seed: of the labels that are drawn.
         damping, act_order: of GPTQ, see `passes.hessian`.
         dtype: of the matrix products that second moments come from.
@@ -63,7 +66,7 @@ def importances(
         RunError: a linear's inputs are not finite.
     """
     decoder = Decoder(checkpoint)
-    texts = tokens[:TEXTS, :TEXT_LENGTH]
+    tokens, texts = split(tokens)
     gradients = _output_gradients(decoder, texts, seed)
     hidden, stream = decoder.embed(texts), Stream(decoder, tokens, dtype)
     for index in range(checkpoint.architecture.layers):
@@ -78,6 +81,19 @@ def importances(
             named = {f"model.{block.name}.{name}": value for name, value in values.items()}
             found.append(Importance(named, gram.diagonal().clone()))
         yield block, found
+
+
+def split(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows for second moments, and texts [texts, at most TEXT_LENGTH] for gradients, of windows [windows, length].
+
+    A single window serves as both.
+    """
+    count, length = tokens.shape
+    held_out = max(1, min(TEXTS, int(count * TEXT_SHARE)))
+    width = min(length, TEXT_LENGTH)
+    pieces = min(-(-TEXTS // held_out), length // width)
+    texts = tokens[-held_out:, : pieces * width].reshape(-1, width)[:TEXTS]
+    return tokens[: max(1, count - held_out)], texts
 
 
 def _output_gradients(decoder: Decoder, texts: torch.Tensor, seed: int) -> list[torch.Tensor]:

@@ -9,9 +9,9 @@ from passes import sensitivity
 from passes.gptq import solve
 from passes.hessian import Hessian
 from passes.mixed import rounding_errors
-from passes.sensitivity import importances
+from passes.sensitivity import importances, split
 
-TOKENS = torch.randint(0, 256, (16, 64), generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(0, 256, (48, 64), generator=torch.Generator().manual_seed(0))
 SCHEME = Scheme(4, 32)
 
 
@@ -37,7 +37,7 @@ def estimate(found, checkpoint):
 def log_chances(checkpoint, changed=None):
     """log p of every next token, float32 [tokens, vocab_size], some weights replaced."""
     decoder = Decoder(checkpoint)
-    hidden = decoder.embed(TOKENS)
+    hidden = decoder.embed(split(TOKENS)[1])
     for index in range(checkpoint.architecture.layers):
         block = checkpoint.block(f"layers.{index}")
         mine = {name: weight for name, weight in (changed or {}).items() if name in block.weights}
@@ -50,7 +50,7 @@ def gram_of(checkpoint, linear):
     """Second moments of what a linear reads."""
     from calibration.walk import Stream
 
-    stream = Stream(Decoder(checkpoint), TOKENS, torch.float32)
+    stream = Stream(Decoder(checkpoint), split(TOKENS)[0], torch.float32)
     for index in range(checkpoint.architecture.layers):
         prefix = f"model.layers.{index}."
         for stage in stream.enter(checkpoint.block(f"layers.{index}")).stages():
@@ -100,6 +100,25 @@ def test_rounding_errors_spread_as_gptq_spreads_them():
     half_steps = rounded_by_gptq(weight, gram, Scheme(8, 32)).scales.repeat_interleave(32, dim=1) / 2
     assert (own.abs() <= half_steps * 1.001).float().mean() > 0.98  # all but clipped ones
     assert (errors.abs() <= half_steps).float().mean() < 0.9
+
+
+@pytest.mark.parametrize(
+    ("shape", "windows", "texts"),
+    [
+        ((128, 512), 112, (16, 128)),
+        ((48, 512), 36, (16, 128)),
+        ((16, 512), 12, (16, 128)),
+        ((8, 64), 6, (2, 64)),
+        ((2, 300), 1, (2, 128)),
+        ((1, 16), 1, (1, 16)),
+    ],
+)
+def test_gradients_are_taken_on_text_of_their_own(shape, windows, texts):
+    tokens = torch.arange(shape[0] * shape[1]).view(shape)
+    first, second = split(tokens)
+    assert (len(first), tuple(second.shape)) == (windows, texts)
+    if shape[0] > 1:
+        assert not set(first.flatten().tolist()) & set(second.flatten().tolist())
 
 
 def test_fewer_and_shorter_texts_than_usual_will_do(tiny_model):
