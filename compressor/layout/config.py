@@ -128,7 +128,8 @@ def read_schemes(config: Mapping[str, Any], linears: Iterable[str]) -> dict[str,
         return {}
     method, layout = quantization.get("quant_method"), quantization.get("format")
     if method == nf4.METHOD:
-        return nf4.read_schemes(quantization, linears)
+        # bitsandbytes rounds linears only: a table is never among its layers, whatever the patterns say.
+        return nf4.read_schemes(quantization, [name for name in linears if name != EMBEDDING])
     if method != METHOD or layout not in READABLE:
         raise InputError(
             f"The model is already quantized ({method}, {layout}), which cannot be read.",
