@@ -83,7 +83,7 @@ class Target(Configurable, ABC):
     baseline: ClassVar[str | None] = None  # target that holds the original model in the same runtime
     holds_cache_scales: ClassVar[bool] = False  # of an fp8 key-value cache
     holds_int8_embedding: ClassVar[bool] = False
-    reader: ClassVar[str]  # who reads the artifact back: not our writer
+    reader: ClassVar[str]  # who can read its artifacts back: not our writer
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -108,6 +108,10 @@ class Target(Configurable, ABC):
 
         Reads the files through `reader`, code that shares nothing with `lower`.
         """
+
+    def reader_of(self, schemes: Mapping[str, Scheme]) -> str:
+        """Who reads back the artifact of a checkpoint with these schemes."""
+        return self.reader
 
     def expected(self, name: str, weight: Weight) -> Weight:
         """What `read_back` must give for the checkpoint's `weight`: itself, or its declared cast."""

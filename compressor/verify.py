@@ -33,7 +33,7 @@ def verify(
             mismatches.append(name)
         progress(done, total)
     mismatches += [f"{name} (missing)" for name in missing]
-    return Verification(target.reader, total, mismatches)
+    return Verification(target.reader_of(checkpoint.schemes), total, mismatches)
 
 
 def same_bits(expected: Weight, found: Weight) -> bool:

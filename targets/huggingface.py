@@ -53,6 +53,9 @@ class HuggingFace(Target):
         progress("copying", len(names), len(names))
         return []
 
+    def reader_of(self, schemes: Mapping[str, Scheme]) -> str:
+        return nf4_folder.READER if _is_nf4(schemes) else compressed_folder.READER
+
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         # A folder from elsewhere may hold what transformers ignores: a tied head's second copy, rotary tables.
         checkpoint = Checkpoint.open(artifact.root)

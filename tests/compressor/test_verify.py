@@ -17,7 +17,9 @@ def check(checkpoint, change):
     """Verify a target that reads back the checkpoint's own weights, after `change` of them."""
     weights = {name: weight for block in checkpoint.blocks() for name, weight in block.weights.items()}
     change(weights)
-    target = SimpleNamespace(reader="r", read_back=lambda _: weights.items(), expected=lambda _, weight: weight)
+    target = SimpleNamespace(
+        reader_of=lambda _: "r", read_back=lambda _: weights.items(), expected=lambda _, weight: weight
+    )
     return verify(target, None, checkpoint, lambda *_: None)
 
 

@@ -205,7 +205,7 @@ def test_hf_takes_it_and_bitsandbytes_verifies_it(tiny_model, apply, tmp_path, o
     target.lower(step, out, lambda *_: None)
     verified = verify(target, Artifact(out, "hf"), step, lambda *_: None)
     assert verified.mismatches == []
-    assert "bitsandbytes" in verified.reader
+    assert verified.reader == "bitsandbytes"
     tensors = load_file(out / "model.safetensors")
     tensors[f"{LAYER}.weight"][5, 0] ^= 0x10
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})

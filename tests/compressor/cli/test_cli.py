@@ -61,7 +61,7 @@ def test_the_whole_way_leaves_what_scripts_rely_on(llmc, tiny_model, tmp_path, w
     assert step["peak_rss_bytes"] > 0
     assert set(step["quality"]["kl"]) == {"value", "stderr"}
     assert set(step["latency"][0]["ttft_ms"]) == {"p50", "p95"}
-    assert ledger["artifact"]["verified"] == {"reader": "compressed-tensors, or bitsandbytes for NF4", "weights": 20, "mismatches": []}
+    assert ledger["artifact"]["verified"] == {"reader": "compressed-tensors", "weights": 20, "mismatches": []}
 
 
 def test_json_is_the_ledger(llmc, tiny_model, tmp_path, workload):
