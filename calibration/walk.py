@@ -6,7 +6,7 @@ the already replaced linears before it give, and every activation is computed on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from calibration import attention
 from calibration.activations import InputStatistics
 from compressor.checkpoint import Block, Weight
 from compressor.decoder import Decoder, batches, dense
 from compressor.quantized import QuantizedWeight
 from compressor.rounding import round_inputs_of
 
-# What goes into the last linear of a branch is kept until that linear has been replaced, up to this many bytes;
-# beyond, the branch is run again instead.
-KEPT_BYTES = 512 << 20
+# Inputs of linears that are needed once more are kept up to this many bytes; beyond, they are computed again.
+KEPT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,27 @@ BRANCHES = (
 )
 
 
+class Replay:
+    """Batches that are gone through more than once: kept if all of them fit in KEPT_BYTES, else made again."""
+
+    def __init__(self, make: Callable[[], Iterator[torch.Tensor]], nbytes: int) -> None:
+        self._make = make
+        self._kept: list[torch.Tensor] | None = None
+        self._fits = nbytes <= KEPT_BYTES
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        if self._kept is not None:
+            return iter(self._kept)
+        return self._keeping() if self._fits else self._make()
+
+    def _keeping(self) -> Iterator[torch.Tensor]:
+        kept = []
+        for batch in self._make():
+            kept.append(batch)
+            yield batch
+        self._kept = kept
+
+
 class Lane:
     """One decoder layer and the text that runs through it.
 
@@ -70,25 +91,34 @@ class Lane:
         self._context = {key: _cast(value, dtype) for key, value in context.items()}
         for branch in BRANCHES:
             layer.get_submodule(branch.body).to(dtype)
+        if dtype == torch.bfloat16:
+            attention.use_in(layer)
 
-    def read(self, branch: Branch) -> Iterator[torch.Tensor]:
+    def read(self, branch: Branch) -> Replay:
         """What the first linears of a branch read, batch by batch."""
         norm = self.layer.get_submodule(branch.norm)
-        return (norm(batch).to(self.dtype) for batch in batches(self.hidden))
 
-    def inner(self, branch: Branch) -> Iterator[torch.Tensor]:
-        """What the last linear of a branch reads, batch by batch."""
+        def make() -> Iterator[torch.Tensor]:
+            return (norm(batch).to(self.dtype) for batch in batches(self.hidden))
+
+        return Replay(make, self._bytes(self.hidden.shape[-1]))
+
+    def inner(self, branch: Branch, read: Iterable[torch.Tensor]) -> Replay:
+        """What the last linear of a branch reads when the first ones read `read`, batch by batch."""
         body = self.layer.get_submodule(branch.body)
         context = self._context if branch.body == "self_attn" else {}
-        for inputs in self.read(branch):
-            with _without(body, branch.last):
-                outputs = body(inputs, **context)
-            yield outputs[0] if isinstance(outputs, tuple) else outputs
 
-    def inner_bytes(self, branch: Branch) -> int:
-        """What all that the last linear of a branch reads would take."""
-        width = self.layer.get_parameter(f"{branch.body}.{branch.last}.weight").shape[1]
-        return self.hidden.shape[0] * self.hidden.shape[1] * width * self.dtype.itemsize
+        def make() -> Iterator[torch.Tensor]:
+            for inputs in read:
+                with _without(body, branch.last):
+                    outputs = body(inputs, **context)
+                yield outputs[0] if isinstance(outputs, tuple) else outputs
+
+        return Replay(make, self._bytes(body.get_parameter(f"{branch.last}.weight").shape[1]))
+
+    def _bytes(self, width: int) -> int:
+        samples, length, _ = self.hidden.shape
+        return samples * length * width * self.dtype.itemsize
 
     def finish(self, branch: Branch, inner: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Add what the branch makes of `inner` to the hidden states; yields each batch of it before."""
@@ -125,29 +155,25 @@ class LayerWalk:
 
     def _stages_of(self, branch: Branch) -> Iterator[Stage]:
         text, original = self._text, self._original
-        references = original.read(branch) if original else ()
-        statistics = _observe(text.read(branch), references)
+        read, original_read = text.read(branch), original.read(branch) if original else ()
+        statistics = _observe(read, original_read)
         yield Stage(tuple(f"{branch.body}.{name}" for name in branch.first), statistics)
 
-        kept: list[torch.Tensor] | None = [] if text.inner_bytes(branch) <= KEPT_BYTES else None
-        references = original.finish(branch, original.inner(branch)) if original else ()
-        statistics = _observe(text.inner(branch), references, kept)
+        inner = text.inner(branch, read)
+        references = original.finish(branch, original.inner(branch, original_read)) if original else ()
+        statistics = _observe(inner, references)
         yield Stage((f"{branch.body}.{branch.last}",), statistics)
 
-        for _ in text.finish(branch, text.inner(branch) if kept is None else kept):
+        for _ in text.finish(branch, inner):
             pass
 
 
-def _observe(
-    inputs: Iterable[torch.Tensor], references: Iterable[torch.Tensor], kept: list[torch.Tensor] | None = None
-) -> InputStatistics:
-    """Statistics of batches of inputs; the references belong to the first of them. `kept` is given all inputs."""
+def _observe(inputs: Iterable[torch.Tensor], references: Iterable[torch.Tensor]) -> InputStatistics:
+    """Statistics of batches of inputs; the references belong to the first of them."""
     statistics: InputStatistics | None = None
     for batch, reference in zip_longest(inputs, references):
         statistics = statistics or InputStatistics(batch.shape[-1])
         statistics.add(batch, reference)
-        if kept is not None:
-            kept.append(batch)
     assert statistics is not None  # there is always text
     return statistics
 

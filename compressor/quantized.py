@@ -5,6 +5,7 @@ A pass decides these numbers once. Every layout on disk and every target is a re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -148,6 +149,24 @@ class QuantizedWeight:
         zero_bits = 0 if self.zero_points is None else self.zero_points.numel() * self.scheme.bits
         scales = self.scales.numel() + (self.input_scale is not None)
         return self.codes.numel() * self.scheme.bits + scales * 16 + zero_bits
+
+
+def stack_rows(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """One weight of the rows of several, which share a scheme. They have no input scale yet."""
+    zero_points = [part.zero_points for part in parts if part.zero_points is not None]
+    return QuantizedWeight(
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.scales for part in parts]),
+        torch.cat(zero_points) if zero_points else None,
+        parts[0].scheme,
+    )
+
+
+def split_rows(weight: QuantizedWeight, rows: list[int]) -> list[QuantizedWeight]:
+    """The inverse of `stack_rows`: weights of so many rows each."""
+    zero_points = [None] * len(rows) if weight.zero_points is None else weight.zero_points.split(rows)
+    pieces = zip(weight.codes.split(rows), weight.scales.split(rows), zero_points, strict=True)
+    return [QuantizedWeight(codes, scales, zeros, weight.scheme) for codes, scales, zeros in pieces]
 
 
 def shared_scale(scales: torch.Tensor, bits: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ The solver knows one weight and the second moments of its inputs, nothing of mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from compressor.checkpoint import Weight
 from compressor.errors import InputError
 from compressor.options import option
 from compressor.pass_ import PassContext
-from compressor.quantized import QuantizedWeight, Scheme
+from compressor.quantized import QuantizedWeight, Scheme, split_rows, stack_rows
 from passes.grid import Grid, assemble, fit_grid, round_to_grid
 from passes.hessian import Hessian
 from passes.inputs import InputRoundingPass, with_input_scales
@@ -29,7 +29,8 @@ from passes.sequential import SequentialPass
 COLUMNS_AT_ONCE = 128  # columns whose errors are gathered before the rest of the matrix is updated
 # The drift of activations is a mean that few samples tell well enough; all of them would double the time.
 ORIGINALS_SHARE, FEWEST_ORIGINALS = 4, 32
-ELEMENTS_AT_ONCE = 1 << 21  # rows do not influence each other: a large weight is solved in parts
+# Rows do not influence each other: a large weight is solved in parts, small ones that share their inputs together.
+ELEMENTS_AT_ONCE = 1 << 21
 
 
 def solve(
@@ -45,14 +46,7 @@ def solve(
         sweeps: how often integers and scales are gone over again, see `passes.refine`.
     """
     rows = max(1, ELEMENTS_AT_ONCE // weight.shape[1])
-    parts = [_solve_rows(part, hessian, scheme, scale_search, sweeps) for part in weight.split(rows)]
-    zero_points = [part.zero_points for part in parts if part.zero_points is not None]
-    return QuantizedWeight(
-        torch.cat([part.codes for part in parts]),
-        torch.cat([part.scales for part in parts]),
-        torch.cat(zero_points) if zero_points else None,
-        scheme,
-    )
+    return stack_rows([_solve_rows(part, hessian, scheme, scale_search, sweeps) for part in weight.split(rows)])
 
 
 def _solve_rows(
@@ -119,14 +113,28 @@ class GPTQ(SequentialPass, InputRoundingPass):
         hessian = Hessian.of(statistics.gram, self.damping, self.act_order)
         context.notes.extend(f"{next(iter(weights))}: {remark}" for remark in hessian.remarks())
         correct = None if statistics.drift is None else Correction.of(statistics.drift)
-        rounded: dict[str, Weight] = {
-            f"{name}.weight": solve(
-                weight if correct is None else correct(weight),
+        rounded: dict[str, Weight] = {}
+        for names in self._bunches(weights):
+            bunch = [weights[name] for name in names]
+            stacked = bunch[0] if len(bunch) == 1 else torch.cat(bunch)
+            solved = solve(
+                stacked if correct is None else correct(stacked),
                 hessian,
-                self.scheme_of(name),
+                self.scheme_of(names[0]),
                 scale_search=self.scale_search,
                 sweeps=self.sweeps,
             )
-            for name, weight in weights.items()
-        }
+            parts = split_rows(solved, [len(weight) for weight in bunch])
+            rounded |= {f"{name}.weight": part for name, part in zip(names, parts, strict=True)}
         return with_input_scales(rounded, dict.fromkeys(weights, statistics.largest.amax()), context)
+
+    def _bunches(self, weights: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
+        """Names of neighbours that are solved together: of one scheme, and small."""
+        bunch: list[str] = []
+        for name, weight in weights.items():
+            elements = weight.numel() + sum(weights[other].numel() for other in bunch)
+            if bunch and (elements > ELEMENTS_AT_ONCE or self.scheme_of(name) != self.scheme_of(bunch[0])):
+                yield bunch
+                bunch = []
+            bunch.append(name)
+        yield bunch

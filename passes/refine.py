@@ -57,15 +57,16 @@ def _move_codes(
     curvature = matrix.diagonal().tolist()
     for start in range(0, count, COLUMNS_AT_ONCE):
         end = min(start + COLUMNS_AT_ONCE, count)
-        gradient = matrix[start:end] @ residual
-        for column in range(start, end):
+        gradient, changes = matrix[start:end] @ residual, torch.empty_like(residual[start:end])
+        rows = zip(range(start, end), codes[start:end], gradient, changes, strict=True)
+        for column, code, slope, change in rows:
             scale = scales[column // width]
-            step = gradient[column - start].div(curvature[column]).div_(scale)
-            best = step.add_(codes[column]).round_().clamp_(scheme.lowest, scheme.highest)
-            change = (best - codes[column]).mul_(scale)
-            codes[column] = best
-            residual[column] -= change
+            best = torch.addcdiv(code, slope, scale, value=1 / curvature[column])
+            best.round_().clamp_(scheme.lowest, scheme.highest)
+            torch.sub(best, code, out=change).mul_(scale)
+            code.copy_(best)
             gradient[column - start + 1 :].addr_(matrix[column + 1 : end, column], change, alpha=-1)
+        residual[start:end] -= changes
 
 
 def _refit_scale(
