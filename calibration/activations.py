@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-FEATURES_AT_ONCE = 256
+FEATURES_AT_ONCE = 256  # rows of a product of inputs that are computed and averaged at once
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,31 @@ class InputStatistics:
     """Statistics of the inputs x [..., in_features] of a linear, taken batch by batch.
 
     Attributes:
-        gram: mean of x xᵀ, float32 [in_features, in_features].
-        drift: over the inputs that came with references, or None when none did.
         largest: absolute maximum of each feature, float32 [in_features].
         rows: how many inputs were seen.
     """
 
     def __init__(self, in_features: int) -> None:
-        self.gram = torch.zeros(in_features, in_features)
-        self.drift: Drift | None = None
         self.largest = torch.zeros(in_features)
         self.rows = 0
+        self._gram = _SecondMoments(in_features)
+        self._cross: torch.Tensor | None = None
+        self._before: torch.Tensor | None = None  # the moments of inputs with references, once others follow
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """Mean of x xᵀ, float32 [in_features, in_features]."""
+        return self._gram.matrix
+
+    @property
+    def drift(self) -> Drift | None:
+        """Over the inputs that came with references, or None when none did."""
+        return None if self._cross is None else Drift(self._cross, self.gram if self._before is None else self._before)
+
+    def take_drift(self) -> Drift | None:
+        """The drift, which nothing holds but the caller from now on."""
+        drift, self._cross, self._before = self.drift, None, None
+        return drift
 
     def add(self, inputs: torch.Tensor, references: torch.Tensor | None = None) -> None:
         """Take a batch of inputs, and what the original model has in their place; those with references come first.
@@ -44,28 +59,46 @@ class InputStatistics:
         A product of 16-bit inputs comes out in 16 bits and is averaged in float32: its rounding is far below the
         sampling error of the calibration text.
         """
-        if references is None and self.drift is not None and self.drift.gram is self.gram:
-            self.gram = self.gram.clone()  # the drift keeps the one of the inputs that it belongs to
+        if references is None and self._cross is not None and self._before is None:
+            self._before = self.gram.clone()
         flat = inputs.reshape(-1, inputs.shape[-1])
         self.rows += len(flat)
         torch.maximum(self.largest, torch.maximum(flat.amax(0), -flat.amin(0)).float(), out=self.largest)
-        _average(self.gram, _moments(flat), len(flat) / self.rows, len(flat))
+        self._gram.add(flat, len(flat) / self.rows)
         if references is not None:
-            cross = torch.zeros_like(self.gram) if self.drift is None else self.drift.cross
-            _average(cross, (references.reshape(flat.shape) - flat).T @ flat, len(flat) / self.rows, len(flat))
-            self.drift = Drift(cross, self.gram)
+            if self._cross is None:
+                self._cross = torch.zeros_like(self._gram.matrix)
+            drifted = references.reshape(flat.shape) - flat
+            for rows in _parts(flat.shape[1]):
+                _average(self._cross[rows], drifted[:, rows].T @ flat, len(flat) / self.rows, len(flat))
 
 
-def _moments(flat: torch.Tensor) -> torch.Tensor:
-    """flat.T @ flat, of which one half mirrors the other and is not computed."""
-    width = flat.shape[1]
-    product = flat.new_empty(width, width)
-    for start in range(0, width, FEATURES_AT_ONCE):
-        end = start + FEATURES_AT_ONCE
-        part = flat[:, start:end].T @ flat[:, start:]
-        product[start:end, start:] = part
-        product[start:, start:end] = part.T
-    return product
+class _SecondMoments:
+    """A running mean of x xᵀ. Of the two halves, which mirror each other, one is computed."""
+
+    def __init__(self, width: int) -> None:
+        self._matrix = torch.zeros(width, width)
+        self._mirrored = True
+
+    def add(self, flat: torch.Tensor, share: float) -> None:
+        """Take inputs [rows, width], of which `share` of all rows so far are made up."""
+        for rows in _parts(flat.shape[1]):
+            product = flat[:, rows].T @ flat[:, rows.start :]
+            _average(self._matrix[rows, rows.start :], product, share, len(flat))
+        self._mirrored = False
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """Float32 [width, width]."""
+        if not self._mirrored:
+            for rows in _parts(len(self._matrix)):
+                self._matrix[rows.stop :, rows] = self._matrix[rows, rows.stop :].T
+            self._mirrored = True
+        return self._matrix
+
+
+def _parts(width: int) -> Iterator[slice]:
+    return (slice(start, min(start + FEATURES_AT_ONCE, width)) for start in range(0, width, FEATURES_AT_ONCE))
 
 
 def _average(mean: torch.Tensor, product: torch.Tensor, share: float, rows: int) -> None:

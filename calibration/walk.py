@@ -6,6 +6,7 @@ the already replaced linears before it give, and every activation is computed on
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,14 +84,12 @@ class Lane:
         layer: the decoder layer.
         context: keyword arguments of its attention: positions, mask.
         hidden: float32 [samples, length, hidden_size], what the layer reads; replaced by its outputs.
-        dtype: of the matrix products. The residual stream and the norms stay in float32.
+        dtype: of the matrix products, and of the layer's weights. The residual stream and the norms are float32.
     """
 
     def __init__(self, layer: nn.Module, context: Mapping[str, Any], hidden: torch.Tensor, dtype: torch.dtype) -> None:
         self.layer, self.hidden, self.dtype = layer, hidden, dtype
         self._context = {key: _cast(value, dtype) for key, value in context.items()}
-        for branch in BRANCHES:
-            layer.get_submodule(branch.body).to(dtype)
         if dtype == torch.bfloat16:
             attention.use_in(layer)
 
@@ -143,7 +142,8 @@ class LayerWalk:
     def replace(self, linear: str, weight: Weight) -> None:
         """Give a linear (named as in `Stage.linears`) a new weight; it reads its inputs rounded if that asks for it."""
         module = self._text.layer.get_submodule(linear)
-        module.weight.data = dense(weight).to(self._text.dtype)
+        # A new parameter: the original shares the old one.
+        module.weight = nn.Parameter(dense(weight, self._text.dtype), requires_grad=False)
         if isinstance(weight, QuantizedWeight):
             round_inputs_of(module, weight)
 
@@ -189,6 +189,11 @@ def _without(body: nn.Module, linear: str) -> Iterator[None]:
         setattr(body, linear, module)
 
 
+def _sharing(layer: nn.Module) -> nn.Module:
+    """A copy of a layer that holds the same parameters, not copies of them."""
+    return copy.deepcopy(layer, {id(parameter): parameter for parameter in layer.parameters()})
+
+
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, tuple):
         return tuple(_cast(part, dtype) for part in value)
@@ -211,13 +216,11 @@ class Stream:
 
     def enter(self, block: Block) -> LayerWalk:
         """The decoder layer of `block`, to be walked from where the text now is."""
-        original = self._lane(block, self.original) if len(self.original) else None
-        return LayerWalk(self._lane(block, self.hidden), original)
-
-    def _lane(self, block: Block, hidden: torch.Tensor) -> Lane:
         assert block.index is not None
-        context = self._decoder.context(block.index, hidden.shape[1])
-        return Lane(self._decoder.layer(block), context, hidden, self._dtype)
+        context = self._decoder.context(block.index, self.hidden.shape[1])
+        layer = self._decoder.layer(block, self._dtype)
+        original = Lane(_sharing(layer), context, self.original, self._dtype) if len(self.original) else None
+        return LayerWalk(Lane(layer, context, self.hidden, self._dtype), original)
 
     def at_head(self) -> InputStatistics:
         """Statistics of what lm_head reads; the hidden states go through the final norm."""

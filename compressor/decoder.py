@@ -18,6 +18,7 @@ from compressor.quantized import QuantizedWeight
 from compressor.rounding import round_cache_of, round_inputs, round_inputs_of
 
 TOKENS_PER_BATCH = 4096  # rows of one forward call: enough to fill the matrix units, little next to a block
+BODIES = ("self_attn.", "mlp.")  # of a decoder layer; the rest are norms
 
 
 class Decoder:
@@ -35,13 +36,21 @@ class Decoder:
             return table.codes[tokens].float() * table.scales[tokens]  # one scale a row
         return nn.functional.embedding(tokens, table).float()
 
-    def layer(self, block: Block) -> nn.Module:
-        """The decoder layer of `block`: weights dequantized to float32, activations and cache rounded as they ask."""
+    def layer(self, block: Block, products: torch.dtype = torch.float32) -> nn.Module:
+        """The decoder layer of `block`: weights dequantized, activations and cache rounded as they ask.
+
+        Args:
+            products: dtype of attention and MLP; those that have it already are not copied. The norms are float32.
+        """
         layer = copy.deepcopy(self._skeleton.layers[block.index])
         prefix = f"model.{block.name}."
         stored = {name.removeprefix(prefix): weight for name, weight in block.weights.items()}
         scales = [dense(stored.pop(name)) for name in CACHE_SCALES if name in stored]
-        layer.load_state_dict({name: dense(weight) for name, weight in stored.items()}, assign=True)
+        state = {
+            name: dense(weight, products if name.startswith(BODIES) else torch.float32)
+            for name, weight in stored.items()
+        }
+        layer.load_state_dict(state, assign=True)
         for name, weight in stored.items():
             if isinstance(weight, QuantizedWeight):
                 round_inputs_of(layer.get_submodule(name.removesuffix(".weight")), weight)
@@ -118,9 +127,9 @@ class Decoder:
         }
 
 
-def dense(weight: Weight) -> torch.Tensor:
-    """A weight as float32 values."""
-    return weight.dequantize() if isinstance(weight, QuantizedWeight) else weight.float()
+def dense(weight: Weight, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A weight as plain values."""
+    return (weight.dequantize() if isinstance(weight, QuantizedWeight) else weight).to(dtype)
 
 
 def batches(hidden: torch.Tensor) -> Iterator[torch.Tensor]:

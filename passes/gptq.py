@@ -22,7 +22,7 @@ from compressor.quantized import QuantizedWeight, Scheme, split_rows, stack_rows
 from passes.grid import Grid, assemble, fit_grid, round_to_grid
 from passes.hessian import Hessian
 from passes.inputs import InputRoundingPass, with_input_scales
-from passes.propagation import Correction
+from passes.propagation import corrected
 from passes.refine import refine
 from passes.sequential import SequentialPass
 
@@ -110,21 +110,19 @@ class GPTQ(SequentialPass, InputRoundingPass):
     def quantize(
         self, weights: Mapping[str, torch.Tensor], statistics: InputStatistics, context: PassContext
     ) -> dict[str, Weight]:
+        bunches = list(self._bunches(weights))
+        wanted = [torch.cat([weights[name] for name in names]) for names in bunches]
+        drift = statistics.take_drift()
+        if drift is not None:
+            wanted = corrected(wanted, drift)
+            del drift  # as large as the Hessian
         hessian = Hessian.of(statistics.gram, self.damping, self.act_order)
         context.notes.extend(f"{next(iter(weights))}: {remark}" for remark in hessian.remarks())
-        correct = None if statistics.drift is None else Correction.of(statistics.drift)
         rounded: dict[str, Weight] = {}
-        for names in self._bunches(weights):
-            bunch = [weights[name] for name in names]
-            stacked = bunch[0] if len(bunch) == 1 else torch.cat(bunch)
-            solved = solve(
-                stacked if correct is None else correct(stacked),
-                hessian,
-                self.scheme_of(names[0]),
-                scale_search=self.scale_search,
-                sweeps=self.sweeps,
-            )
-            parts = split_rows(solved, [len(weight) for weight in bunch])
+        for names, weight in zip(bunches, wanted, strict=True):
+            scheme = self.scheme_of(names[0])
+            solved = solve(weight, hessian, scheme, scale_search=self.scale_search, sweeps=self.sweeps)
+            parts = split_rows(solved, [len(weights[name]) for name in names])
             rounded |= {f"{name}.weight": part for name, part in zip(names, parts, strict=True)}
         return with_input_scales(rounded, dict.fromkeys(weights, statistics.largest.amax()), context)
 

@@ -36,22 +36,22 @@ class Hessian:
         """Make a gram matrix ready.
 
         Args:
-            gram: float32 [in_features, in_features], mean of x xᵀ over the calibration inputs.
+            gram: float32 [in_features, in_features], mean of x xᵀ over the calibration inputs. It is used up: `matrix`
+                is the same memory.
             damping: fraction of the mean diagonal that is added to the diagonal.
             act_order: round the inputs with the largest second moment first.
 
         Raises:
             RunError: the matrix cannot be made positive definite.
         """
-        energy = gram.diagonal()
+        energy = gram.diagonal().clone()
         mean = energy.mean().clamp(min=1e-12)
         order = torch.argsort(energy, descending=True, stable=True) if act_order else torch.arange(len(energy))
         for rescue in RESCUES:
-            matrix = gram.clone()
-            matrix.diagonal().add_(torch.where(energy == 0, mean, damping * mean + rescue * energy))
-            factor = _inverse_factor(matrix[order][:, order])
+            gram.diagonal().copy_(energy + torch.where(energy == 0, mean, damping * mean + rescue * energy))
+            factor = _inverse_factor(gram[order.unsqueeze(1), order])
             if factor is not None:
-                return cls(matrix, order, factor, int((energy == 0).sum()), rescue)
+                return cls(gram, order, factor, int((energy == 0).sum()), rescue)
         raise RunError(
             "The calibration statistics of a layer cannot be made positive definite.", "Use more calibration text."
         )
@@ -66,10 +66,19 @@ class Hessian:
         return found
 
 
+def factor_in_place(matrix: torch.Tensor) -> torch.Tensor | None:
+    """Lower Cholesky factor of a symmetric matrix, in its memory; None where it is not positive definite in float32."""
+    columns = matrix.mT  # LAPACK works column by column
+    failed = torch.zeros((), dtype=torch.int32)
+    torch.linalg.cholesky_ex(columns, out=(columns, failed))
+    return None if failed else columns
+
+
 def _inverse_factor(matrix: torch.Tensor) -> torch.Tensor | None:
-    """Upper Cholesky factor of the inverse, or None where the matrix is not positive definite in float32."""
-    lower, failed = torch.linalg.cholesky_ex(matrix)
-    if failed:
+    """Upper Cholesky factor of the inverse, in the memory of the matrix; None where it is not positive definite."""
+    lower = factor_in_place(matrix)
+    if lower is None:
         return None
-    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    return None if failed else upper
+    torch.cholesky_inverse(lower, out=lower)
+    lower = factor_in_place(matrix)
+    return None if lower is None else lower.mT

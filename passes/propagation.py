@@ -7,47 +7,37 @@ Papers: Li et al., "GPTAQ", 2025, and Zhang et al., "Qronos", 2025, which correc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
 from calibration.activations import Drift
 from compressor.errors import RunError
+from passes.hessian import factor_in_place
 
 # Fraction of the mean second moment. Without a strong ridge the solution regresses to the mean, which shrinks the
 # outputs of every layer a little and adds up over a deep model.
 RIDGE = 1.0
 
 
-@dataclass(frozen=True)
-class Correction:
-    """Makes weights make up for what their inputs have drifted.
+def corrected(weights: Sequence[torch.Tensor], drift: Drift) -> list[torch.Tensor]:
+    """What to round instead of the weights, so that they make up for what their inputs have drifted.
 
-    Attributes:
-        cross: mean of (r - x) xᵀ, float32 [in_features, in_features].
-        factor: lower Cholesky factor of H + ridge, of the same inputs: then too little text fits badly, not wildly.
+    Args:
+        weights: float32 [out_features, in_features] each, of linears that read the same inputs.
+        drift: of those; `cross` is used up, its memory is worked in.
+
+    Raises:
+        RunError: the second moments are not positive definite beside their ridge.
     """
-
-    cross: torch.Tensor
-    factor: torch.Tensor
-
-    @classmethod
-    def of(cls, drift: Drift) -> Correction:
-        """Factor the second moments once for all weights that read these inputs.
-
-        Raises:
-            RunError: they are not positive definite.
-        """
-        ridged = drift.gram.clone()
-        ridged.diagonal().add_(RIDGE * drift.gram.diagonal().mean().clamp(min=1e-12))
-        factor, failed = torch.linalg.cholesky_ex(ridged)
-        if failed:
-            raise RunError(
-                "The calibration statistics of a layer are not positive definite beside their ridge.",
-                "precision=float32 computes them more exactly.",
-            )
-        return cls(drift.cross, factor)
-
-    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight to round instead of `weight`, float32 [out_features, in_features]."""
-        return weight + torch.cholesky_solve((weight @ self.cross).T, self.factor).T
+    pulls = [(weight @ drift.cross).T for weight in weights]
+    # H is of the same inputs as the drift: then too little text fits badly, not wildly.
+    ridged = drift.cross.copy_(drift.gram)
+    ridged.diagonal().add_(RIDGE * drift.gram.diagonal().mean().clamp(min=1e-12))
+    factor = factor_in_place(ridged)
+    if factor is None:
+        raise RunError(
+            "The calibration statistics of a layer are not positive definite beside their ridge.",
+            "precision=float32 computes them more exactly.",
+        )
+    return [weight + torch.cholesky_solve(pull, factor).T for weight, pull in zip(weights, pulls, strict=True)]

@@ -199,7 +199,7 @@ class _Seen:
 
 def _error_spread(gram: torch.Tensor, damping: float, act_order: bool) -> torch.Tensor:
     """V [in_features, in_features]: row i is what an error of 1 in weight i makes of the row of weights under GPTQ."""
-    hessian = Hessian.of(gram, damping, act_order)
+    hessian = Hessian.of(gram.clone(), damping, act_order)
     order, factor = hessian.order, hessian.factor
     spread = torch.empty_like(factor)
     spread[order.unsqueeze(1), order] = factor / factor.diagonal().unsqueeze(1)

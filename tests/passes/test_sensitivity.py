@@ -16,7 +16,7 @@ SCHEME = Scheme(4, 32)
 
 
 def rounded_by_gptq(weight, gram, scheme):
-    return solve(weight, Hessian.of(gram, 0.01, act_order=True), scheme, sweeps=0)
+    return solve(weight, Hessian.of(gram.clone(), 0.01, act_order=True), scheme, sweeps=0)
 
 
 def measure(root, tokens=TOKENS, damping=0.01):
