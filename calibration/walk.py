@@ -93,30 +93,24 @@ class Lane:
         if dtype == torch.bfloat16:
             attention.use_in(layer)
 
-    def read(self, branch: Branch) -> Replay:
+    def read(self, branch: Branch) -> Iterator[torch.Tensor]:
         """What the first linears of a branch read, batch by batch."""
         norm = self.layer.get_submodule(branch.norm)
+        return (norm(batch).to(self.dtype) for batch in batches(self.hidden))
 
-        def make() -> Iterator[torch.Tensor]:
-            return (norm(batch).to(self.dtype) for batch in batches(self.hidden))
-
-        return Replay(make, self._bytes(self.hidden.shape[-1]))
-
-    def inner(self, branch: Branch, read: Iterable[torch.Tensor]) -> Replay:
+    def inner(self, branch: Branch, read: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """What the last linear of a branch reads when the first ones read `read`, batch by batch."""
         body = self.layer.get_submodule(branch.body)
         context = self._context if branch.body == "self_attn" else {}
+        for inputs in read:
+            with _without(body, branch.last):
+                outputs = body(inputs, **context)
+            yield outputs[0] if isinstance(outputs, tuple) else outputs
 
-        def make() -> Iterator[torch.Tensor]:
-            for inputs in read:
-                with _without(body, branch.last):
-                    outputs = body(inputs, **context)
-                yield outputs[0] if isinstance(outputs, tuple) else outputs
-
-        return Replay(make, self._bytes(body.get_parameter(f"{branch.last}.weight").shape[1]))
-
-    def _bytes(self, width: int) -> int:
+    def bytes_into(self, linear: str) -> int:
+        """What all inputs of a linear take."""
         samples, length, _ = self.hidden.shape
+        width = self.layer.get_parameter(f"{linear}.weight").shape[1]
         return samples * length * width * self.dtype.itemsize
 
     def finish(self, branch: Branch, inner: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -155,14 +149,13 @@ class LayerWalk:
 
     def _stages_of(self, branch: Branch) -> Iterator[Stage]:
         text, original = self._text, self._original
-        read, original_read = text.read(branch), original.read(branch) if original else ()
-        statistics = _observe(read, original_read)
-        yield Stage(tuple(f"{branch.body}.{name}" for name in branch.first), statistics)
+        first, last = tuple(f"{branch.body}.{name}" for name in branch.first), f"{branch.body}.{branch.last}"
+        read = Replay(lambda: text.read(branch), text.bytes_into(first[0]))
+        yield Stage(first, _observe(read, original.read(branch) if original else ()))
 
-        inner = text.inner(branch, read)
-        references = original.finish(branch, original.inner(branch, original_read)) if original else ()
-        statistics = _observe(inner, references)
-        yield Stage((f"{branch.body}.{branch.last}",), statistics)
+        inner = Replay(lambda: text.inner(branch, read), text.bytes_into(last))
+        references = original.finish(branch, original.inner(branch, original.read(branch))) if original else ()
+        yield Stage((last,), _observe(inner, references))
 
         for _ in text.finish(branch, inner):
             pass

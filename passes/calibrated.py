@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -75,5 +76,5 @@ def check_finite(statistics: InputStatistics, linear: str) -> None:
         RunError: the inputs of `linear` were not all finite.
     """
     seen = [statistics.largest] if statistics.drift is None else [statistics.largest, statistics.drift.cross]
-    if not all(bool(torch.isfinite(values).all()) for values in seen):
+    if not all(math.isfinite(low) and math.isfinite(high) for low, high in map(torch.aminmax, seen)):
         raise RunError(f"The inputs of {linear} hold NaN or Inf on the calibration text.", "The model overflows on it.")

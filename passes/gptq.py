@@ -61,27 +61,29 @@ def _solve_rows(
     return assemble(codes.T.contiguous(), scheme, grid)
 
 
-def _round_columns(values: torch.Tensor, hessian: Hessian, grid: Grid, scheme: Scheme) -> torch.Tensor:
-    """Codes of a weight turned and in the order of rounding, [in_features, out_features]; `values` is used up."""
-    factor, count = hessian.factor, len(values)
+def _round_columns(weight: torch.Tensor, hessian: Hessian, grid: Grid, scheme: Scheme) -> torch.Tensor:
+    """Codes of a weight turned and in the order of rounding, [in_features, out_features]."""
+    factor, count = hessian.factor, len(weight)
     scales = grid.scales.T.contiguous()
     zero_points = None if grid.zero_points is None else grid.zero_points.T.contiguous()
     groups = (hessian.order // (count // len(scales))).tolist()
     diagonal = factor.diagonal().tolist()
-    codes = torch.empty_like(values)
+    codes, errors = torch.empty_like(weight), torch.empty_like(weight)
     for start in range(0, count, COLUMNS_AT_ONCE):
         end = min(start + COLUMNS_AT_ONCE, count)
-        errors = torch.empty_like(values[start:end])
+        # What the inputs before have left for each of these to make up for.
+        owed = factor[:start, start:end].T @ errors[:start]
         for column in range(start, end):
-            value, scale = values[column], scales[groups[column]]
-            zero = 0.0 if zero_points is None else zero_points[groups[column]]
-            codes[column] = round_to_grid(value, scale, zero, scheme)
-            error = errors[column - start]
-            torch.sub(value, (codes[column] - zero) * scale, out=error)
-            error /= diagonal[column]
-            values[column + 1 : end].addr_(factor[column, column + 1 : end], error, alpha=-1)
-        values[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
+            scale, zero = scales[groups[column]], 0.0 if zero_points is None else zero_points[groups[column]]
+            wanted = torch.add(weight[column], owed[column - start], alpha=1 / diagonal[column])
+            codes[column] = round_to_grid(wanted, scale, zero, scheme)
+            torch.sub(weight[column], (codes[column] - zero) * scale, out=errors[column])
+            owed[column + 1 - start :].addr_(factor[column, column + 1 : end], errors[column])
     return codes
+
+
+def _stacked(weights: list[torch.Tensor]) -> torch.Tensor:
+    return weights[0] if len(weights) == 1 else torch.cat(weights)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class GPTQ(SequentialPass, InputRoundingPass):
         self, weights: Mapping[str, torch.Tensor], statistics: InputStatistics, context: PassContext
     ) -> dict[str, Weight]:
         bunches = list(self._bunches(weights))
-        wanted = [torch.cat([weights[name] for name in names]) for names in bunches]
+        wanted = [_stacked([weights[name] for name in names]) for names in bunches]
         drift = statistics.take_drift()
         if drift is not None:
             wanted = corrected(wanted, drift)

@@ -20,7 +20,8 @@ class Hessian:
     Attributes:
         matrix: damped mean of x xᵀ, float32 [in_features, in_features].
         order: int64 [in_features], inputs in the order in which their weights are rounded.
-        factor: upper Cholesky factor of the inverse of `matrix` in that order.
+        factor: R, upper triangular with R Rᵀ = `matrix` in that order. Rounding weight j adds
+            (Σ_{i<=j} R_ij (w_i - q_i))² to the squared error of the output.
         dead_inputs: how many inputs were never active. They are independent of all others: rounded to nearest.
         rescue: share of its own second moment that each input was given to make the matrix positive definite.
     """
@@ -49,7 +50,7 @@ class Hessian:
         order = torch.argsort(energy, descending=True, stable=True) if act_order else torch.arange(len(energy))
         for rescue in RESCUES:
             gram.diagonal().copy_(energy + torch.where(energy == 0, mean, damping * mean + rescue * energy))
-            factor = _inverse_factor(gram[order.unsqueeze(1), order])
+            factor = _upper_factor(gram, order)
             if factor is not None:
                 return cls(gram, order, factor, int((energy == 0).sum()), rescue)
         raise RunError(
@@ -74,11 +75,8 @@ def factor_in_place(matrix: torch.Tensor) -> torch.Tensor | None:
     return None if failed else columns
 
 
-def _inverse_factor(matrix: torch.Tensor) -> torch.Tensor | None:
-    """Upper Cholesky factor of the inverse, in the memory of the matrix; None where it is not positive definite."""
-    lower = factor_in_place(matrix)
-    if lower is None:
-        return None
-    torch.cholesky_inverse(lower, out=lower)
-    lower = factor_in_place(matrix)
-    return None if lower is None else lower.mT
+def _upper_factor(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor | None:
+    """R, upper triangular with R Rᵀ = the matrix in this order, or None where it is not positive definite."""
+    backwards = order.flip(0)
+    lower = factor_in_place(matrix[backwards.unsqueeze(1), backwards])
+    return None if lower is None else lower.flip(0, 1)

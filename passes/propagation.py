@@ -30,7 +30,7 @@ def corrected(weights: Sequence[torch.Tensor], drift: Drift) -> list[torch.Tenso
     Raises:
         RunError: the second moments are not positive definite beside their ridge.
     """
-    pulls = [(weight @ drift.cross).T for weight in weights]
+    targets = [weight @ drift.cross for weight in weights]
     # H is of the same inputs as the drift: then too little text fits badly, not wildly.
     ridged = drift.cross.copy_(drift.gram)
     ridged.diagonal().add_(RIDGE * drift.gram.diagonal().mean().clamp(min=1e-12))
@@ -40,4 +40,9 @@ def corrected(weights: Sequence[torch.Tensor], drift: Drift) -> list[torch.Tenso
             "The calibration statistics of a layer are not positive definite beside their ridge.",
             "precision=float32 computes them more exactly.",
         )
-    return [weight + torch.cholesky_solve(pull, factor).T for weight, pull in zip(weights, pulls, strict=True)]
+    for weight, target in zip(weights, targets, strict=True):
+        # In place, where cholesky_solve would copy the factor.
+        torch.linalg.solve_triangular(factor.mT, target, upper=True, left=False, out=target)
+        torch.linalg.solve_triangular(factor, target, upper=False, left=False, out=target)
+        target.add_(weight)
+    return targets

@@ -202,5 +202,6 @@ def _error_spread(gram: torch.Tensor, damping: float, act_order: bool) -> torch.
     hessian = Hessian.of(gram.clone(), damping, act_order)
     order, factor = hessian.order, hessian.factor
     spread = torch.empty_like(factor)
-    spread[order.unsqueeze(1), order] = factor / factor.diagonal().unsqueeze(1)
+    own = factor.diagonal().diag()
+    spread[order.unsqueeze(1), order] = torch.linalg.solve_triangular(factor, own, upper=True, left=False)
     return spread

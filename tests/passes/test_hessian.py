@@ -12,11 +12,11 @@ def gram():
 
 
 @pytest.mark.parametrize("act_order", [True, False])
-def test_factor_is_that_of_the_inverse_in_rounding_order(gram, act_order):
+def test_factor_is_upper_and_gives_the_damped_matrix_in_rounding_order(gram, act_order):
     hessian = Hessian.of(gram.clone(), 0.01, act_order)
     damped = gram.double() + 0.01 * gram.diagonal().mean() * torch.eye(48)
-    inverse = torch.linalg.inv(damped[hessian.order][:, hessian.order])
-    assert torch.allclose(hessian.factor.double().T @ hessian.factor.double(), inverse, rtol=1e-3, atol=1e-4)
+    ordered = damped[hessian.order][:, hessian.order]
+    assert torch.allclose(hessian.factor.double() @ hessian.factor.double().T, ordered, rtol=1e-4, atol=1e-5)
     assert torch.equal(hessian.factor, hessian.factor.triu())
     assert torch.allclose(hessian.matrix.double(), damped)
 
