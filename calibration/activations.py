@@ -10,43 +10,113 @@ import torch
 FEATURES_AT_ONCE = 256  # rows of a product of inputs that are computed and averaged at once
 
 
+class SecondMoments:
+    """A running mean of x xᵀ. It is symmetric: strips of it, from the diagonal to the right, are all that is held."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._strips = [torch.zeros(rows.stop - rows.start, width - rows.start) for rows in _parts(width)]
+
+    @classmethod
+    def of(cls, matrix: torch.Tensor) -> SecondMoments:
+        """From a symmetric matrix [width, width]."""
+        made = cls(len(matrix))
+        for rows, strip in made._placed():
+            strip.copy_(matrix[rows, rows.start :])
+        return made
+
+    def add(self, flat: torch.Tensor, share: float) -> None:
+        """Take inputs [rows, width], which make up `share` of all that were taken."""
+        for rows, strip in self._placed():
+            _average(strip, flat[:, rows].T @ flat[:, rows.start :], share, len(flat))
+
+    def clone(self) -> SecondMoments:
+        copy = SecondMoments.__new__(SecondMoments)
+        copy.width, copy._strips = self.width, [strip.clone() for strip in self._strips]
+        return copy
+
+    def diagonal(self) -> torch.Tensor:
+        """A copy of it, float32 [width]."""
+        return torch.cat([strip.diagonal() for strip in self._strips])
+
+    def set_diagonal(self, values: torch.Tensor) -> None:
+        for rows, strip in self._placed():
+            strip.diagonal().copy_(values[rows])
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Whole rows, float32 [stop - start, width]."""
+        whole = torch.empty(stop - start, self.width)
+        for own, strip in self._placed():
+            first, last = max(start, own.start), min(stop, own.stop)
+            if first < last:
+                whole[first - start : last - start, own.start :] = strip[first - own.start : last - own.start]
+            below = max(start, own.stop)  # rows that mirror columns of this strip
+            if below < stop:
+                whole[below - start :, own] = strip[:, below - own.start : stop - own.start].T
+        return whole
+
+    def matrix(self, order: torch.Tensor | None = None) -> torch.Tensor:
+        """All of it, float32 [width, width]; rows and columns in this order."""
+        whole = torch.empty(self.width, self.width)
+        places = None if order is None else order.argsort()
+        for rows in _parts(self.width):
+            found = self.rows(rows.start, rows.stop)
+            whole[rows if places is None else places[rows]] = found if order is None else found[:, order]
+        return whole
+
+    def _placed(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The strips, each with the rows that it begins."""
+        return zip(_parts(self.width), self._strips, strict=True)
+
+
 @dataclass(frozen=True)
 class Drift:
     """How far inputs x are from what the original model has in their place, r.
 
     Attributes:
-        cross: mean of (r - x) xᵀ, float32 [in_features, in_features].
-        gram: mean of x xᵀ over the same inputs.
+        cross: mean of (r - x) xᵀ, float32 [in_features, in_features]; or, where `through` was given, of W (r - x) xᵀ,
+            [out_features, in_features].
+        moments: mean of x xᵀ over the same inputs.
+        applied: whether the weight W is in `cross`.
     """
 
     cross: torch.Tensor
-    gram: torch.Tensor
+    moments: SecondMoments
+    applied: bool
 
 
 class InputStatistics:
     """Statistics of the inputs x [..., in_features] of a linear, taken batch by batch.
 
     Attributes:
+        moments: mean of x xᵀ.
         largest: absolute maximum of each feature, float32 [in_features].
         rows: how many inputs were seen.
+
+    Args:
+        through: the weight [out_features, in_features] of the only linear that reads these inputs: the drift is then
+            that of its outputs, which is less to hold where they are fewer.
     """
 
-    def __init__(self, in_features: int) -> None:
+    def __init__(self, in_features: int, through: torch.Tensor | None = None) -> None:
+        self.moments = SecondMoments(in_features)
         self.largest = torch.zeros(in_features)
         self.rows = 0
-        self._gram = _SecondMoments(in_features)
+        self._through = through
         self._cross: torch.Tensor | None = None
-        self._before: torch.Tensor | None = None  # the moments of inputs with references, once others follow
+        self._before: SecondMoments | None = None  # of inputs with references, once others follow
 
     @property
     def gram(self) -> torch.Tensor:
-        """Mean of x xᵀ, float32 [in_features, in_features]."""
-        return self._gram.matrix
+        """Mean of x xᵀ, float32 [in_features, in_features], made anew."""
+        return self.moments.matrix()
 
     @property
     def drift(self) -> Drift | None:
         """Over the inputs that came with references, or None when none did."""
-        return None if self._cross is None else Drift(self._cross, self.gram if self._before is None else self._before)
+        if self._cross is None:
+            return None
+        return Drift(self._cross, self._before or self.moments, self._through is not None)
 
     def take_drift(self) -> Drift | None:
         """The drift, which nothing holds but the caller from now on."""
@@ -60,41 +130,21 @@ class InputStatistics:
         sampling error of the calibration text.
         """
         if references is None and self._cross is not None and self._before is None:
-            self._before = self.gram.clone()
+            self._before = self.moments.clone()
         flat = inputs.reshape(-1, inputs.shape[-1])
         self.rows += len(flat)
+        share = len(flat) / self.rows
         torch.maximum(self.largest, torch.maximum(flat.amax(0), -flat.amin(0)).float(), out=self.largest)
-        self._gram.add(flat, len(flat) / self.rows)
+        self.moments.add(flat, share)
         if references is not None:
-            if self._cross is None:
-                self._cross = torch.zeros_like(self._gram.matrix)
             drifted = references.reshape(flat.shape) - flat
-            for rows in _parts(flat.shape[1]):
-                _average(self._cross[rows], drifted[:, rows].T @ flat, len(flat) / self.rows, len(flat))
+            self._add_drift(drifted if self._through is None else drifted @ self._through.T, flat, share)
 
-
-class _SecondMoments:
-    """A running mean of x xᵀ. Of the two halves, which mirror each other, one is computed."""
-
-    def __init__(self, width: int) -> None:
-        self._matrix = torch.zeros(width, width)
-        self._mirrored = True
-
-    def add(self, flat: torch.Tensor, share: float) -> None:
-        """Take inputs [rows, width], of which `share` of all rows so far are made up."""
-        for rows in _parts(flat.shape[1]):
-            product = flat[:, rows].T @ flat[:, rows.start :]
-            _average(self._matrix[rows, rows.start :], product, share, len(flat))
-        self._mirrored = False
-
-    @property
-    def matrix(self) -> torch.Tensor:
-        """Float32 [width, width]."""
-        if not self._mirrored:
-            for rows in _parts(len(self._matrix)):
-                self._matrix[rows.stop :, rows] = self._matrix[rows, rows.stop :].T
-            self._mirrored = True
-        return self._matrix
+    def _add_drift(self, drifted: torch.Tensor, flat: torch.Tensor, share: float) -> None:
+        if self._cross is None:
+            self._cross = torch.zeros(drifted.shape[1], flat.shape[1])
+        for rows in _parts(drifted.shape[1]):
+            _average(self._cross[rows], drifted[:, rows].T @ flat, share, len(flat))
 
 
 def _parts(width: int) -> Iterator[slice]:

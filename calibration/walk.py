@@ -7,10 +7,12 @@ the already replaced linears before it give, and every activation is computed on
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import torch
@@ -18,13 +20,11 @@ from torch import nn
 
 from calibration import attention
 from calibration.activations import InputStatistics
+from calibration.spool import Spool
 from compressor.checkpoint import Block, Weight
 from compressor.decoder import Decoder, batches, dense
 from compressor.quantized import QuantizedWeight
 from compressor.rounding import round_inputs_of
-
-# Inputs of linears that are needed once more are kept up to this many bytes; beyond, they are computed again.
-KEPT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -54,27 +54,6 @@ BRANCHES = (
     Branch("input_layernorm", "self_attn", ("q_proj", "k_proj", "v_proj"), "o_proj"),
     Branch("post_attention_layernorm", "mlp", ("gate_proj", "up_proj"), "down_proj"),
 )
-
-
-class Replay:
-    """Batches that are gone through more than once: kept if all of them fit in KEPT_BYTES, else made again."""
-
-    def __init__(self, make: Callable[[], Iterator[torch.Tensor]], nbytes: int) -> None:
-        self._make = make
-        self._kept: list[torch.Tensor] | None = None
-        self._fits = nbytes <= KEPT_BYTES
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        if self._kept is not None:
-            return iter(self._kept)
-        return self._keeping() if self._fits else self._make()
-
-    def _keeping(self) -> Iterator[torch.Tensor]:
-        kept = []
-        for batch in self._make():
-            kept.append(batch)
-            yield batch
-        self._kept = kept
 
 
 class Lane:
@@ -113,6 +92,12 @@ class Lane:
         width = self.layer.get_parameter(f"{linear}.weight").shape[1]
         return samples * length * width * self.dtype.itemsize
 
+    def release(self, linears: Iterable[str]) -> None:
+        """Let go of weights that are not needed any more."""
+        for linear in linears:
+            module: Any = self.layer.get_submodule(linear)
+            module.weight = None
+
     def finish(self, branch: Branch, inner: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Add what the branch makes of `inner` to the hidden states; yields each batch of it before."""
         last = self.layer.get_submodule(branch.body).get_submodule(branch.last)
@@ -128,10 +113,11 @@ class LayerWalk:
         text: the layer, whose linears may be given new weights between two stages.
         original: the layer as it was, with the first samples as they are without any change to the model; their
             difference goes into the statistics.
+        scratch: folder for activations that are too large to keep in memory.
     """
 
-    def __init__(self, text: Lane, original: Lane | None = None) -> None:
-        self._text, self._original = text, original
+    def __init__(self, text: Lane, original: Lane | None, scratch: Path) -> None:
+        self._text, self._original, self._scratch = text, original, scratch
 
     def replace(self, linear: str, weight: Weight) -> None:
         """Give a linear (named as in `Stage.linears`) a new weight; it reads its inputs rounded if that asks for it."""
@@ -150,22 +136,33 @@ class LayerWalk:
     def _stages_of(self, branch: Branch) -> Iterator[Stage]:
         text, original = self._text, self._original
         first, last = tuple(f"{branch.body}.{name}" for name in branch.first), f"{branch.body}.{branch.last}"
-        read = Replay(lambda: text.read(branch), text.bytes_into(first[0]))
-        yield Stage(first, _observe(read, original.read(branch) if original else ()))
+        read, inner = (Spool(text.bytes_into(linear), self._scratch) for linear in (first[0], last))
+        references = original.read(branch) if original else ()
+        yield Stage(first, _observe(read.keep(text.read(branch)), references))
 
-        inner = Replay(lambda: text.inner(branch, read), text.bytes_into(last))
+        weight = text.layer.get_parameter(f"{last}.weight")
+        through = weight if weight.shape[0] < weight.shape[1] else None
         references = original.finish(branch, original.inner(branch, original.read(branch))) if original else ()
-        yield Stage((last,), _observe(inner, references))
+        statistics = _observe(inner.keep(text.inner(branch, read)), references, through)
+        # Memory is short at the last linear of a wide MLP: what has done its work goes before.
+        del read, weight, through
+        text.release(first)
+        if original:
+            original.release((*first, last))
+        yield Stage((last,), statistics)
 
         for _ in text.finish(branch, inner):
             pass
+        text.release((last,))
 
 
-def _observe(inputs: Iterable[torch.Tensor], references: Iterable[torch.Tensor]) -> InputStatistics:
-    """Statistics of batches of inputs; the references belong to the first of them."""
+def _observe(
+    inputs: Iterable[torch.Tensor], references: Iterable[torch.Tensor], through: torch.Tensor | None = None
+) -> InputStatistics:
+    """Statistics of batches of inputs; the references belong to the first of them, `through` is for their drift."""
     statistics: InputStatistics | None = None
     for batch, reference in zip_longest(inputs, references):
-        statistics = statistics or InputStatistics(batch.shape[-1])
+        statistics = statistics or InputStatistics(batch.shape[-1], through)
         statistics.add(batch, reference)
     assert statistics is not None  # there is always text
     return statistics
@@ -200,10 +197,18 @@ class Stream:
 
     Args:
         originals: how many of the samples also go through the model as it is, without the changes made on the way.
+        scratch: folder for activations that are too large to keep in memory; None is the system's.
     """
 
-    def __init__(self, decoder: Decoder, tokens: torch.Tensor, dtype: torch.dtype, originals: int = 0) -> None:
-        self._decoder, self._dtype = decoder, dtype
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokens: torch.Tensor,
+        dtype: torch.dtype,
+        originals: int = 0,
+        scratch: Path | None = None,
+    ) -> None:
+        self._decoder, self._dtype, self._scratch = decoder, dtype, scratch or Path(gettempdir())
         self.hidden = decoder.embed(tokens)
         self.original = self.hidden[:originals].clone()
 
@@ -213,7 +218,7 @@ class Stream:
         context = self._decoder.context(block.index, self.hidden.shape[1])
         layer = self._decoder.layer(block, self._dtype)
         original = Lane(_sharing(layer), context, self.original, self._dtype) if len(self.original) else None
-        return LayerWalk(Lane(layer, context, self.hidden, self._dtype), original)
+        return LayerWalk(Lane(layer, context, self.hidden, self._dtype), original, self._scratch)
 
     def at_head(self) -> InputStatistics:
         """Statistics of what lm_head reads; the hidden states go through the final norm."""

@@ -29,12 +29,12 @@ class Block:
 
     `weights` maps full parameter names (`model.layers.0.mlp.up_proj.weight`) to a tensor or a QuantizedWeight.
     With an fp8 key-value cache, its scales are among them: keys are rounded after the rotary embedding, values as
-    they are projected.
+    they are projected. Whoever is handed a block may take weights out of it that are replaced anyway.
     """
 
     name: str
     index: int | None
-    weights: Mapping[str, Weight]
+    weights: dict[str, Weight]
 
     def with_weights(self, changed: Mapping[str, Weight]) -> Block:
         return replace(self, weights={**self.weights, **changed})

@@ -17,7 +17,8 @@ from compressor.checkpoint import CACHE_SCALES, Block, Checkpoint, Weight
 from compressor.quantized import QuantizedWeight
 from compressor.rounding import round_cache_of, round_inputs, round_inputs_of
 
-TOKENS_PER_BATCH = 4096  # rows of one forward call: enough to fill the matrix units, little next to a block
+# Of the hidden states in one forward call: enough rows to fill the matrix units, little next to a block.
+ELEMENTS_PER_BATCH = 1 << 21
 BODIES = ("self_attn.", "mlp.")  # of a decoder layer; the rest are norms
 
 
@@ -133,8 +134,8 @@ def dense(weight: Weight, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def batches(hidden: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Views of [samples, length, hidden_size] along the samples, each of about TOKENS_PER_BATCH rows."""
-    return iter(hidden.split(max(1, TOKENS_PER_BATCH // hidden.shape[1])))
+    """Views of [samples, length, hidden_size] along the samples, of at most ELEMENTS_PER_BATCH or a sample."""
+    return iter(hidden.split(max(1, ELEMENTS_PER_BATCH // hidden[0].numel())))
 
 
 def rotary_tables(config: Mapping[str, Any], length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -39,6 +39,8 @@ class ShardWriter:
         if self._pending and _nbytes(self._pending) + _nbytes(tensors) > SHARD_BYTES:
             self._flush()
         self._pending |= tensors
+        if _nbytes(self._pending) >= SHARD_BYTES:
+            self._flush()
 
     def finish(self) -> None:
         """Write what is pending and the index; a single shard has the plain name and no index."""

@@ -55,7 +55,7 @@ class CalibratedPass(Pass):
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
         assert context.tokens is not None  # `needs` says so
         originals = self.originals(len(context.tokens))
-        stream = Stream(Decoder(checkpoint), context.tokens, self.working_dtype, originals)
+        stream = Stream(Decoder(checkpoint), context.tokens, self.working_dtype, originals, context.out.parent)
 
         def edit(block: Block) -> Block:
             if block.name == "embedding":

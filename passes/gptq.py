@@ -52,33 +52,33 @@ def solve(
 def _solve_rows(
     weight: torch.Tensor, hessian: Hessian, scheme: Scheme, scale_search: bool, sweeps: int
 ) -> QuantizedWeight:
-    grid = fit_grid(weight, scheme, hessian.matrix.diagonal(), scale_search)
+    grid = fit_grid(weight, scheme, hessian.moments.diagonal(), scale_search)
     turned = weight.T.contiguous()
     codes = torch.empty_like(turned)
     codes[hessian.order] = _round_columns(turned[hessian.order], hessian, grid, scheme)
     if sweeps:
-        grid = refine(turned, codes, grid, hessian.matrix, scheme, sweeps)
+        grid = refine(turned, codes, grid, hessian.moments, scheme, sweeps)
     return assemble(codes.T.contiguous(), scheme, grid)
 
 
 def _round_columns(weight: torch.Tensor, hessian: Hessian, grid: Grid, scheme: Scheme) -> torch.Tensor:
-    """Codes of a weight turned and in the order of rounding, [in_features, out_features]."""
+    """Codes of a weight turned and in the Hessian's order, [in_features, out_features]."""
     factor, count = hessian.factor, len(weight)
     scales = grid.scales.T.contiguous()
     zero_points = None if grid.zero_points is None else grid.zero_points.T.contiguous()
     groups = (hessian.order // (count // len(scales))).tolist()
     diagonal = factor.diagonal().tolist()
     codes, errors = torch.empty_like(weight), torch.empty_like(weight)
-    for start in range(0, count, COLUMNS_AT_ONCE):
-        end = min(start + COLUMNS_AT_ONCE, count)
-        # What the inputs before have left for each of these to make up for.
-        owed = factor[:start, start:end].T @ errors[:start]
-        for column in range(start, end):
+    for end in range(count, 0, -COLUMNS_AT_ONCE):
+        start = max(0, end - COLUMNS_AT_ONCE)
+        # What those rounded before have left for each of these to make up for.
+        owed = factor[end:, start:end].T @ errors[end:]
+        for column in reversed(range(start, end)):
             scale, zero = scales[groups[column]], 0.0 if zero_points is None else zero_points[groups[column]]
             wanted = torch.add(weight[column], owed[column - start], alpha=1 / diagonal[column])
             codes[column] = round_to_grid(wanted, scale, zero, scheme)
             torch.sub(weight[column], (codes[column] - zero) * scale, out=errors[column])
-            owed[column + 1 - start :].addr_(factor[column, column + 1 : end], errors[column])
+            owed[: column - start].addr_(factor[column, start:column], errors[column])
     return codes
 
 
@@ -110,7 +110,7 @@ class GPTQ(SequentialPass, InputRoundingPass):
         return max(samples // ORIGINALS_SHARE, min(samples, FEWEST_ORIGINALS)) if self.propagation else 0
 
     def quantize(
-        self, weights: Mapping[str, torch.Tensor], statistics: InputStatistics, context: PassContext
+        self, weights: dict[str, torch.Tensor], statistics: InputStatistics, context: PassContext
     ) -> dict[str, Weight]:
         bunches = list(self._bunches(weights))
         wanted = [_stacked([weights[name] for name in names]) for names in bunches]
@@ -118,15 +118,17 @@ class GPTQ(SequentialPass, InputRoundingPass):
         if drift is not None:
             wanted = corrected(wanted, drift)
             del drift  # as large as the Hessian
-        hessian = Hessian.of(statistics.gram, self.damping, self.act_order)
+        hessian = Hessian.of(statistics.moments, self.damping, self.act_order)
         context.notes.extend(f"{next(iter(weights))}: {remark}" for remark in hessian.remarks())
         rounded: dict[str, Weight] = {}
+        rows = {name: len(weight) for name, weight in weights.items()}
+        weights.clear()
         for names, weight in zip(bunches, wanted, strict=True):
             scheme = self.scheme_of(names[0])
             solved = solve(weight, hessian, scheme, scale_search=self.scale_search, sweeps=self.sweeps)
-            parts = split_rows(solved, [len(weights[name]) for name in names])
+            parts = split_rows(solved, [rows[name] for name in names])
             rounded |= {f"{name}.weight": part for name, part in zip(names, parts, strict=True)}
-        return with_input_scales(rounded, dict.fromkeys(weights, statistics.largest.amax()), context)
+        return with_input_scales(rounded, dict.fromkeys(rows, statistics.largest.amax()), context)
 
     def _bunches(self, weights: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
         """Names of neighbours that are solved together: of one scheme, and small."""

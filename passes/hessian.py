@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from calibration.activations import SecondMoments
 from compressor.errors import RunError
 
 # Shares of each input's own second moment that are added when the matrix is not positive definite: relative to the
@@ -18,41 +19,42 @@ class Hessian:
     """Second moments of the inputs of a linear, made ready for rounding its weight.
 
     Attributes:
-        matrix: damped mean of x xᵀ, float32 [in_features, in_features].
-        order: int64 [in_features], inputs in the order in which their weights are rounded.
-        factor: R, upper triangular with R Rᵀ = `matrix` in that order. Rounding weight j adds
-            (Σ_{i<=j} R_ij (w_i - q_i))² to the squared error of the output.
+        moments: damped mean of x xᵀ.
+        order: int64 [in_features], inputs in an order in which the last is the first whose weight is rounded.
+        factor: L, lower triangular with L Lᵀ = `moments` in that order. Rounding weight j adds
+            (Σ_{i>=j} L_ij (w_i - q_i))² to the squared error of the output, which depends on earlier ones only.
         dead_inputs: how many inputs were never active. They are independent of all others: rounded to nearest.
         rescue: share of its own second moment that each input was given to make the matrix positive definite.
     """
 
-    matrix: torch.Tensor
+    moments: SecondMoments
     order: torch.Tensor
     factor: torch.Tensor
     dead_inputs: int
     rescue: float
 
     @classmethod
-    def of(cls, gram: torch.Tensor, damping: float, act_order: bool) -> Hessian:
-        """Make a gram matrix ready.
+    def of(cls, moments: SecondMoments, damping: float, act_order: bool) -> Hessian:
+        """Make second moments ready.
 
         Args:
-            gram: float32 [in_features, in_features], mean of x xᵀ over the calibration inputs. It is used up: `matrix`
-                is the same memory.
+            moments: mean of x xᵀ over the calibration inputs; its diagonal is raised in place.
             damping: fraction of the mean diagonal that is added to the diagonal.
             act_order: round the inputs with the largest second moment first.
 
         Raises:
             RunError: the matrix cannot be made positive definite.
         """
-        energy = gram.diagonal().clone()
+        energy = moments.diagonal()
         mean = energy.mean().clamp(min=1e-12)
-        order = torch.argsort(energy, descending=True, stable=True) if act_order else torch.arange(len(energy))
+        order = (torch.argsort(energy, descending=True, stable=True) if act_order else torch.arange(len(energy))).flip(
+            0
+        )
         for rescue in RESCUES:
-            gram.diagonal().copy_(energy + torch.where(energy == 0, mean, damping * mean + rescue * energy))
-            factor = _upper_factor(gram, order)
+            moments.set_diagonal(energy + torch.where(energy == 0, mean, damping * mean + rescue * energy))
+            factor = factor_in_place(moments.matrix(order))
             if factor is not None:
-                return cls(gram, order, factor, int((energy == 0).sum()), rescue)
+                return cls(moments, order, factor, int((energy == 0).sum()), rescue)
         raise RunError(
             "The calibration statistics of a layer cannot be made positive definite.", "Use more calibration text."
         )
@@ -73,10 +75,3 @@ def factor_in_place(matrix: torch.Tensor) -> torch.Tensor | None:
     failed = torch.zeros((), dtype=torch.int32)
     torch.linalg.cholesky_ex(columns, out=(columns, failed))
     return None if failed else columns
-
-
-def _upper_factor(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor | None:
-    """R, upper triangular with R Rᵀ = the matrix in this order, or None where it is not positive definite."""
-    backwards = order.flip(0)
-    lower = factor_in_place(matrix[backwards.unsqueeze(1), backwards])
-    return None if lower is None else lower.flip(0, 1)

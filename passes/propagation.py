@@ -25,15 +25,15 @@ def corrected(weights: Sequence[torch.Tensor], drift: Drift) -> list[torch.Tenso
 
     Args:
         weights: float32 [out_features, in_features] each, of linears that read the same inputs.
-        drift: of those; `cross` is used up, its memory is worked in.
+        drift: of those; used up.
 
     Raises:
         RunError: the second moments are not positive definite beside their ridge.
     """
-    targets = [weight @ drift.cross for weight in weights]
+    targets = [drift.cross] if drift.applied else [weight @ drift.cross for weight in weights]
     # H is of the same inputs as the drift: then too little text fits badly, not wildly.
-    ridged = drift.cross.copy_(drift.gram)
-    ridged.diagonal().add_(RIDGE * drift.gram.diagonal().mean().clamp(min=1e-12))
+    ridged = drift.moments.matrix()
+    ridged.diagonal().add_(RIDGE * ridged.diagonal().mean().clamp(min=1e-12))
     factor = factor_in_place(ridged)
     if factor is None:
         raise RunError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from calibration.activations import SecondMoments
 from compressor.quantized import Scheme, shared_scale
 from passes.grid import Grid
 
@@ -17,7 +18,7 @@ COLUMNS_AT_ONCE = 128  # inputs whose gradient is kept up to date while their in
 
 
 def refine(
-    weight: torch.Tensor, codes: torch.Tensor, grid: Grid, matrix: torch.Tensor, scheme: Scheme, sweeps: int
+    weight: torch.Tensor, codes: torch.Tensor, grid: Grid, moments: SecondMoments, scheme: Scheme, sweeps: int
 ) -> Grid:
     """Go over integers and scales `sweeps` times.
 
@@ -25,7 +26,7 @@ def refine(
         weight: the original one, float32 [in_features, out_features] (turned).
         codes: of the same shape; changed in place.
         grid: of the codes; the zero points stay as they are.
-        matrix: H, float32 [in_features, in_features].
+        moments: H, of the inputs.
 
     Returns:
         The grid with better scales.
@@ -35,11 +36,11 @@ def refine(
     width = len(codes) // len(scales)
     residual = weight - _values(codes, scales, zero_points)
     for _ in range(sweeps):
-        _move_codes(residual, codes, scales, zero_points, matrix, scheme)
+        _move_codes(residual, codes, scales, zero_points, moments, scheme)
         for group in range(len(scales)):
             rows = slice(group * width, (group + 1) * width)
             levels = codes[rows] if zero_points is None else codes[rows] - zero_points[group]
-            _refit_scale(residual, levels, scales[group], matrix, rows, scheme)
+            _refit_scale(residual, levels, scales[group], moments, rows, scheme)
     return Grid(scales.T.contiguous(), grid.zero_points)
 
 
@@ -48,16 +49,17 @@ def _move_codes(
     codes: torch.Tensor,
     scales: torch.Tensor,
     zero_points: torch.Tensor | None,
-    matrix: torch.Tensor,
+    moments: SecondMoments,
     scheme: Scheme,
 ) -> None:
     """One pass over all inputs; `residual` (weight minus its rounded value) and `codes` are kept up to date."""
     count = len(codes)
     width = count // len(scales)
-    curvature = matrix.diagonal().tolist()
+    curvature = moments.diagonal().tolist()
     for start in range(0, count, COLUMNS_AT_ONCE):
         end = min(start + COLUMNS_AT_ONCE, count)
-        gradient, changes = matrix[start:end] @ residual, torch.empty_like(residual[start:end])
+        matrix = moments.rows(start, end)
+        gradient, changes = matrix @ residual, torch.empty_like(residual[start:end])
         rows = zip(range(start, end), codes[start:end], gradient, changes, strict=True)
         for column, code, slope, change in rows:
             scale = scales[column // width]
@@ -65,16 +67,25 @@ def _move_codes(
             best.round_().clamp_(scheme.lowest, scheme.highest)
             torch.sub(best, code, out=change).mul_(scale)
             code.copy_(best)
-            gradient[column - start + 1 :].addr_(matrix[column + 1 : end, column], change, alpha=-1)
+            gradient[column - start + 1 :].addr_(matrix[column - start, column + 1 : end], change, alpha=-1)
         residual[start:end] -= changes
 
 
 def _refit_scale(
-    residual: torch.Tensor, levels: torch.Tensor, scale: torch.Tensor, matrix: torch.Tensor, rows: slice, scheme: Scheme
+    residual: torch.Tensor,
+    levels: torch.Tensor,
+    scale: torch.Tensor,
+    moments: SecondMoments,
+    rows: slice,
+    scheme: Scheme,
 ) -> None:
     """Least squares for the scale of one group, in place; taken where, rounded to a storable number, it is better."""
-    gain = ((matrix[rows] @ residual) * levels).sum(0)
-    curvature = ((matrix[rows, rows] @ levels) * levels).sum(0).clamp_(min=torch.finfo(torch.float32).tiny)
+    gain, curvature = torch.zeros_like(scale), torch.full_like(scale, torch.finfo(torch.float32).tiny)
+    for start in range(rows.start, rows.stop, COLUMNS_AT_ONCE):
+        end = min(start + COLUMNS_AT_ONCE, rows.stop)
+        matrix, own = moments.rows(start, end), levels[start - rows.start : end - rows.start]
+        gain += ((matrix @ residual) * own).sum(0)
+        curvature += ((matrix[:, rows] @ levels) * own).sum(0)
     wanted = shared_scale((scale + gain / curvature).clamp_(min=0), scheme.bits)
     change = wanted - scale
     change.mul_(change * (2 * gain - change * curvature) > 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,13 +21,13 @@ class SequentialPass(CalibratedPass, QuantizingPass):
 
     @abstractmethod
     def quantize(
-        self, weights: Mapping[str, torch.Tensor], statistics: InputStatistics, context: PassContext
+        self, weights: dict[str, torch.Tensor], statistics: InputStatistics, context: PassContext
     ) -> dict[str, Weight]:
         """Quantize layers that read the same input.
 
         Args:
-            weights: float32 [out_features, in_features], by layer name.
-            statistics: of that input.
+            weights: float32 [out_features, in_features], by layer name; may be emptied.
+            statistics: of that input; may be used up.
 
         Returns:
             The new weights by parameter name.
@@ -39,13 +38,16 @@ class SequentialPass(CalibratedPass, QuantizingPass):
         quantized: dict[str, Weight] = {}
         for stage in walk.stages():
             # Weights are widened to float32 a stage at a time, not a block at a time.
-            read = {f"{prefix}{name}.weight": block.weights[f"{prefix}{name}.weight"] for name in stage.linears}
-            weights = self.weights_to_quantize(replace(block, weights=read), checkpoint)
+            names = [f"{prefix}{name}.weight" for name in stage.linears]
+            read = replace(block, weights={name: block.weights[name] for name in names})
+            weights = self.weights_to_quantize(read, checkpoint)
+            del read
             if not weights:
                 continue
             rounded = self._quantize(weights, stage.statistics, context)
             for name, weight in rounded.items():
                 walk.replace(name.removeprefix(prefix).removesuffix(".weight"), weight)
+                del block.weights[name]  # as much memory again as the layer that is walked
             quantized |= rounded
         return block.with_weights(quantized)
 
@@ -54,7 +56,7 @@ class SequentialPass(CalibratedPass, QuantizingPass):
         return block.with_weights(self._quantize(weights, stream.at_head(), context)) if weights else block
 
     def _quantize(
-        self, weights: Mapping[str, torch.Tensor], statistics: InputStatistics, context: PassContext
+        self, weights: dict[str, torch.Tensor], statistics: InputStatistics, context: PassContext
     ) -> dict[str, Weight]:
         check_finite(statistics, next(iter(weights)))
         return self.quantize(weights, statistics, context)

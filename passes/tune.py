@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -156,13 +156,13 @@ class Tune(SequentialPass):
         return super().plan(architecture, schemes)
 
     def quantize(
-        self, weights: Mapping[str, torch.Tensor], statistics: InputStatistics, context: PassContext
+        self, weights: dict[str, torch.Tensor], statistics: InputStatistics, context: PassContext
     ) -> dict[str, Weight]:
         """What linears start from."""
         if self.start == "gptq":
             options = {field.name: getattr(self, field.name) for field in fields(SequentialPass)}
             return GPTQ(**options).quantize(weights, statistics, context)
-        importance = statistics.gram.diagonal()
+        importance = statistics.moments.diagonal()
         return {f"{name}.weight": self._nearest(name, weight, importance) for name, weight in weights.items()}
 
     def _nearest(self, name: str, weight: torch.Tensor, importance: torch.Tensor) -> QuantizedWeight:
@@ -172,7 +172,7 @@ class Tune(SequentialPass):
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
         assert context.tokens is not None  # `needs` says so
         decoder, dtype = Decoder(checkpoint), self.working_dtype
-        stream = Stream(decoder, context.tokens, dtype, originals=len(context.tokens))
+        stream = Stream(decoder, context.tokens, dtype, len(context.tokens), context.out.parent)
         shares: list[float] = []
 
         def edit(block: Block) -> Block:
@@ -181,7 +181,8 @@ class Tune(SequentialPass):
             if block.index is None:
                 return self.edit_head(block, stream, checkpoint, context)
             inputs = stream.hidden.clone()
-            start = self.edit_layer(block, stream.enter(block), checkpoint, context)
+            emptied = replace(block, weights=dict(block.weights))
+            start = self.edit_layer(emptied, stream.enter(block), checkpoint, context)
             layer = LearnedLayer(decoder, block, start, dtype)
             if not layer.weights:
                 return start

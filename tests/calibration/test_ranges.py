@@ -41,10 +41,10 @@ def observed(root):
     return inputs, cache
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 4096])
+@pytest.mark.parametrize("elements", [1, 1 << 21])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-def test_they_are_those_of_the_whole_model(tiny_model, monkeypatch, family, rows_at_once):
-    monkeypatch.setattr(decoder_module, "TOKENS_PER_BATCH", rows_at_once)
+def test_they_are_those_of_the_whole_model(tiny_model, monkeypatch, family, elements):
+    monkeypatch.setattr(decoder_module, "ELEMENTS_PER_BATCH", elements)
     root = tiny_model(family, tied=False)
     for found, expected in zip(observed(root), reference(root), strict=True):
         assert found.keys() == expected.keys()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calibration import walk
+from calibration import spool
 from calibration.walk import Stream
 from compressor.architecture import FAMILIES
 from compressor.checkpoint import Checkpoint
@@ -19,7 +19,7 @@ STAGES = [
 @pytest.fixture
 def small_batches(monkeypatch):
     """Several batches of samples, the last one not full."""
-    monkeypatch.setattr("compressor.decoder.TOKENS_PER_BATCH", 5 * 96)
+    monkeypatch.setattr("compressor.decoder.ELEMENTS_PER_BATCH", 5 * 96 * 64)
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def test_stages_see_what_the_whole_layer_shows(family, tiny_model, small_batches
 
 @pytest.mark.parametrize("kept", [0, 1 << 30])
 def test_replaced_linears_are_what_later_stages_and_blocks_see(kept, tiny_model, small_batches, monkeypatch):
-    monkeypatch.setattr(walk, "KEPT_BYTES", kept)
+    monkeypatch.setattr(spool, "KEPT_BYTES", kept)
     decoder = Decoder(Checkpoint.open(tiny_model("llama")))
     stream = Stream(decoder, TOKENS, torch.float32)
     block = decoder.checkpoint.block("layers.0")
@@ -82,10 +82,13 @@ def test_drift_is_towards_the_layer_without_changes(tiny_model, small_batches):
         for stage in stepping.stages():
             reference = references[stage.linears[0]]
             inputs = seen[stage.linears[0]][: len(reference)]
-            wanted = (reference - inputs).T @ inputs / len(inputs)
             drift = stage.statistics.drift
+            weight = block.weights[f"model.layers.{index}.{stage.linears[0]}.weight"]
+            assert drift.applied == (weight.shape[0] < weight.shape[1])
+            through = weight if drift.applied else torch.eye(weight.shape[1])
+            wanted = through @ (reference - inputs).T @ inputs / len(inputs)
             assert torch.allclose(drift.cross, wanted, atol=1e-4 * float(wanted.abs().max()) + 1e-6)
-            assert torch.allclose(drift.gram, inputs.T @ inputs / len(inputs), atol=1e-4)
+            assert torch.allclose(drift.moments.matrix(), inputs.T @ inputs / len(inputs), atol=1e-4)
             everything = seen[stage.linears[0]]
             assert torch.allclose(stage.statistics.gram, everything.T @ everything / len(everything), atol=1e-4)
             for name in stage.linears:

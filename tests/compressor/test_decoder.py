@@ -80,7 +80,7 @@ def test_half_precision_weights_are_computed_in_float32(tiny_model, tokens):
 def test_batches_make_no_difference(tiny_model, tokens, monkeypatch):
     checkpoint = Checkpoint.open(tiny_model("llama"))
     together = logits(checkpoint, tokens)
-    monkeypatch.setattr(decoder_module, "TOKENS_PER_BATCH", 1)
+    monkeypatch.setattr(decoder_module, "ELEMENTS_PER_BATCH", 1)
     torch.testing.assert_close(logits(checkpoint, tokens), together, atol=1e-5, rtol=1e-5)
 
 

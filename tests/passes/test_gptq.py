@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calibration.activations import InputStatistics
+from calibration.activations import InputStatistics, SecondMoments
 from compressor.quantized import Scheme
 from passes import gptq
 from passes.gptq import solve
@@ -18,14 +18,14 @@ def problem():
     return torch.randn(24, 64, generator=generator), inputs
 
 
-def gram_of(inputs):
+def moments_of(inputs):
     statistics = InputStatistics(inputs.shape[1])
     statistics.add(inputs)
-    return statistics.gram
+    return statistics.moments
 
 
 def hessian_of(inputs, act_order=True):
-    return Hessian.of(gram_of(inputs), 0.01, act_order)
+    return Hessian.of(moments_of(inputs), 0.01, act_order)
 
 
 def output_error(weight, quantized, inputs):
@@ -55,7 +55,7 @@ def test_codes_equal_the_textbook_algorithm(problem, symmetric, group_size):
     weight, inputs = problem
     scheme = Scheme(4, group_size, symmetric)
     ours = solve(weight, hessian_of(inputs, act_order=False), scheme, scale_search=False, sweeps=0)
-    theirs = textbook_gptq(weight, gram_of(inputs), scheme, 0.01)
+    theirs = textbook_gptq(weight, moments_of(inputs).matrix(), scheme, 0.01)
     # float32 against float64 may tip a value that lies on the border between two codes, and what follows from it
     assert (ours.codes == theirs).float().mean() > 0.99
 
@@ -82,7 +82,9 @@ def test_act_order_leaves_groups_as_they_lie(problem):
 def test_independent_inputs_are_rounded_to_nearest():
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(3))
     scheme = Scheme(4, 32)
-    solved = solve(weight, Hessian.of(torch.eye(64), 0.01, True), scheme, scale_search=False, sweeps=0)
+    solved = solve(
+        weight, Hessian.of(SecondMoments.of(torch.eye(64)), 0.01, True), scheme, scale_search=False, sweeps=0
+    )
     nearest = quantize(weight, scheme, fit_grid(weight, scheme, None, search=False))
     assert torch.equal(solved.codes, nearest.codes)
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from calibration.activations import SecondMoments
 from compressor.quantized import Scheme, shared_scale
 from passes.gptq import solve
 from passes.grid import Grid, fit_grid, quantize
@@ -26,7 +27,7 @@ def nearest(weight, scheme):
 
 def gptq(weight, scheme):
     inputs = random(512, 64, seed=1) @ random(64, 64, seed=2)
-    return solve(weight, Hessian.of(inputs.T @ inputs / 512, 0.01, act_order=True), scheme)
+    return solve(weight, Hessian.of(SecondMoments.of(inputs.T @ inputs / 512), 0.01, act_order=True), scheme)
 
 
 def start_of(rounded):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calibration.activations import Drift, InputStatistics
+from calibration.activations import Drift, InputStatistics, SecondMoments
 from compressor.errors import RunError
 from passes import propagation
 from passes.calibrated import check_finite
@@ -18,8 +18,7 @@ def problem(noise):
 
 
 def correction(statistics, weight):
-    drift = statistics.drift
-    return corrected([weight], Drift(drift.cross.clone(), drift.gram))[0]
+    return corrected([weight], statistics.drift)[0]
 
 
 def test_inputs_that_have_not_drifted_leave_the_weight_alone():
@@ -50,7 +49,7 @@ def test_correction_brings_outputs_closer():
 
 def test_statistics_that_cannot_be_factored_are_an_error():
     with pytest.raises(RunError, match="positive definite"):
-        corrected([torch.ones(2, 4)], Drift(torch.zeros(4, 4), -3 * torch.eye(4)))
+        corrected([torch.ones(2, 4)], Drift(torch.zeros(4, 4), SecondMoments.of(-3 * torch.eye(4)), applied=False))
 
 
 def test_overflow_of_the_original_alone_names_the_layer():

@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 
+from calibration.activations import SecondMoments
 from compressor.quantized import QuantizedWeight, Scheme, shared_scale
 from passes.grid import Grid, fit_grid, quantize
 from passes.refine import _refit_scale, refine
@@ -34,7 +35,7 @@ def test_no_sweep_raises_the_error_of_any_row(symmetric, group_size):
     codes, grid = rounded(weight, scheme)
     before = error(weight, codes, grid, scheme, matrix)
     for _ in range(3):
-        grid = refine(weight.T.contiguous(), codes, grid, matrix, scheme, sweeps=1)
+        grid = refine(weight.T.contiguous(), codes, grid, SecondMoments.of(matrix), scheme, sweeps=1)
         after = error(weight, codes, grid, scheme, matrix)
         assert (after <= before * (1 + 1e-4)).all()
         before = after
@@ -48,7 +49,7 @@ def test_error_falls_well_below_that_of_rounding_to_nearest():
     scheme = Scheme(4, 32)
     codes, grid = rounded(weight, scheme)
     before = error(weight, codes, grid, scheme, matrix).sum()
-    grid = refine(weight.T.contiguous(), codes, grid, matrix, scheme, sweeps=4)
+    grid = refine(weight.T.contiguous(), codes, grid, SecondMoments.of(matrix), scheme, sweeps=4)
     assert error(weight, codes, grid, scheme, matrix).sum() < 0.6 * before
 
 
@@ -59,7 +60,7 @@ def test_integers_end_where_no_single_move_helps():
     codes, grid = rounded(weight, scheme)
     for _ in range(30):
         kept = Grid(grid.scales.clone(), None)
-        refine(weight.T.contiguous(), codes, kept, matrix, scheme, sweeps=1)
+        refine(weight.T.contiguous(), codes, kept, SecondMoments.of(matrix), scheme, sweeps=1)
     best = error(weight, codes, grid, scheme, matrix)
     for column, code in itertools.product(range(32), range(-8, 8)):
         moved = codes.clone()
@@ -76,6 +77,6 @@ def test_scale_is_that_of_least_squares():
     wanted = ((exact @ matrix.double()) * weight.double()).sum(1) / ((exact @ matrix.double()) * exact).sum(1)
     scale = torch.full((4,), 100.0)
     residual = weight.T - codes * scale
-    _refit_scale(residual, codes, scale, matrix, slice(0, 32), scheme)
+    _refit_scale(residual, codes, scale, SecondMoments.of(matrix), slice(0, 32), scheme)
     assert torch.allclose(scale.double(), wanted, rtol=2**-8)
     assert torch.allclose(residual, weight.T - codes * scale, atol=1e-3)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from calibration.activations import SecondMoments
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder, dense
 from compressor.errors import RunError
@@ -16,7 +17,7 @@ SCHEME = Scheme(4, 32)
 
 
 def rounded_by_gptq(weight, gram, scheme):
-    return solve(weight, Hessian.of(gram.clone(), 0.01, act_order=True), scheme, sweeps=0)
+    return solve(weight, Hessian.of(SecondMoments.of(gram), 0.01, act_order=True), scheme, sweeps=0)
 
 
 def measure(root, tokens=TOKENS, damping=0.01):

@@ -1,0 +1,51 @@
+"""Activations that are gone through more than once: few in memory, many in a file that vanishes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import torch
+
+KEPT_BYTES = 96 << 20  # in memory; beyond, writing and reading a file costs little next to the products it is used in
+
+
+class Spool:
+    """Keeps batches as they go by, and gives them again as often as wanted.
+
+    Args:
+        nbytes: what all of them will take.
+        folder: where the file is made, if one is needed.
+    """
+
+    def __init__(self, nbytes: int, folder: Path) -> None:
+        # It is closed, and with that gone, when this object is.
+        self._file: Any = None if nbytes <= KEPT_BYTES else TemporaryFile(dir=folder)  # noqa: SIM115
+        self._kept: list[torch.Tensor] = []  # with a file, their shapes alone
+
+    def keep(self, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The batches, each kept before it is handed on; called once."""
+        for batch in batches:
+            if self._file is None:
+                self._kept.append(batch)
+            else:
+                self._file.write(_bytes(batch.contiguous()))
+                self._kept.append(batch.to("meta"))
+            yield batch
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        if self._file is None:
+            yield from self._kept
+            return
+        self._file.seek(0)
+        for shape in self._kept:
+            batch = torch.empty_like(shape, device="cpu")
+            self._file.readinto(_bytes(batch))
+            yield batch
+
+
+def _bytes(tensor: torch.Tensor) -> Any:
+    """The memory of a contiguous tensor."""
+    return tensor.view(-1).view(torch.uint8).numpy()
