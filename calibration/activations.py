@@ -35,6 +35,10 @@ class SecondMoments:
         copy.width, copy._strips = self.width, [strip.clone() for strip in self._strips]
         return copy
 
+    @property
+    def nbytes(self) -> int:
+        return sum(strip.nbytes for strip in self._strips)
+
     def diagonal(self) -> torch.Tensor:
         """A copy of it, float32 [width]."""
         return torch.cat([strip.diagonal() for strip in self._strips])

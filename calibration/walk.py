@@ -23,8 +23,12 @@ from calibration.activations import InputStatistics
 from calibration.spool import Spool
 from compressor.checkpoint import Block, Weight
 from compressor.decoder import Decoder, batches, dense
+from compressor.memory import give_back
 from compressor.quantized import QuantizedWeight
 from compressor.rounding import round_inputs_of
+
+# Second moments from which on it is worth a moment to give freed memory back before more of their size is needed.
+WIDE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,8 @@ class LayerWalk:
         text.release(first)
         if original:
             original.release((*first, last))
+        if statistics.moments.nbytes >= WIDE_BYTES:
+            give_back()
         yield Stage((last,), statistics)
 
         for _ in text.finish(branch, inner):

@@ -14,11 +14,12 @@ from torch import nn
 
 from compressor.architecture import EMBEDDING, full_config
 from compressor.checkpoint import CACHE_SCALES, Block, Checkpoint, Weight
-from compressor.quantized import QuantizedWeight
+from compressor.quantized import QuantizedWeight, split_rows
 from compressor.rounding import round_cache_of, round_inputs, round_inputs_of
 
 # Of the hidden states in one forward call: enough rows to fill the matrix units, little next to a block.
 ELEMENTS_PER_BATCH = 1 << 21
+ROWS_AT_ONCE = 256
 BODIES = ("self_attn.", "mlp.")  # of a decoder layer; the rest are norms
 
 
@@ -130,7 +131,17 @@ class Decoder:
 
 def dense(weight: Weight, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """A weight as plain values."""
-    return (weight.dequantize() if isinstance(weight, QuantizedWeight) else weight).to(dtype)
+    if isinstance(weight, torch.Tensor):
+        return weight.to(dtype)
+    if dtype == torch.float32:
+        return weight.dequantize()
+    rows = len(weight.codes)
+    values = torch.empty(weight.codes.shape, dtype=dtype)
+    # In parts, for float32 values take twice what is asked for.
+    parts = [min(ROWS_AT_ONCE, rows - start) for start in range(0, rows, ROWS_AT_ONCE)]
+    for place, part in zip(values.split(ROWS_AT_ONCE), split_rows(weight, parts), strict=True):
+        place.copy_(part.dequantize())
+    return values
 
 
 def batches(hidden: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -39,14 +39,15 @@ def solve(
     """Quantize one weight.
 
     Args:
-        weight: float32 [out_features, in_features].
+        weight: [out_features, in_features], any float dtype.
         hessian: of its inputs. Scales are fixed before rounding for the groups as they lie, so that the order of
             rounding leaves no trace in the file.
         scale_search: choose each scale for the least squared error, weighted by the inputs' second moments.
         sweeps: how often integers and scales are gone over again, see `passes.refine`.
     """
     rows = max(1, ELEMENTS_AT_ONCE // weight.shape[1])
-    return stack_rows([_solve_rows(part, hessian, scheme, scale_search, sweeps) for part in weight.split(rows)])
+    parts = [_solve_rows(part.float(), hessian, scheme, scale_search, sweeps) for part in weight.split(rows)]
+    return stack_rows(parts)
 
 
 def _solve_rows(

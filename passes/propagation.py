@@ -19,18 +19,23 @@ from passes.hessian import factor_in_place
 # outputs of every layer a little and adds up over a deep model.
 RIDGE = 1.0
 
+ROWS_AT_ONCE = 256  # a sum of two dtypes makes a copy of what it widens
+
 
 def corrected(weights: Sequence[torch.Tensor], drift: Drift) -> list[torch.Tensor]:
     """What to round instead of the weights, so that they make up for what their inputs have drifted.
 
     Args:
-        weights: float32 [out_features, in_features] each, of linears that read the same inputs.
+        weights: [out_features, in_features] each, any float dtype, of linears that read the same inputs.
         drift: of those; used up.
+
+    Returns:
+        float32 of the same shapes.
 
     Raises:
         RunError: the second moments are not positive definite beside their ridge.
     """
-    targets = [drift.cross] if drift.applied else [weight @ drift.cross for weight in weights]
+    targets = [drift.cross] if drift.applied else [weight.float() @ drift.cross for weight in weights]
     # H is of the same inputs as the drift: then too little text fits badly, not wildly.
     ridged = drift.moments.matrix()
     ridged.diagonal().add_(RIDGE * ridged.diagonal().mean().clamp(min=1e-12))
@@ -44,5 +49,6 @@ def corrected(weights: Sequence[torch.Tensor], drift: Drift) -> list[torch.Tenso
         # In place, where cholesky_solve would copy the factor.
         torch.linalg.solve_triangular(factor.mT, target, upper=True, left=False, out=target)
         torch.linalg.solve_triangular(factor, target, upper=False, left=False, out=target)
-        target.add_(weight)
+        for rows, own in zip(target.split(ROWS_AT_ONCE), weight.split(ROWS_AT_ONCE), strict=True):
+            rows.add_(own)
     return targets

@@ -63,13 +63,17 @@ class LinearPass(Pass):
 
     def weights_to_quantize(self, block: Block, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         """The weights of `block` that this pass quantizes, float32 [out_features, in_features], by layer name."""
+        return {name: weight.float() for name, weight in self.stored_weights(block, checkpoint).items()}
+
+    def stored_weights(self, block: Block, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+        """The same in the dtype that they are stored in, and not copied."""
         chosen = set(self._chosen(checkpoint.architecture))
         weights = dict(block.weights)
         if block.name == "head" and "lm_head" in chosen and checkpoint.architecture.tied_embeddings:
             embedding = "model.embed_tokens.weight"
             weights["lm_head.weight"] = checkpoint.read([embedding])[embedding]
         return {
-            name.removesuffix(".weight"): weight.float()
+            name.removesuffix(".weight"): weight
             for name, weight in weights.items()
             if name.removesuffix(".weight") in chosen and isinstance(weight, torch.Tensor)
         }

@@ -26,7 +26,7 @@ class SequentialPass(CalibratedPass, QuantizingPass):
         """Quantize layers that read the same input.
 
         Args:
-            weights: float32 [out_features, in_features], by layer name; may be emptied.
+            weights: [out_features, in_features] in the dtype they are stored in, by layer name; may be emptied.
             statistics: of that input; may be used up.
 
         Returns:
@@ -37,10 +37,9 @@ class SequentialPass(CalibratedPass, QuantizingPass):
         prefix = f"model.{block.name}."
         quantized: dict[str, Weight] = {}
         for stage in walk.stages():
-            # Weights are widened to float32 a stage at a time, not a block at a time.
             names = [f"{prefix}{name}.weight" for name in stage.linears]
             read = replace(block, weights={name: block.weights[name] for name in names})
-            weights = self.weights_to_quantize(read, checkpoint)
+            weights = self.stored_weights(read, checkpoint)
             del read
             if not weights:
                 continue
@@ -52,7 +51,7 @@ class SequentialPass(CalibratedPass, QuantizingPass):
         return block.with_weights(quantized)
 
     def edit_head(self, block: Block, stream: Stream, checkpoint: Checkpoint, context: PassContext) -> Block:
-        weights = self.weights_to_quantize(block, checkpoint)
+        weights = self.stored_weights(block, checkpoint)
         return block.with_weights(self._quantize(weights, stream.at_head(), context)) if weights else block
 
     def _quantize(

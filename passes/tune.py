@@ -163,7 +163,7 @@ class Tune(SequentialPass):
             options = {field.name: getattr(self, field.name) for field in fields(SequentialPass)}
             return GPTQ(**options).quantize(weights, statistics, context)
         importance = statistics.moments.diagonal()
-        return {f"{name}.weight": self._nearest(name, weight, importance) for name, weight in weights.items()}
+        return {f"{name}.weight": self._nearest(name, weight.float(), importance) for name, weight in weights.items()}
 
     def _nearest(self, name: str, weight: torch.Tensor, importance: torch.Tensor) -> QuantizedWeight:
         scheme = self.scheme_of(name)
