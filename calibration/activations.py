@@ -128,11 +128,16 @@ class InputStatistics:
         return drift
 
     def add(self, inputs: torch.Tensor, references: torch.Tensor | None = None) -> None:
-        """Take a batch of inputs, and what the original model has in their place; those with references come first.
+        """Take a batch of inputs, and what the original model has in place of the first of them.
+
+        Inputs with references come before all others.
 
         A product of 16-bit inputs comes out in 16 bits and is averaged in float32: its rounding is far below the
         sampling error of the calibration text.
         """
+        if references is not None and len(references) < len(inputs):
+            self.add(inputs[: len(references)], references)
+            inputs, references = inputs[len(references) :], None
         if references is None and self._cross is not None and self._before is None:
             self._before = self.moments.clone()
         flat = inputs.reshape(-1, inputs.shape[-1])

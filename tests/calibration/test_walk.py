@@ -1,8 +1,10 @@
+import itertools
+
 import pytest
 import torch
 
-from calibration import spool
-from calibration.walk import Stream
+from calibration import spool, walk
+from calibration.walk import LayerWalk, Stream
 from compressor.architecture import FAMILIES
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
@@ -69,10 +71,10 @@ def test_replaced_linears_are_what_later_stages_and_blocks_see(kept, tiny_model,
 
 
 def test_drift_is_towards_the_layer_without_changes(tiny_model, small_batches):
-    """Two layers, every linear changed; the first five samples are followed through the original as well."""
+    """Two layers, every linear changed; the first seven samples are followed through the original as well."""
     decoder = Decoder(Checkpoint.open(tiny_model("qwen2")))
-    stream, changed = Stream(decoder, TOKENS, torch.float32, originals=5), decoder.embed(TOKENS)
-    plain = changed[:5].clone()
+    stream, changed = Stream(decoder, TOKENS, torch.float32, originals=7), decoder.embed(TOKENS)
+    plain = changed[:7].clone()
     for index in range(2):
         block = decoder.checkpoint.block(f"layers.{index}")
         weights = {name: weight * 0.9 for name, weight in block.weights.items() if name.endswith("_proj.weight")}
@@ -94,6 +96,24 @@ def test_drift_is_towards_the_layer_without_changes(tiny_model, small_batches):
             for name in stage.linears:
                 stepping.replace(name, weights[f"model.layers.{index}.{name}.weight"])
     assert float(wanted.abs().max()) > 1e-3
+
+
+def test_lanes_share_weights_and_let_them_go(tiny_model, tmp_path, monkeypatch):
+    """A block in 16 bits is in memory once, and not any more when it has been walked."""
+    lanes = []
+    monkeypatch.setattr(walk, "LayerWalk", lambda *given: lanes.extend(given[:2]) or LayerWalk(*given))
+    checkpoint = Checkpoint.open(tiny_model("llama"))
+    decoder = Decoder(checkpoint.rewrite(tmp_path / "half", lambda block: block, {}, torch.bfloat16))
+    block = decoder.checkpoint.block("layers.0")
+    stepping = Stream(decoder, TOKENS, torch.bfloat16, originals=2).enter(block)
+    for lane in lanes:
+        held = lane.layer.get_parameter("mlp.up_proj.weight")
+        assert held.data_ptr() == block.weights["model.layers.0.mlp.up_proj.weight"].data_ptr()
+    for _ in stepping.stages():
+        pass
+    for lane, (first, last) in itertools.product(lanes, [("self_attn.q_proj", "self_attn.o_proj"), STAGES[2]]):
+        assert lane.layer.get_submodule(first).weight is None
+        assert lane.layer.get_submodule(last).weight is None
 
 
 def test_bfloat16_is_close_to_float32(tiny_model):

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from compressor import decoder as decoder_module
 from compressor.checkpoint import Checkpoint
-from compressor.decoder import Decoder, full_model, rotary_tables
+from compressor.decoder import Decoder, dense, full_model, rotary_tables
 from compressor.quantized import FP8, Activations, QuantizedWeight, Scheme
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
@@ -209,6 +209,24 @@ def test_rounding_survives_another_rewrite(tiny_model, tokens, tmp_path):
     ours, theirs = (c.block("layers.1").weights["model.layers.1.mlp.up_proj.weight"] for c in (first, second))
     assert ours.same_bits(theirs)
     assert float(theirs.input_scale) == float(scale)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("rows", [3, 600])
+def test_weights_in_16_bits_are_the_rounded_values(rows, symmetric):
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-8, 8, (rows, 64), generator=generator, dtype=torch.int8)
+    zeros = None if symmetric else torch.randint(-8, 8, (rows, 2), generator=generator, dtype=torch.int8)
+    weight = QuantizedWeight(codes, torch.rand(rows, 2, generator=generator), zeros, Scheme(4, 32, symmetric))
+    assert torch.equal(dense(weight, torch.bfloat16), weight.dequantize().bfloat16())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_norms_of_the_residual_stream_stay_in_float32(family, tiny_model):
+    decoder = Decoder(Checkpoint.open(tiny_model(family)))
+    layer = decoder.layer(decoder.checkpoint.block("layers.0"), torch.bfloat16)
+    wide = {name for name, parameter in layer.named_parameters() if parameter.dtype == torch.float32}
+    assert wide == {"input_layernorm.weight", "post_attention_layernorm.weight"}
 
 
 @pytest.mark.parametrize("overrides", [{}, {"rope_parameters": LLAMA3}, {"rope_parameters": YARN}], ids=str)

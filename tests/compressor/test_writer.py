@@ -16,7 +16,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, RunError
 from compressor.files import TEMPORARY_PREFIX, digest_files, remove_leftovers
 from compressor.shards import INDEX, SINGLE_SHARD
-from compressor.writer import STEP_FILE
+from compressor.writer import STEP_FILE, ShardWriter
 
 
 def unchanged(block):
@@ -71,6 +71,16 @@ def test_block_larger_than_a_shard_is_a_shard_of_its_own(tiny_model, tmp_path, m
     monkeypatch.setattr(writer_module, "SHARD_BYTES", 1)
     copy = Checkpoint.open(tiny_model("llama")).rewrite(tmp_path / "out", unchanged, {})
     assert len(list(copy.root.glob("*.safetensors"))) == len(copy.block_names)
+
+
+def test_a_full_shard_is_written_at_once(tmp_path, monkeypatch):
+    """Not when the next block comes: a large embedding would lie in memory until then."""
+    monkeypatch.setattr(writer_module, "SHARD_BYTES", 1000)
+    shards = ShardWriter(tmp_path)
+    shards.add({"small": torch.zeros(10)})
+    assert not list(tmp_path.iterdir())
+    shards.add({"large": torch.zeros(1000)})
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_writing_a_head_unties_it(tiny_model, tmp_path):

@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from calibration.activations import InputStatistics, SecondMoments
+from compressor.pass_ import PassContext
 from compressor.quantized import Scheme
 from passes import gptq
-from passes.gptq import solve
+from passes.gptq import GPTQ, solve
 from passes.grid import fit_grid, quantize
 from passes.hessian import Hessian
 
@@ -105,6 +108,28 @@ def test_a_weight_solved_in_parts_is_the_same(problem, symmetric, monkeypatch):
     parts = solve(weight, hessian_of(inputs), Scheme(4, 32, symmetric))
     assert (whole.codes == parts.codes).float().mean() > 0.99  # products of other shapes are summed in other orders
     assert parts.codes.shape == weight.shape
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_solved_together_are_the_same(problem, symmetric, monkeypatch):
+    """Linears of one input, as many as fit, are one problem; a bfloat16 one too."""
+    weight, inputs = problem
+    weights = {"q": weight, "k": weight[:5] * 2, "v": weight.bfloat16(), "lm_head": weight[3:9]}
+    one_pass = GPTQ(group_size=32, symmetric=symmetric, lm_head=8)
+
+    def quantized():
+        statistics = InputStatistics(inputs.shape[1])
+        statistics.add(inputs)
+        return one_pass.quantize(dict(weights), statistics, PassContext(Path(), {}, None, 0, lambda *_: None, []))
+
+    together = quantized()
+    monkeypatch.setattr(gptq, "ELEMENTS_AT_ONCE", 1)
+    alone = quantized()
+    assert list(together) == ["q.weight", "k.weight", "v.weight", "lm_head.weight"]
+    for name, whole in together.items():
+        assert whole.codes.shape == weights[name.removesuffix(".weight")].shape
+        assert whole.scheme.bits == (8 if name == "lm_head.weight" else 4)
+        assert (whole.codes == alone[name].codes).float().mean() > 0.99  # sums in another order may tip a tie
 
 
 def test_solution_is_the_same_twice(problem):
