@@ -37,6 +37,7 @@ class SecondMoments:
 
     @property
     def nbytes(self) -> int:
+        """What is held."""
         return sum(strip.nbytes for strip in self._strips)
 
     def diagonal(self) -> torch.Tensor:
@@ -93,22 +94,28 @@ class InputStatistics:
     """Statistics of the inputs x [..., in_features] of a linear, taken batch by batch.
 
     Attributes:
-        moments: mean of x xᵀ.
         largest: absolute maximum of each feature, float32 [in_features].
         rows: how many inputs were seen.
 
     Args:
         through: the weight [out_features, in_features] of the only linear that reads these inputs: the drift is then
             that of its outputs, which is less to hold where they are fewer.
+        moments: whether second moments are taken, which is most of the work.
     """
 
-    def __init__(self, in_features: int, through: torch.Tensor | None = None) -> None:
-        self.moments = SecondMoments(in_features)
+    def __init__(self, in_features: int, through: torch.Tensor | None = None, moments: bool = True) -> None:
+        self._moments = SecondMoments(in_features) if moments else None
         self.largest = torch.zeros(in_features)
         self.rows = 0
         self._through = through
         self._cross: torch.Tensor | None = None
         self._before: SecondMoments | None = None  # of inputs with references, once others follow
+
+    @property
+    def moments(self) -> SecondMoments:
+        """Mean of x xᵀ."""
+        assert self._moments is not None, "maxima alone were asked for"
+        return self._moments
 
     @property
     def gram(self) -> torch.Tensor:
@@ -130,9 +137,7 @@ class InputStatistics:
     def add(self, inputs: torch.Tensor, references: torch.Tensor | None = None) -> None:
         """Take a batch of inputs, and what the original model has in place of the first of them.
 
-        Inputs with references come before all others.
-
-        A product of 16-bit inputs comes out in 16 bits and is averaged in float32: its rounding is far below the
+        Inputs with references come before all others. A product of 16-bit inputs comes out in 16 bits and is averaged in float32: its rounding is far below the
         sampling error of the calibration text.
         """
         if references is not None and len(references) < len(inputs):
@@ -144,7 +149,8 @@ class InputStatistics:
         self.rows += len(flat)
         share = len(flat) / self.rows
         torch.maximum(self.largest, torch.maximum(flat.amax(0), -flat.amin(0)).float(), out=self.largest)
-        self.moments.add(flat, share)
+        if self._moments is not None:
+            self._moments.add(flat, share)
         if references is not None:
             drifted = references.reshape(flat.shape) - flat
             self._add_drift(drifted if self._through is None else drifted @ self._through.T, flat, share)

@@ -132,28 +132,32 @@ class LayerWalk:
             round_inputs_of(module, weight)
 
     @torch.no_grad()
-    def stages(self) -> Iterator[Stage]:
-        """Every stage in forward order; when they are through, the hidden states are the outputs of the layer."""
-        for branch in BRANCHES:
-            yield from self._stages_of(branch)
+    def stages(self, moments: bool = True) -> Iterator[Stage]:
+        """Every stage in forward order; when they are through, the hidden states are the outputs of the layer.
 
-    def _stages_of(self, branch: Branch) -> Iterator[Stage]:
+        Args:
+            moments: whether the statistics have second moments.
+        """
+        for branch in BRANCHES:
+            yield from self._stages_of(branch, moments)
+
+    def _stages_of(self, branch: Branch, moments: bool) -> Iterator[Stage]:
         text, original = self._text, self._original
         first, last = tuple(f"{branch.body}.{name}" for name in branch.first), f"{branch.body}.{branch.last}"
         read, inner = (Spool(text.bytes_into(linear), self._scratch) for linear in (first[0], last))
         references = original.read(branch) if original else ()
-        yield Stage(first, _observe(read.keep(text.read(branch)), references))
+        yield Stage(first, _observe(read.keep(text.read(branch)), references, moments=moments))
 
         weight = text.layer.get_parameter(f"{last}.weight")
         through = weight if weight.shape[0] < weight.shape[1] else None
         references = original.finish(branch, original.inner(branch, original.read(branch))) if original else ()
-        statistics = _observe(inner.keep(text.inner(branch, read)), references, through)
+        statistics = _observe(inner.keep(text.inner(branch, read)), references, through, moments)
         # Memory is short at the last linear of a wide MLP: what has done its work goes before.
         del read, weight, through
         text.release(first)
         if original:
             original.release((*first, last))
-        if statistics.moments.nbytes >= WIDE_BYTES:
+        if moments and statistics.moments.nbytes >= WIDE_BYTES:
             give_back()
         yield Stage((last,), statistics)
 
@@ -163,12 +167,15 @@ class LayerWalk:
 
 
 def _observe(
-    inputs: Iterable[torch.Tensor], references: Iterable[torch.Tensor], through: torch.Tensor | None = None
+    inputs: Iterable[torch.Tensor],
+    references: Iterable[torch.Tensor],
+    through: torch.Tensor | None = None,
+    moments: bool = True,
 ) -> InputStatistics:
     """Statistics of batches of inputs; the references belong to the first of them, `through` is for their drift."""
     statistics: InputStatistics | None = None
     for batch, reference in zip_longest(inputs, references):
-        statistics = statistics or InputStatistics(batch.shape[-1], through)
+        statistics = statistics or InputStatistics(batch.shape[-1], through, moments)
         statistics.add(batch, reference)
     assert statistics is not None  # there is always text
     return statistics

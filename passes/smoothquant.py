@@ -64,7 +64,7 @@ class SmoothQuant(CalibratedPass):
     def edit_layer(self, block: Block, walk: LayerWalk, checkpoint: Checkpoint, context: PassContext) -> Block:
         by_readers = {fold.readers: fold for fold in self._folds(checkpoint.architecture)}
         smoothed = block
-        for stage in walk.stages():
+        for stage in walk.stages(moments=False):
             check_finite(stage.statistics, f"model.{block.name}.{stage.linears[0]}")
             fold = by_readers.get(stage.linears)
             if fold is not None:
