@@ -137,8 +137,8 @@ class InputStatistics:
     def add(self, inputs: torch.Tensor, references: torch.Tensor | None = None) -> None:
         """Take a batch of inputs, and what the original model has in place of the first of them.
 
-        Inputs with references come before all others. A product of 16-bit inputs comes out in 16 bits and is averaged in float32: its rounding is far below the
-        sampling error of the calibration text.
+        Inputs with references come before all others. A product of 16-bit inputs comes out in 16 bits and is averaged
+        in float32: its rounding is far below the sampling error of the calibration text.
         """
         if references is not None and len(references) < len(inputs):
             self.add(inputs[: len(references)], references)
