@@ -20,7 +20,7 @@ COLUMNS_AT_ONCE = 128  # inputs whose gradient is kept up to date while their in
 def refine(
     weight: torch.Tensor, codes: torch.Tensor, grid: Grid, moments: SecondMoments, scheme: Scheme, sweeps: int
 ) -> Grid:
-    """Go over integers and scales `sweeps` times.
+    """Go over the integers `sweeps` times, and over the scales in between.
 
     Args:
         weight: the original one, float32 [in_features, out_features] (turned).
@@ -33,14 +33,11 @@ def refine(
     """
     scales = grid.scales.T.contiguous()
     zero_points = None if grid.zero_points is None else grid.zero_points.T.contiguous()
-    width = len(codes) // len(scales)
     residual = weight - _values(codes, scales, zero_points)
-    for _ in range(sweeps):
+    for sweep in range(sweeps):
+        if sweep:
+            _refit_scales(residual, codes, scales, zero_points, moments, scheme)
         _move_codes(residual, codes, scales, zero_points, moments, scheme)
-        for group in range(len(scales)):
-            rows = slice(group * width, (group + 1) * width)
-            levels = codes[rows] if zero_points is None else codes[rows] - zero_points[group]
-            _refit_scale(residual, levels, scales[group], moments, rows, scheme)
     return Grid(scales.T.contiguous(), grid.zero_points)
 
 
@@ -69,6 +66,22 @@ def _move_codes(
             code.copy_(best)
             gradient[column - start + 1 :].addr_(matrix[column - start, column + 1 : end], change, alpha=-1)
         residual[start:end] -= changes
+
+
+def _refit_scales(
+    residual: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    zero_points: torch.Tensor | None,
+    moments: SecondMoments,
+    scheme: Scheme,
+) -> None:
+    """One pass over all groups; `residual` and `scales` are kept up to date."""
+    width = len(codes) // len(scales)
+    for group, scale in enumerate(scales):
+        rows = slice(group * width, (group + 1) * width)
+        levels = codes[rows] if zero_points is None else codes[rows] - zero_points[group]
+        _refit_scale(residual, levels, scale, moments, rows, scheme)
 
 
 def _refit_scale(
