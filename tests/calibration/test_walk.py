@@ -8,6 +8,7 @@ from calibration.walk import LayerWalk, Stream
 from compressor.architecture import FAMILIES
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
+from compressor.memory import give_back
 
 TOKENS = torch.randint(0, 256, (12, 96), generator=torch.Generator().manual_seed(0))
 STAGES = [
@@ -114,6 +115,16 @@ def test_lanes_share_weights_and_let_them_go(tiny_model, tmp_path, monkeypatch):
     for lane, (first, last) in itertools.product(lanes, [("self_attn.q_proj", "self_attn.o_proj"), STAGES[2]]):
         assert lane.layer.get_submodule(first).weight is None
         assert lane.layer.get_submodule(last).weight is None
+
+
+def test_memory_is_given_back_before_wide_weights_are_rounded(tiny_model, monkeypatch):
+    given, now = [], []
+    monkeypatch.setattr(walk, "give_back", lambda: given.append(list(now)) or give_back())
+    monkeypatch.setattr(walk, "WIDE_BYTES", 100 * 128 * 4)  # of 128 inputs, but not of 64
+    decoder = Decoder(Checkpoint.open(tiny_model("llama")))
+    for stage in Stream(decoder, TOKENS, torch.float32).enter(decoder.checkpoint.block("layers.0")).stages():
+        now.extend(stage.linears)
+    assert given == [[name for stage in STAGES[:3] for name in stage]]
 
 
 def test_bfloat16_is_close_to_float32(tiny_model):
