@@ -131,7 +131,8 @@ class InputStatistics:
 
     def take_drift(self) -> Drift | None:
         """The drift, which nothing holds but the caller from now on."""
-        drift, self._cross, self._before = self.drift, None, None
+        drift = self.drift
+        self._cross = self._before = self._through = None
         return drift
 
     def add(self, inputs: torch.Tensor, references: torch.Tensor | None = None) -> None:

@@ -123,6 +123,10 @@ class LayerWalk:
     def __init__(self, text: Lane, original: Lane | None, scratch: Path) -> None:
         self._text, self._original, self._scratch = text, original, scratch
 
+    def release(self, linear: str) -> None:
+        """Let go of the weight of a linear that is going to be replaced."""
+        self._text.release((linear,))
+
     def replace(self, linear: str, weight: Weight) -> None:
         """Give a linear (named as in `Stage.linears`) a new weight; it reads its inputs rounded if that asks for it."""
         module = self._text.layer.get_submodule(linear)

@@ -20,7 +20,7 @@ from compressor.shards import INDEX, SINGLE_SHARD
 STEP_FILE = "llmc-step.json"
 # Blocks are gathered into a shard up to this size; a larger block is a shard of its own, so that
 # writing needs no more memory than reading did.
-SHARD_BYTES = 32 << 20
+SHARD_BYTES = 16 << 20
 # Files of a model folder that are carried over from step to step, byte for byte.
 COMPANION_PATTERNS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt",
                       "added_tokens.json", "chat_template*", "*.jinja", "*.model", "LICENSE*")  # fmt: skip

@@ -115,15 +115,15 @@ class GPTQ(SequentialPass, InputRoundingPass):
     ) -> dict[str, Weight]:
         bunches = list(self._bunches(weights))
         wanted = [_stacked([weights[name] for name in names]) for names in bunches]
+        rows = {name: len(weight) for name, weight in weights.items()}
         drift = statistics.take_drift()
         if drift is not None:
             wanted = corrected(wanted, drift)
             del drift  # as large as the Hessian
-        hessian = Hessian.of(statistics.moments, self.damping, self.act_order)
-        context.notes.extend(f"{next(iter(weights))}: {remark}" for remark in hessian.remarks())
-        rounded: dict[str, Weight] = {}
-        rows = {name: len(weight) for name, weight in weights.items()}
         weights.clear()
+        hessian = Hessian.of(statistics.moments, self.damping, self.act_order)
+        context.notes.extend(f"{next(iter(rows))}: {remark}" for remark in hessian.remarks())
+        rounded: dict[str, Weight] = {}
         for names, weight in zip(bunches, wanted, strict=True):
             scheme = self.scheme_of(names[0])
             solved = solve(weight, hessian, scheme, scale_search=self.scale_search, sweeps=self.sweeps)

@@ -41,12 +41,14 @@ class SequentialPass(CalibratedPass, QuantizingPass):
             read = replace(block, weights={name: block.weights[name] for name in names})
             weights = self.stored_weights(read, checkpoint)
             del read
+            for name in weights:  # as they are now, they are in no other hands
+                del block.weights[f"{name}.weight"]
+                walk.release(name.removeprefix(prefix))
             if not weights:
                 continue
             rounded = self._quantize(weights, stage.statistics, context)
             for name, weight in rounded.items():
                 walk.replace(name.removeprefix(prefix).removesuffix(".weight"), weight)
-                del block.weights[name]  # as much memory again as the layer that is walked
             quantized |= rounded
         return block.with_weights(quantized)
 

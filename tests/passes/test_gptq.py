@@ -132,6 +132,15 @@ def test_weights_solved_together_are_the_same(problem, symmetric, monkeypatch):
         assert (whole.codes == alone[name].codes).float().mean() > 0.99  # sums in another order may tip a tie
 
 
+def test_dead_inputs_are_noted_by_layer(problem):
+    weight, inputs = problem
+    statistics, notes = InputStatistics(64), []
+    statistics.add(inputs * (torch.arange(64) != 7))
+    context = PassContext(Path(), {}, None, 0, lambda *_: None, notes)
+    GPTQ(group_size=32).quantize({"up_proj": weight}, statistics, context)
+    assert notes == ["up_proj: 1 inputs were never active; rounded to nearest"]
+
+
 def test_solution_is_the_same_twice(problem):
     weight, inputs = problem
     first, second = (solve(weight, hessian_of(inputs), Scheme(4, 32)) for _ in range(2))
