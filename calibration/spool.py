@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-KEPT_BYTES = 96 << 20  # in memory; beyond, writing and reading a file costs little next to the products it is used in
+from compressor.errors import RunError
+
+KEPT_BYTES = 96 << 20  # in memory; beyond, all are in the file
 
 
 class Spool:
@@ -42,7 +44,8 @@ class Spool:
         self._file.seek(0)
         for shape in self._kept:
             batch = torch.empty_like(shape, device="cpu")
-            self._file.readinto(_bytes(batch))
+            if self._file.readinto(_bytes(batch)) != batch.nbytes:
+                raise RunError("A file of activations came back shorter than it was written.", "Check the disk.")
             yield batch
 
 

@@ -15,7 +15,7 @@ from compressor.architecture import EMBEDDING, Architecture
 from compressor.checkpoint import Block, Checkpoint
 from compressor.errors import InputError
 from compressor.pass_ import BlockPass, PassContext
-from compressor.quantized import QuantizedWeight, Scheme
+from compressor.quantized import QuantizedWeight, Scheme, stack_rows
 from passes.grid import fit_grid, quantize
 
 SCHEME = Scheme(8, None, table=True)
@@ -28,8 +28,7 @@ def round_rows(table: torch.Tensor) -> QuantizedWeight:
     for rows in table.split(max(1, ELEMENTS_AT_ONCE // table.shape[1])):
         values = rows.float()
         parts.append(quantize(values, SCHEME, fit_grid(values, SCHEME, None, search=False)))
-    codes, scales = (torch.cat(pieces) for pieces in zip(*((part.codes, part.scales) for part in parts), strict=True))
-    return QuantizedWeight(codes, scales, None, SCHEME)
+    return stack_rows(parts)
 
 
 @dataclass(frozen=True)
