@@ -79,6 +79,7 @@ ROWS = (
     ours("awq+gptq", INT4, "awq:group_size=64,round=false", "gptq:group_size=64"),
     ours("rotate+gptq", INT4, "rotate", "gptq:group_size=64"),
     ours("tune", INT4, "tune:group_size=64"),
+    ours("tune light", INT4, "tune:group_size=64,iterations=50"),
     ours("mixed 4.25", MIXED, "mixed:bits=4.25", rivals=INT4),
     ours("nf4", NF4, "nf4", rivals=INT4),
     ours("gptq-w8", INT8, "gptq:bits=8,group_size=channel"),

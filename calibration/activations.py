@@ -2,76 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-FEATURES_AT_ONCE = 256  # rows of a product of inputs that are computed and averaged at once
-
-
-class SecondMoments:
-    """A running mean of x xᵀ. It is symmetric: strips of it, from the diagonal to the right, are all that is held."""
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-        self._strips = [torch.zeros(rows.stop - rows.start, width - rows.start) for rows in _parts(width)]
-
-    @classmethod
-    def of(cls, matrix: torch.Tensor) -> SecondMoments:
-        """From a symmetric matrix [width, width]."""
-        made = cls(len(matrix))
-        for rows, strip in made._placed():
-            strip.copy_(matrix[rows, rows.start :])
-        return made
-
-    def add(self, flat: torch.Tensor, share: float) -> None:
-        """Take inputs [rows, width], which make up `share` of all that were taken."""
-        for rows, strip in self._placed():
-            _average(strip, flat[:, rows].T @ flat[:, rows.start :], share, len(flat))
-
-    def clone(self) -> SecondMoments:
-        copy = SecondMoments.__new__(SecondMoments)
-        copy.width, copy._strips = self.width, [strip.clone() for strip in self._strips]
-        return copy
-
-    @property
-    def nbytes(self) -> int:
-        """What is held."""
-        return sum(strip.nbytes for strip in self._strips)
-
-    def diagonal(self) -> torch.Tensor:
-        """A copy of it, float32 [width]."""
-        return torch.cat([strip.diagonal() for strip in self._strips])
-
-    def set_diagonal(self, values: torch.Tensor) -> None:
-        for rows, strip in self._placed():
-            strip.diagonal().copy_(values[rows])
-
-    def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Whole rows, float32 [stop - start, width]."""
-        whole = torch.empty(stop - start, self.width)
-        for own, strip in self._placed():
-            first, last = max(start, own.start), min(stop, own.stop)
-            if first < last:
-                whole[first - start : last - start, own.start :] = strip[first - own.start : last - own.start]
-            below = max(start, own.stop)  # rows that mirror columns of this strip
-            if below < stop:
-                whole[below - start :, own] = strip[:, below - own.start : stop - own.start].T
-        return whole
-
-    def matrix(self, order: torch.Tensor | None = None) -> torch.Tensor:
-        """All of it, float32 [width, width]; rows and columns in this order."""
-        whole = torch.empty(self.width, self.width)
-        places = None if order is None else order.argsort()
-        for rows in _parts(self.width):
-            found = self.rows(rows.start, rows.stop)
-            whole[rows if places is None else places[rows]] = found if order is None else found[:, order]
-        return whole
-
-    def _placed(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """The strips, each with the rows that it begins."""
-        return zip(_parts(self.width), self._strips, strict=True)
+from calibration.moments import SecondMoments, average, parts
 
 
 @dataclass(frozen=True)
@@ -159,14 +94,5 @@ class InputStatistics:
     def _add_drift(self, drifted: torch.Tensor, flat: torch.Tensor, share: float) -> None:
         if self._cross is None:
             self._cross = torch.zeros(drifted.shape[1], flat.shape[1])
-        for rows in _parts(drifted.shape[1]):
-            _average(self._cross[rows], drifted[:, rows].T @ flat, share, len(flat))
-
-
-def _parts(width: int) -> Iterator[slice]:
-    return (slice(start, min(start + FEATURES_AT_ONCE, width)) for start in range(0, width, FEATURES_AT_ONCE))
-
-
-def _average(mean: torch.Tensor, product: torch.Tensor, share: float, rows: int) -> None:
-    """Take a sum over `rows` into a running mean, of which they make up `share`."""
-    mean.mul_(1 - share).add_(product, alpha=share / rows)
+        for rows in parts(drifted.shape[1]):
+            average(self._cross[rows], drifted[:, rows].T @ flat, share, len(flat))

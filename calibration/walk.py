@@ -27,8 +27,8 @@ from compressor.memory import give_back
 from compressor.quantized import QuantizedWeight
 from compressor.rounding import round_inputs_of
 
-# Second moments from which on it is worth a moment to give freed memory back before more of their size is needed.
-WIDE_BYTES = 32 << 20
+# Inputs of a linear from which on it is worth a moment to give freed memory back before their second moments are taken.
+WIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,9 @@ class LayerWalk:
 
         weight = text.layer.get_parameter(f"{last}.weight")
         through = weight if weight.shape[0] < weight.shape[1] else None
+        wide = moments and weight.shape[1] >= WIDE
+        if wide:
+            give_back()
         references = original.finish(branch, original.inner(branch, original.read(branch))) if original else ()
         statistics = _observe(inner.keep(text.inner(branch, read)), references, through, moments)
         # Memory is short at the last linear of a wide MLP: what has done its work goes before.
@@ -161,7 +164,7 @@ class LayerWalk:
         text.release(first)
         if original:
             original.release((*first, last))
-        if moments and statistics.moments.nbytes >= WIDE_BYTES:
+        if wide:
             give_back()
         yield Stage((last,), statistics)
 

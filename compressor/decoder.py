@@ -18,7 +18,7 @@ from compressor.quantized import QuantizedWeight, split_rows
 from compressor.rounding import round_cache_of, round_inputs, round_inputs_of
 
 # Of the hidden states in one forward call: enough rows to fill the matrix units, little next to a block.
-ELEMENTS_PER_BATCH = 1 << 21
+ELEMENTS_PER_BATCH = 1 << 20
 ROWS_AT_ONCE = 256
 BODIES = ("self_attn.", "mlp.")  # of a decoder layer; the rest are norms
 

@@ -65,11 +65,6 @@ class Pass(Configurable, ABC):
         """What of this pass decides the bytes of its step: its options, and the content of any file they name."""
         return self.spelled()
 
-    @property
-    def adds_cache_scales(self) -> bool:
-        """Whether the model has an fp8 key-value cache after this pass, which not every target can hold."""
-        return False
-
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         """The schemes the model's linears will have after this pass, given those before it.
 
@@ -79,6 +74,16 @@ class Pass(Configurable, ABC):
             InputError: the options do not fit this model.
         """
         return dict(schemes)
+
+    def cache_scales(self, architecture: Architecture, present: bool) -> bool:
+        """Whether the model has scales of an fp8 key-value cache after this pass, given whether it had them before.
+
+        Asked before any work, like `plan`.
+
+        Raises:
+            InputError: they are there, and would not fit any more.
+        """
+        return present
 
     @abstractmethod
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:

@@ -289,9 +289,10 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
         InputError: a pass's options do not fit the model, or the target cannot take the outcome.
     """
     schemes: Mapping[str, Scheme] = checkpoint.schemes
+    cache_scales = checkpoint.kv_cache
     for one in passes:
         schemes = one.plan(checkpoint.architecture, schemes)
-    cache_scales = checkpoint.kv_cache or any(one.adds_cache_scales for one in passes)
+        cache_scales = one.cache_scales(checkpoint.architecture, cache_scales)
     layout.check_together(schemes, cache_scales)
     linears = {name: scheme for name, scheme in schemes.items() if name != EMBEDDING}
     problems = list(target.problems(checkpoint.architecture, linears))

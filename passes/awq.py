@@ -22,7 +22,7 @@ from compressor.options import option
 from compressor.pass_ import PassContext
 from compressor.quantized import Scheme
 from passes.calibrated import CalibratedPass, check_finite
-from passes.folding import Fold, folds, refuse_cache_scales, refuse_fixed, rescale, snap
+from passes.folding import Fold, cache_scales_after, folds, refuse_fixed, rescale, snap
 from passes.grid import fit_grid, quantize
 from passes.quantizing import QuantizingPass
 
@@ -135,6 +135,9 @@ class AWQ(CalibratedPass, QuantizingPass):
             )
         return dict(schemes)
 
+    def cache_scales(self, architecture: Architecture, present: bool) -> bool:
+        return cache_scales_after(self.name, self._folds(architecture), present)
+
     def stored_dtype(self, architecture: Architecture) -> torch.dtype | None:
         # What is rounded right away meets no 16-bit grid in between, and gains and biases stay on theirs.
         done = self.round and not self._companions(architecture)
@@ -142,7 +145,7 @@ class AWQ(CalibratedPass, QuantizingPass):
 
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
         architecture = checkpoint.architecture
-        refuse_cache_scales(self.name, checkpoint, self._folds(architecture))
+        self.cache_scales(architecture, checkpoint.kv_cache)
         companions = self._companions(architecture)
         if companions:
             more = f" and {len(companions) - 1} more" if len(companions) > 1 else ""

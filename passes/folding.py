@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from compressor.architecture import FUSED_LINEARS, Architecture
-from compressor.checkpoint import Block, Checkpoint
+from compressor.checkpoint import Block
 from compressor.decoder import dense
 from compressor.errors import InputError
 from compressor.quantized import Scheme
@@ -122,14 +122,15 @@ def refuse_fixed(name: str, linears: Iterable[str], schemes: Mapping[str, Scheme
             )
 
 
-def refuse_cache_scales(name: str, checkpoint: Checkpoint, folds: Iterable[Fold]) -> None:
-    """Refuse to re-scale values whose fp8 cache has its scales already.
+def cache_scales_after(name: str, folds: Iterable[Fold], present: bool) -> bool:
+    """Whether there are scales of an fp8 key-value cache after the folds of a pass.
 
     Raises:
-        InputError: the checkpoint holds scales of a key-value cache, and a fold changes values.
+        InputError: there were before, and a fold changes values.
     """
-    if checkpoint.kv_cache and any(fold.producer == "self_attn.v_proj" for fold in folds):
+    if present and any(fold.producer == "self_attn.v_proj" for fold in folds):
         raise InputError(
             f"{name} re-scales the values, whose fp8 cache has its scales already.",
             f"Put {name} before the pass that made them, or give {name}:o_proj=false.",
         )
+    return present

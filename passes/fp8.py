@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 
 from calibration.ranges import Ranges
+from compressor.architecture import Architecture
 from compressor.checkpoint import Block, Checkpoint, Weight
 from compressor.errors import InputError
 from compressor.options import option
@@ -57,13 +58,13 @@ class Fp8(LinearPass, BlockPass):
         calibrates = self.activations == "static" or self.kv_cache
         return frozenset({Need.CALIBRATION}) if calibrates else frozenset()
 
-    @property
-    def adds_cache_scales(self) -> bool:
-        return self.kv_cache
+    def cache_scales(self, architecture: Architecture, present: bool) -> bool:
+        if present and self.kv_cache:
+            raise InputError("The key-value cache has its scales already.", f"{self.name}:kv_cache=false keeps them.")
+        return present or self.kv_cache
 
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
-        if self.kv_cache and checkpoint.kv_cache:
-            raise InputError("The key-value cache has its scales already.", f"{self.name}:kv_cache=false keeps them.")
+        self.cache_scales(checkpoint.architecture, checkpoint.kv_cache)
         if not self.needs:
             return super().apply(checkpoint, context)
 

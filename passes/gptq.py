@@ -70,16 +70,18 @@ def _round_columns(weight: torch.Tensor, hessian: Hessian, grid: Grid, scheme: S
     groups = (hessian.order // (count // len(scales))).tolist()
     diagonal = factor.diagonal().tolist()
     codes, errors = torch.empty_like(weight), torch.empty_like(weight)
-    for end in range(count, 0, -COLUMNS_AT_ONCE):
-        start = max(0, end - COLUMNS_AT_ONCE)
+    for start, strip in reversed(list(factor.strips_of(COLUMNS_AT_ONCE))):
+        size = len(strip)
+        among = strip[:, :size].T.contiguous()
         # What those rounded before have left for each of these to make up for.
-        owed = factor[end:, start:end].T @ errors[end:]
-        for column in reversed(range(start, end)):
+        owed = strip[:, size:] @ errors[start + size :]
+        for place in reversed(range(size)):
+            column = start + place
             scale, zero = scales[groups[column]], 0.0 if zero_points is None else zero_points[groups[column]]
-            wanted = torch.add(weight[column], owed[column - start], alpha=1 / diagonal[column])
+            wanted = torch.add(weight[column], owed[place], alpha=1 / diagonal[column])
             codes[column] = round_to_grid(wanted, scale, zero, scheme)
             torch.sub(weight[column], (codes[column] - zero) * scale, out=errors[column])
-            owed[: column - start].addr_(factor[column, start:column], errors[column])
+            owed[:place].addr_(among[place, :place], errors[column])
     return codes
 
 

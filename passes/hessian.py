@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from calibration.activations import SecondMoments
+from calibration.moments import SecondMoments
 from compressor.errors import RunError
+from passes.cholesky import Factor
 
 # Shares of each input's own second moment that are added when the matrix is not positive definite: relative to the
 # input, so that weak inputs keep their correlations when strong ones are to blame.
@@ -21,15 +22,15 @@ class Hessian:
     Attributes:
         moments: damped mean of x xᵀ.
         order: int64 [in_features], inputs in an order in which the last is the first whose weight is rounded.
-        factor: L, lower triangular with L Lᵀ = `moments` in that order. Rounding weight j adds
-            (Σ_{i>=j} L_ij (w_i - q_i))² to the squared error of the output, which depends on earlier ones only.
+        factor: U, upper triangular with Uᵀ U = `moments` in that order. Rounding weight j adds
+            (Σ_{i>=j} U_ji (w_i - q_i))² to the squared error of the output, which depends on earlier ones only.
         dead_inputs: how many inputs were never active. They are independent of all others: rounded to nearest.
         rescue: share of its own second moment that each input was given to make the matrix positive definite.
     """
 
     moments: SecondMoments
     order: torch.Tensor
-    factor: torch.Tensor
+    factor: Factor
     dead_inputs: int
     rescue: float
 
@@ -52,7 +53,7 @@ class Hessian:
         )
         for rescue in RESCUES:
             moments.set_diagonal(energy + torch.where(energy == 0, mean, damping * mean + rescue * energy))
-            factor = factor_in_place(moments.matrix(order))
+            factor = Factor.of(moments.permuted(order))
             if factor is not None:
                 return cls(moments, order, factor, int((energy == 0).sum()), rescue)
         raise RunError(
@@ -67,11 +68,3 @@ class Hessian:
         if self.rescue:
             found.append(f"{self.rescue:g} of each input's own second moment was added to make statistics definite")
         return found
-
-
-def factor_in_place(matrix: torch.Tensor) -> torch.Tensor | None:
-    """Lower Cholesky factor of a symmetric matrix, in its memory; None where it is not positive definite in float32."""
-    columns = matrix.mT  # LAPACK works column by column
-    failed = torch.zeros((), dtype=torch.int32)
-    torch.linalg.cholesky_ex(columns, out=(columns, failed))
-    return None if failed else columns

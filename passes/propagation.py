@@ -13,13 +13,13 @@ import torch
 
 from calibration.activations import Drift
 from compressor.errors import RunError
-from passes.hessian import factor_in_place
+from passes.cholesky import Factor
 
 # Fraction of the mean second moment. Without a strong ridge the solution regresses to the mean, which shrinks the
 # outputs of every layer a little and adds up over a deep model.
 RIDGE = 1.0
 
-ROWS_AT_ONCE = 256  # a sum of two dtypes makes a copy of what it widens
+ROWS_AT_ONCE = 256  # of a weight in 16 bits, that are widened to meet float32
 
 
 def corrected(weights: Sequence[torch.Tensor], drift: Drift) -> list[torch.Tensor]:
@@ -35,20 +35,25 @@ def corrected(weights: Sequence[torch.Tensor], drift: Drift) -> list[torch.Tenso
     Raises:
         RunError: the second moments are not positive definite beside their ridge.
     """
-    targets = [drift.cross] if drift.applied else [weight.float() @ drift.cross for weight in weights]
+    targets = [drift.cross] if drift.applied else [_product(weight, drift.cross) for weight in weights]
     # H is of the same inputs as the drift: then too little text fits badly, not wildly.
-    ridged = drift.moments.matrix()
-    ridged.diagonal().add_(RIDGE * ridged.diagonal().mean().clamp(min=1e-12))
-    factor = factor_in_place(ridged)
+    ridged, energy = drift.moments.clone(), drift.moments.diagonal()
+    ridged.set_diagonal(energy + RIDGE * energy.mean().clamp(min=1e-12))
+    factor = Factor.of(ridged)
     if factor is None:
         raise RunError(
             "The calibration statistics of a layer are not positive definite beside their ridge.",
             "precision=float32 computes them more exactly.",
         )
     for weight, target in zip(weights, targets, strict=True):
-        # In place, where cholesky_solve would copy the factor.
-        torch.linalg.solve_triangular(factor.mT, target, upper=True, left=False, out=target)
-        torch.linalg.solve_triangular(factor, target, upper=False, left=False, out=target)
+        factor.solve_(target)
         for rows, own in zip(target.split(ROWS_AT_ONCE), weight.split(ROWS_AT_ONCE), strict=True):
             rows.add_(own)
     return targets
+
+
+def _product(weight: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
+    product = torch.empty(weight.shape)
+    for rows, own in zip(product.split(ROWS_AT_ONCE), weight.split(ROWS_AT_ONCE), strict=True):
+        torch.mm(own.float(), cross, out=rows)
+    return product

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from calibration.activations import SecondMoments
+from calibration.moments import SecondMoments
 from compressor.quantized import Scheme, shared_scale
 from passes.grid import Grid
 
@@ -31,79 +31,76 @@ def refine(
     Returns:
         The grid with better scales.
     """
-    scales = grid.scales.T.contiguous()
-    zero_points = None if grid.zero_points is None else grid.zero_points.T.contiguous()
-    residual = weight - _values(codes, scales, zero_points)
+    rounding = Rounding(weight, codes, grid, moments, scheme)
     for sweep in range(sweeps):
         if sweep:
-            _refit_scales(residual, codes, scales, zero_points, moments, scheme)
-        _move_codes(residual, codes, scales, zero_points, moments, scheme)
-    return Grid(scales.T.contiguous(), grid.zero_points)
+            rounding.refit_scales()
+        rounding.move_codes()
+    return Grid(rounding.scales.T.contiguous(), grid.zero_points)
 
 
-def _move_codes(
-    residual: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    zero_points: torch.Tensor | None,
-    moments: SecondMoments,
-    scheme: Scheme,
-) -> None:
-    """One pass over all inputs; `residual` (weight minus its rounded value) and `codes` are kept up to date."""
-    count = len(codes)
-    width = count // len(scales)
-    curvature = moments.diagonal().tolist()
-    for start in range(0, count, COLUMNS_AT_ONCE):
-        end = min(start + COLUMNS_AT_ONCE, count)
-        matrix = moments.rows(start, end)
-        gradient, changes = matrix @ residual, torch.empty_like(residual[start:end])
-        rows = zip(range(start, end), codes[start:end], gradient, changes, strict=True)
-        for column, code, slope, change in rows:
-            scale = scales[column // width]
-            best = torch.addcdiv(code, slope, scale, value=1 / curvature[column])
-            best.round_().clamp_(scheme.lowest, scheme.highest)
-            torch.sub(best, code, out=change).mul_(scale)
-            code.copy_(best)
-            gradient[column - start + 1 :].addr_(matrix[column - start, column + 1 : end], change, alpha=-1)
-        residual[start:end] -= changes
+class Rounding:
+    """A rounded weight on its way to a better one; arguments as in `refine`.
 
+    Attributes:
+        codes: float32 [in_features, out_features].
+        scales: float32 [groups, out_features].
+        residual: the weight minus its rounded value, kept up to date.
+    """
 
-def _refit_scales(
-    residual: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    zero_points: torch.Tensor | None,
-    moments: SecondMoments,
-    scheme: Scheme,
-) -> None:
-    """One pass over all groups; `residual` and `scales` are kept up to date."""
-    width = len(codes) // len(scales)
-    for group, scale in enumerate(scales):
-        rows = slice(group * width, (group + 1) * width)
-        levels = codes[rows] if zero_points is None else codes[rows] - zero_points[group]
-        _refit_scale(residual, levels, scale, moments, rows, scheme)
+    def __init__(
+        self, weight: torch.Tensor, codes: torch.Tensor, grid: Grid, moments: SecondMoments, scheme: Scheme
+    ) -> None:
+        self.codes, self.scales = codes, grid.scales.T.contiguous()
+        self._zero_points = None if grid.zero_points is None else grid.zero_points.T.contiguous()
+        self._moments, self._scheme = moments, scheme
+        self.residual = weight - _values(codes, self.scales, self._zero_points)
 
+    @property
+    def _width(self) -> int:
+        """Inputs of a group."""
+        return len(self.codes) // len(self.scales)
 
-def _refit_scale(
-    residual: torch.Tensor,
-    levels: torch.Tensor,
-    scale: torch.Tensor,
-    moments: SecondMoments,
-    rows: slice,
-    scheme: Scheme,
-) -> None:
-    """Least squares for the scale of one group, in place; taken where, rounded to a storable number, it is better."""
-    gain, curvature = torch.zeros_like(scale), torch.full_like(scale, torch.finfo(torch.float32).tiny)
-    for start in range(rows.start, rows.stop, COLUMNS_AT_ONCE):
-        end = min(start + COLUMNS_AT_ONCE, rows.stop)
-        matrix, own = moments.rows(start, end), levels[start - rows.start : end - rows.start]
-        gain += ((matrix @ residual) * own).sum(0)
-        curvature += ((matrix[:, rows] @ levels) * own).sum(0)
-    wanted = shared_scale((scale + gain / curvature).clamp_(min=0), scheme.bits)
-    change = wanted - scale
-    change.mul_(change * (2 * gain - change * curvature) > 0)
-    scale += change
-    residual[rows] -= levels * change
+    def move_codes(self) -> None:
+        """One pass over all inputs."""
+        count = len(self.codes)
+        curvature = self._moments.diagonal().tolist()
+        for start in range(0, count, COLUMNS_AT_ONCE):
+            end = min(start + COLUMNS_AT_ONCE, count)
+            matrix, residual = self._moments.rows(start, end), self.residual[start:end]
+            gradient, changes = matrix @ self.residual, torch.empty_like(residual)
+            rows = zip(range(start, end), self.codes[start:end], gradient, changes, strict=True)
+            for column, code, slope, change in rows:
+                scale = self.scales[column // self._width]
+                best = torch.addcdiv(code, slope, scale, value=1 / curvature[column])
+                best.round_().clamp_(self._scheme.lowest, self._scheme.highest)
+                torch.sub(best, code, out=change).mul_(scale)
+                code.copy_(best)
+                gradient[column - start + 1 :].addr_(matrix[column - start, column + 1 : end], change, alpha=-1)
+            residual -= changes
+
+    def refit_scales(self) -> None:
+        """One pass over all groups: least squares, taken where, rounded to a storable number, it is better."""
+        for group, scale in enumerate(self.scales):
+            inputs = slice(group * self._width, (group + 1) * self._width)
+            levels = self.codes[inputs] if self._zero_points is None else self.codes[inputs] - self._zero_points[group]
+            gain, curvature = self._along(inputs, levels)
+            wanted = shared_scale((scale + gain / curvature).clamp_(min=0), self._scheme.bits)
+            change = wanted - scale
+            change.mul_(change * (2 * gain - change * curvature) > 0)
+            self.scales[group] += change
+            self.residual[inputs] -= levels * change
+
+    def _along(self, inputs: slice, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The error as a group's scale grows: half its fall, and half its curvature; [out_features] each."""
+        gain = torch.zeros(levels.shape[1])
+        curvature = torch.full_like(gain, torch.finfo(torch.float32).tiny)
+        for start in range(inputs.start, inputs.stop, COLUMNS_AT_ONCE):
+            end = min(start + COLUMNS_AT_ONCE, inputs.stop)
+            matrix, own = self._moments.rows(start, end), levels[start - inputs.start : end - inputs.start]
+            gain += ((matrix @ self.residual) * own).sum(0)
+            curvature += ((matrix[:, inputs] @ levels) * own).sum(0)
+        return gain, curvature
 
 
 def _values(codes: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None) -> torch.Tensor:

@@ -169,12 +169,16 @@ class Rotate(BlockPass):
         _check_parameters(architecture)
         return {}
 
-    def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
-        if checkpoint.kv_cache and self.values:
+    def cache_scales(self, architecture: Architecture, present: bool) -> bool:
+        if present and self.values:
             raise InputError(
                 "The model has scales of an fp8 key-value cache, which do not fit rotated values.",
                 "Rotate before the cache is calibrated; values=false works.",
             )
+        return present
+
+    def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
+        self.cache_scales(checkpoint.architecture, checkpoint.kv_cache)
         return super().apply(checkpoint, context)
 
     def edit(self, block: Block, checkpoint: Checkpoint, context: PassContext) -> Block:

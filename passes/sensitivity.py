@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from calibration.activations import SecondMoments
+from calibration.moments import SecondMoments
 from calibration.walk import Stream
 from compressor.checkpoint import Block, Checkpoint
 from compressor.decoder import Decoder
@@ -201,7 +201,7 @@ class _Seen:
 def _error_spread(gram: torch.Tensor, damping: float, act_order: bool) -> torch.Tensor:
     """V [in_features, in_features]: row i is what an error of 1 in weight i makes of the row of weights under GPTQ."""
     hessian = Hessian.of(SecondMoments.of(gram), damping, act_order)
-    order, factor = hessian.order, hessian.factor
+    order, factor = hessian.order, hessian.factor.matrix().T
     spread = torch.empty_like(factor)
     own = factor.diagonal().diag()
     spread[order.unsqueeze(1), order] = torch.linalg.solve_triangular(factor, own, upper=False, left=False)

@@ -20,7 +20,7 @@ from compressor.options import option
 from compressor.pass_ import PassContext
 from compressor.quantized import Scheme
 from passes.calibrated import CalibratedPass, check_finite
-from passes.folding import Fold, folds, refuse_cache_scales, refuse_fixed, rescale, snap
+from passes.folding import Fold, cache_scales_after, folds, refuse_fixed, rescale, snap
 
 
 def smoothing_scales(inputs: torch.Tensor, weights: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -54,11 +54,14 @@ class SmoothQuant(CalibratedPass):
         refuse_fixed(self.name, self._rescaled(architecture), schemes)
         return dict(schemes)
 
+    def cache_scales(self, architecture: Architecture, present: bool) -> bool:
+        return cache_scales_after(self.name, self._folds(architecture), present)
+
     def stored_dtype(self, architecture: Architecture) -> torch.dtype:
         return torch.float32  # a 16-bit grid is met when the weights are rounded for good
 
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
-        refuse_cache_scales(self.name, checkpoint, self._folds(checkpoint.architecture))
+        self.cache_scales(checkpoint.architecture, checkpoint.kv_cache)
         return super().apply(checkpoint, context)
 
     def edit_layer(self, block: Block, walk: LayerWalk, checkpoint: Checkpoint, context: PassContext) -> Block:

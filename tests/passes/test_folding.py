@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -8,7 +6,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
 from compressor.errors import InputError
 from compressor.quantized import Scheme
-from passes.folding import Fold, folds, refuse_cache_scales, refuse_fixed, rescale, snap
+from passes.folding import Fold, cache_scales_after, folds, refuse_fixed, rescale, snap
 
 TOKENS = torch.randint(0, 256, (2, 48), generator=torch.Generator().manual_seed(0))
 
@@ -116,7 +114,8 @@ def test_what_is_quantized_is_not_rescaled():
 
 
 def test_values_of_a_cache_with_scales_are_not_rescaled(tiny_model):
-    checkpoint = replace(Checkpoint.open(tiny_model("llama")), kv_cache=True)
+    checkpoint = Checkpoint.open(tiny_model("llama"))
     with pytest.raises(InputError, match="fp8 cache"):
-        refuse_cache_scales("awq", checkpoint, every_fold(checkpoint))
-    refuse_cache_scales("awq", checkpoint, folds(checkpoint.architecture, o_proj=False, down_proj=True))
+        cache_scales_after("awq", every_fold(checkpoint), True)
+    assert not cache_scales_after("awq", every_fold(checkpoint), False)
+    assert cache_scales_after("awq", folds(checkpoint.architecture, o_proj=False, down_proj=True), True)

@@ -164,6 +164,20 @@ def test_targets_without_cache_scales_refuse_them_before_any_work(tiny_model, tm
         check_plan(step, [], make_target("onnx-fp32", {}))
 
 
+def test_passes_that_change_values_refuse_cache_scales_before_any_work(tiny_model):
+    checkpoint = Checkpoint.open(tiny_model("llama"))
+    cache_alone = make_pass("fp8", {"kv_cache": True, "skip": ("*",)})
+    for name, options in (
+        ("rotate", {}),
+        ("awq", {"round": False, "group_size": 32}),
+        ("smoothquant", {"o_proj": True}),
+    ):
+        changing = make_pass(name, options)
+        with pytest.raises(InputError, match=r"fp8 (key-value )?cache"):
+            check_plan(checkpoint, [cache_alone, changing], make_target("hf", {}))
+        check_plan(checkpoint, [changing, cache_alone], make_target("hf", {}))
+
+
 def test_every_layer_rounds_what_it_reads(tiny_model, tmp_path):
     step = run("fp8:activations=static", tiny_model("llama"), tmp_path / "step")
     for block in step.blocks():

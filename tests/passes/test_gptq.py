@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from calibration.activations import InputStatistics, SecondMoments
+from calibration.activations import InputStatistics
+from calibration.moments import SecondMoments
 from compressor.pass_ import PassContext
 from compressor.quantized import Scheme
 from passes import gptq

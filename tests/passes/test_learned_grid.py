@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calibration.activations import SecondMoments
+from calibration.moments import SecondMoments
 from compressor.quantized import Scheme, shared_scale
 from passes.gptq import solve
 from passes.grid import Grid, fit_grid, quantize

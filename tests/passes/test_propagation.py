@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from calibration.activations import Drift, InputStatistics, SecondMoments
+from calibration.activations import Drift, InputStatistics
+from calibration.moments import SecondMoments
 from compressor.errors import RunError
 from passes import propagation
 from passes.calibrated import check_finite

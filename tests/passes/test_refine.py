@@ -3,10 +3,10 @@ import itertools
 import pytest
 import torch
 
-from calibration.activations import SecondMoments
+from calibration.moments import SecondMoments
 from compressor.quantized import QuantizedWeight, Scheme, shared_scale
 from passes.grid import Grid, fit_grid, quantize
-from passes.refine import _refit_scale, refine
+from passes.refine import Rounding, refine
 
 
 def problem(out_features=12, in_features=64, seed=0):
@@ -75,8 +75,8 @@ def test_scale_is_that_of_least_squares():
     codes, _ = rounded(weight, scheme)
     exact = codes.T.double()
     wanted = ((exact @ matrix.double()) * weight.double()).sum(1) / ((exact @ matrix.double()) * exact).sum(1)
-    scale = torch.full((4,), 100.0)
-    residual = weight.T - codes * scale
-    _refit_scale(residual, codes, scale, SecondMoments.of(matrix), slice(0, 32), scheme)
-    assert torch.allclose(scale.double(), wanted, rtol=2**-8)
-    assert torch.allclose(residual, weight.T - codes * scale, atol=1e-3)
+    far_off = Grid(torch.full((4, 1), 100.0), None)
+    rounding = Rounding(weight.T, codes, far_off, SecondMoments.of(matrix), scheme)
+    rounding.refit_scales()
+    assert torch.allclose(rounding.scales[0].double(), wanted, rtol=2**-8)
+    assert torch.allclose(rounding.residual, weight.T - codes * rounding.scales, atol=1e-3)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calibration.activations import SecondMoments
+from calibration.moments import SecondMoments
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder, dense
 from compressor.errors import RunError
