@@ -171,6 +171,8 @@ class LayerWalk:
         for _ in text.finish(branch, inner):
             pass
         text.release((last,))
+        if wide:
+            give_back()
 
 
 def _observe(
