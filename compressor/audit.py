@@ -115,7 +115,7 @@ def _check_files(root: Path, manifest: Manifest, progress: Progress) -> Check:
     present, recorded = set(Artifact(root, manifest.target).file_names), manifest.files
     total = sum((root / name).stat().st_size for name in present & recorded.keys())
     check = Check("files", f"with {total / MIB:.1f} MiB, as recorded", len(recorded))
-    check.findings += [Finding("is missing", name) for name in recorded.keys() - present]
+    check.findings += [Finding("is missing", name) for name in sorted(recorded.keys() - present)]
     check.findings += [Finding("is not in the manifest", name) for name in sorted(present - recorded.keys())]
     hashed = 0
 
@@ -181,24 +181,26 @@ class _Content:
     progress: Progress
 
     def checks(self) -> list[Check]:
-        structure, weights = Check("structure"), Check("weights")
-        self._guarded(structure, self._check_structure)
-        self._guarded(weights, self._check_weights)
-        return [structure, weights, self._check_generation()]
+        return [
+            self._guarded(Check("structure"), self._check_structure, any_error=self.damaged),
+            self._guarded(Check("weights"), self._check_weights, any_error=self.damaged),
+            self._guarded(Check("generation"), self._check_generation, any_error=True),
+        ]
 
-    def _guarded(self, check: Check, work: Callable[[Check], None]) -> None:
-        """Run one check. What it raises is a finding; where the files are as recorded, only an expected error is."""
+    def _guarded(self, check: Check, work: Callable[[Check], None], any_error: bool) -> Check:
+        """Run one check; what it raises is a finding. Damaged bytes and other runtimes raise what they like."""
         try:
             work(check)
         except MissingExtra as error:
             check.not_run = f"{error} {error.hint}"
         except LlmcError as error:
             check.findings.append(Finding(str(error)))
-        except Exception as error:  # damaged bytes fail in many ways, in several packages
-            if not self.damaged:
+        except Exception as error:
+            if not any_error:
                 raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-            check.findings.append(Finding(f"the damaged files cannot be read ({type(error).__name__}: {reason})"))
+            check.findings.append(Finding(f"breaks with {type(error).__name__}: {reason}"))
+        return check
 
     def _check_structure(self, check: Check) -> None:
         if self.target.rules is None:
@@ -223,25 +225,26 @@ class _Content:
             self.progress("reading back", check.checked, len(self.manifest.weights))
         check.findings += [Finding("is missing", tensor=name) for name in missing]
 
-    def _check_generation(self) -> Check:
+    def _check_generation(self, check: Check) -> None:
         """Ask the runtime again where it is here. What it makes of damaged files says nothing, and may crash it."""
-        check, probe = Check("generation"), self.manifest.probe
+        probe = self.manifest.probe
         if probe is None:
             check.not_run = f"none was recorded, since {self.manifest.not_probed}"
-            return check
+            return
         if self.damaged:
             check.not_run = "the files are damaged"
-            return check
+            return
+        check.remarks = [f"recorded in {probe.runtime}"]  # for the case that another version breaks
+        self.progress("running it", 0, 1)
         try:
             session = open_session(self.target, self.artifact)
         except RunError as error:
             check.not_run = str(error)
-            return check
+            return
         with closing(session):
             outcome = compare(probe, session)
-        limit = probe.tolerance.logits
-        check.checked = len(probe.continuation)
-        check.passed = f"as recorded; logits at most {outcome.distance:.2g} apart, and {limit:g} is tolerated"
+        self.progress("running it", 1, 1)
+        check.checked, check.remarks = len(probe.continuation), outcome.remarks
+        close = f"logits at most {outcome.distance:.2g} apart, and {probe.tolerance.logits:g} is tolerated"
+        check.passed = f"as recorded; {close}"
         check.findings += [Finding(difference) for difference in outcome.differences]
-        check.remarks += outcome.remarks
-        return check

@@ -88,12 +88,15 @@ class Lowering:
         """What the runtime answers here, or the reason why it is not asked."""
         if self.not_probed is not None:
             return self.not_probed
+        self.progress("running the artifact", 0, 1)
         try:
             session = open_session(self.target, artifact)
         except RunError as error:
             return str(error)
         with closing(session):
-            return record(session, self.checkpoint.architecture, self.target.tolerance(artifact))
+            probe = record(session, self.checkpoint.architecture, self.target.tolerance(artifact))
+        self.progress("running the artifact", 1, 1)
+        return probe
 
     def _check_finished(self, out: Path) -> None:
         """The artifact that a resumed run left must be the one this run would make."""

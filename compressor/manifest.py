@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor import __version__
 from compressor.checkpoint import Checkpoint
@@ -18,6 +19,9 @@ from compressor.errors import InputError
 from compressor.files import crc32_range, digest_json, json_text, write_json
 from compressor.probe import Probe
 from compressor.target import MANIFEST, Artifact, Target
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 SCHEMA = 2
 SEAL = "digest"
@@ -113,12 +117,12 @@ def read_manifest(root: Path) -> Manifest:
         DamagedManifest: it is not JSON, or not what was sealed.
         InputError: there is none, or this version does not know its schema.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     path = root / MANIFEST
     raw = _read_sealed(path)
     try:
-        manifest = TypeAdapter(Manifest).validate_python(raw)
+        manifest = _adapter().validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -153,6 +157,13 @@ def _read_sealed(path: Path) -> dict[str, Any]:
             "A newer llmc made the artifact; install that.",
         )
     return raw
+
+
+@cache
+def _adapter() -> TypeAdapter[Manifest]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Manifest)
 
 
 def _in_todays_shape(raw: Mapping[str, Any]) -> dict[str, Any]:

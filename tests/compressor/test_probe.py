@@ -1,13 +1,16 @@
+from types import SimpleNamespace
+
 import numpy as np
+import psutil
 import pytest
 
-from compressor.architecture import read_config, resolve
 from compressor.errors import RunError
 from compressor.probe import Position, compare, open_session, record
 from compressor.target import Artifact, Tolerance
 
 TOLERANCE = Tolerance(0.01, "a reason")
 VOCABULARY = 32
+SHAPE = SimpleNamespace(vocab_size=VOCABULARY, max_positions=512)
 
 
 class FakeSession:
@@ -32,13 +35,8 @@ class FakeSession:
 
 
 @pytest.fixture
-def architecture(tiny_model):
-    return resolve(read_config(tiny_model("llama", vocab_size=VOCABULARY)))
-
-
-@pytest.fixture
-def probe(architecture):
-    return record(FakeSession(), architecture, TOLERANCE)
+def probe():
+    return record(FakeSession(), SHAPE, TOLERANCE)
 
 
 def test_what_is_recorded_is_what_the_session_said(probe):
@@ -87,7 +85,7 @@ def test_another_token_is_a_difference(probe):
     assert "of the greedy generation is" in compare(probe, FakeSession(swap)).differences[0]
 
 
-def test_a_tie_that_falls_the_other_way_is_a_remark(architecture):
+def test_a_tie_that_falls_the_other_way_is_a_remark():
     def tied(row):
         row[row.argsort()[-2]] = row.max() - 0.001
         return row
@@ -97,7 +95,7 @@ def test_a_tie_that_falls_the_other_way_is_a_remark(architecture):
         row[second] = row.max() + 0.001
         return row
 
-    recorded = record(FakeSession(tied), architecture, TOLERANCE)
+    recorded = record(FakeSession(tied), SHAPE, TOLERANCE)
     outcome = compare(recorded, FakeSession(other_way))
     assert outcome.differences == []
     assert "equally likely" in outcome.remarks[0]
@@ -109,24 +107,19 @@ def test_a_token_outside_of_the_largest_is_no_tie_with_a_clear_winner():
     assert position.is_tie(19, 3, tolerance=4.0), "all that is kept of it is that it is at most the eighth"
 
 
-def test_a_short_context_is_not_exceeded(tiny_model):
-    shape = resolve(read_config(tiny_model("llama", max_position_embeddings=10)))
-
+def test_a_short_context_is_not_exceeded():
     class Short(FakeSession):
         def prefill(self, tokens):
             assert tokens.shape == (1, 5)
             return 1
 
-    probe = record(Short(), shape, TOLERANCE)
+    probe = record(Short(), SimpleNamespace(vocab_size=VOCABULARY, max_positions=10), TOLERANCE)
     assert len(probe.prompt) == len(probe.continuation) == len(probe.positions) == 5
 
 
-def test_what_does_not_fit_in_memory_is_not_opened(tiny_model, monkeypatch):
-    from types import SimpleNamespace
-
-    import psutil
-
+def test_what_does_not_fit_in_memory_is_not_opened(tmp_path, monkeypatch):
+    (tmp_path / "large").write_bytes(bytes(700))
     target = SimpleNamespace(why_not_run=lambda: None, open=lambda artifact: pytest.fail("opened"))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     with pytest.raises(RunError, match="GiB of memory are free"):
-        open_session(target, Artifact(tiny_model("llama"), "hf"))
+        open_session(target, Artifact(tmp_path, "hf"))
