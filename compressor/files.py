@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from compressor.errors import InputError, RunError
 
 TEMPORARY_PREFIX = ".llmc-tmp-"
+CHUNK_BYTES = 1 << 20  # of one read: what hashing holds of a file
 
 
 @contextmanager
@@ -63,13 +65,32 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that a reader never sees half of it."""
-    write_whole(path, json.dumps(value, indent=2) + "\n")
+    write_whole(path, json_text(value))
 
 
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+def json_text(value: Any) -> str:
+    """The one way in which JSON files are spelled here."""
+    return json.dumps(value, indent=2) + "\n"
+
+
+def digest_file(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """SHA-256 of a file's bytes, in hex; `advance` is told how many bytes each read took."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.hexdigest()
+
+
+def crc32_range(path: Path, start: int, end: int) -> int:
+    """CRC-32 of a file's bytes from `start` to `end`, or to where the file ends before."""
+    checksum, left = 0, end - start
+    with path.open("rb") as file:
+        file.seek(start)
+        while left and (chunk := file.read(min(left, CHUNK_BYTES))):
+            checksum, left = zlib.crc32(chunk, checksum), left - len(chunk)
+    return checksum
 
 
 def digest_files(root: Path, names: Iterable[str]) -> str:

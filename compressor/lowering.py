@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint import Checkpoint, Weight
 from compressor.code_version import code_version
 from compressor.errors import InputError, RunError
-from compressor.files import digest_file, digest_json, folder_bytes, whole_folder, write_json
+from compressor.files import digest_json, folder_bytes, whole_folder
+from compressor.fingerprint import fingerprint
 from compressor.ledger import StepRecord, Verification
+from compressor.manifest import Manifest, read_manifest
 from compressor.measure.memory import PeakMemory
 from compressor.pass_ import Progress
-from compressor.target import MANIFEST, Artifact, Target
+from compressor.probe import Probe, open_session, record
+from compressor.target import Artifact, Target
 from compressor.verify import verify
 
 WEIGHT_FILES = (".safetensors", ".onnx", ".data")
@@ -23,11 +25,12 @@ WEIGHT_FILES = (".safetensors", ".onnx", ".data")
 
 @dataclass(frozen=True)
 class Lowering:
-    """One target applied to one checkpoint."""
+    """One target applied to one checkpoint. With `not_probed`, a reason, the artifact is not run when it is made."""
 
     target: Target
     checkpoint: Checkpoint
     progress: Progress
+    not_probed: str | None = None
 
     @property
     def key(self) -> str:
@@ -44,27 +47,35 @@ class Lowering:
         """
         if out.exists():
             self._check_finished(out)
-            verified = self._verify(Artifact(out, self.target.name))
+            verified = self._verify(Artifact(out, self.target.name), {})
         else:
             verified = self._lower(out, row)
         row.size_bytes, row.bits_per_weight = folder_bytes(out), artifact_bits(out, self.checkpoint)
         return verified
 
     def _lower(self, out: Path, row: StepRecord) -> Verification:
-        start = time.perf_counter()
-        with PeakMemory() as peak, whole_folder(out) as folder:
-            row.notes += self.target.lower(self.checkpoint, folder, self.progress)
+        weights: dict[str, dict[str, str]] = {}
+        with whole_folder(out) as folder:
             artifact = Artifact(folder, self.target.name)
-            verified = self._verify(artifact)
-            write_json(folder / MANIFEST, self._manifest(artifact))
-        row.seconds, row.peak_rss_bytes = time.perf_counter() - start, peak.bytes
+            start = time.perf_counter()
+            with PeakMemory() as peak:
+                row.notes += self.target.lower(self.checkpoint, folder, self.progress)
+                verified = self._verify(artifact, weights)
+            row.seconds, row.peak_rss_bytes = time.perf_counter() - start, peak.bytes
+            probe = self._probe(artifact)
+            Manifest.describe(self.target, self.checkpoint, artifact, self.key, weights, probe).write(folder)
         return verified
 
-    def _verify(self, artifact: Artifact) -> Verification:
+    def _verify(self, artifact: Artifact, weights: dict[str, dict[str, str]]) -> Verification:
+        """Read the artifact back against the checkpoint; `weights` is filled with the digests of what was read."""
+
         def report(done: int, total: int) -> None:
             self.progress("reading back", done, total)
 
-        verified = verify(self.target, artifact, self.checkpoint, report)
+        def keep(name: str, weight: Weight) -> None:
+            weights[name] = fingerprint(weight)
+
+        verified = verify(self.target, artifact, self.checkpoint, report, keep)
         if verified.mismatches:
             count, first = len(verified.mismatches), verified.mismatches[0]
             raise RunError(
@@ -73,22 +84,25 @@ class Lowering:
             )
         return verified
 
-    def _manifest(self, artifact: Artifact) -> dict[str, Any]:
-        return {
-            "schema": 1,
-            "target": self.target.name,
-            "options": self.target.options(),
-            "key": self.key,
-            "input": self.checkpoint.digest,
-            "schemes": {layer: str(scheme) for layer, scheme in self.checkpoint.schemes.items()},
-            "files": artifact.files,
-        }
+    def _probe(self, artifact: Artifact) -> Probe | str:
+        """What the runtime answers here, or the reason why it is not asked."""
+        if self.not_probed is not None:
+            return self.not_probed
+        self.progress("running the artifact", 0, 1)
+        try:
+            session = open_session(self.target, artifact)
+        except RunError as error:
+            return str(error)
+        with closing(session):
+            probe = record(session, self.checkpoint.architecture, self.target.tolerance(artifact))
+        self.progress("running the artifact", 1, 1)
+        return probe
 
     def _check_finished(self, out: Path) -> None:
         """The artifact that a resumed run left must be the one this run would make."""
-        manifest = json.loads((out / MANIFEST).read_text())
-        damaged = [name for name, digest in manifest["files"].items() if digest_file(out / name) != digest]
-        if manifest["key"] != self.key or damaged:
+        manifest, files = read_manifest(out), Artifact(out, self.target.name).files
+        damaged = [name for name, known in manifest.files.items() if files.get(name) != known.sha256]
+        if manifest.key != self.key or damaged:
             reason = (
                 f"its file {damaged[0]} is damaged" if damaged else "it was made from another input or by other code"
             )

@@ -221,7 +221,8 @@ class Run:
 
     def _make_artifact(self, final: Checkpoint) -> Artifact:
         out = self.settings.out / "artifact"
-        lowering = Lowering(self.target, final, self.progress)
+        unmeasured = None if self.evaluator.enabled else "measuring was switched off when it was made"
+        lowering = Lowering(self.target, final, self.progress, unmeasured)
         self.shipped = self._artifact_row(self.target.name, lowering.key)
         verified = lowering.make(out, self.shipped)
         artifact = Artifact(out, self.target.name)

@@ -91,6 +91,16 @@ def read_tensors(root: Path, infos: Mapping[str, TensorInfo], names: Iterable[st
     return read
 
 
+def tensor_ranges(path: Path) -> dict[str, tuple[int, int]]:
+    """First byte of each tensor of a safetensors file, and the one behind its last, counted from the file's start."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    ranges = {name: entry["data_offsets"] for name, entry in header.items()}
+    return {name: (8 + length + start, 8 + length + end) for name, (start, end) in ranges.items()}
+
+
 def _read_header(root: Path, shard: str) -> list[TensorInfo]:
     with _open_shard(root / shard) as file:
         infos = []

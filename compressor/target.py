@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from compressor.files import digest_file, digest_json
 from compressor.options import Configurable
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
+from compressor.shards import tensor_ranges
 
 MANIFEST = "llmc-manifest.json"
 
@@ -29,15 +30,38 @@ class Artifact:
     root: Path
     target: str
 
+    @property
+    def file_names(self) -> list[str]:
+        """Path below the root of every file, the manifest left out."""
+        paths = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+        return sorted(name for name in paths if name != MANIFEST)
+
     @cached_property
     def files(self) -> dict[str, str]:
         """SHA-256 of every file by its path below the root, the manifest left out."""
-        paths = sorted(path for path in self.root.rglob("*") if path.is_file() and path.name != MANIFEST)
-        return {path.relative_to(self.root).as_posix(): digest_file(path) for path in paths}
+        return {name: digest_file(self.root / name) for name in self.file_names}
 
     @property
     def digest(self) -> str:
         return digest_json(self.files)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Which bytes of which file of an artifact a tensor takes, by the name that it has there."""
+
+    file: str
+    name: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far apart logits of one artifact may be on two machines, in nats, and why they are apart at all."""
+
+    logits: float
+    reason: str
 
 
 class Session(Protocol):
@@ -84,6 +108,7 @@ class Target(Configurable, ABC):
     holds_cache_scales: ClassVar[bool] = False  # of an fp8 key-value cache
     holds_int8_embedding: ClassVar[bool] = False
     reader: ClassVar[str]  # who can read its artifacts back: not our writer
+    rules: ClassVar[str | None] = None  # what `broken_rules` asks for; None where there are no rules
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -117,6 +142,22 @@ class Target(Configurable, ABC):
         """What `read_back` must give for the checkpoint's `weight`: itself, or its declared cast."""
         return weight
 
+    def stored_tensors(self, artifact: Artifact) -> Iterator[StoredTensor]:
+        """Where each tensor lies, so that damage of a file can be located: here, in safetensors and GGUF files."""
+        for file in artifact.file_names:
+            ranges = _RANGES.get(PurePath(file).suffix)
+            if ranges is not None:
+                for name, (start, end) in ranges(artifact.root / file).items():
+                    yield StoredTensor(file, name, start, end)
+
+    def broken_rules(self, artifact: Artifact) -> list[str]:
+        """Every one of the target's `rules` of structure that the artifact breaks, as a sentence each."""
+        return []
+
+    def tolerance(self, artifact: Artifact) -> Tolerance:
+        """How far apart the artifact's logits may be on two machines, when `open` runs it."""
+        return Tolerance(1e-3, "float32 sums are taken in another order")
+
     def why_not_run(self) -> str | None:
         """None when the runtime can be opened here, else the reason it cannot."""
         return f"llmc does not run {self.runtime}"
@@ -137,3 +178,13 @@ class Target(Configurable, ABC):
             path: of the artifact, as the command shall have it.
             config: the artifact's config.json.
         """
+
+
+def _gguf_ranges(path: Path) -> dict[str, tuple[int, int]]:
+    from compressor.gguf.container import GgufFile
+
+    tensors = GgufFile.open(path).tensors.values()
+    return {tensor.name: (tensor.offset, tensor.offset + tensor.nbytes) for tensor in tensors}
+
+
+_RANGES = {".safetensors": tensor_ranges, ".gguf": _gguf_ranges}  # first byte of each tensor, and the one behind it

@@ -13,9 +13,13 @@ from compressor.target import Artifact, Target
 
 
 def verify(
-    target: Target, artifact: Artifact, checkpoint: Checkpoint, progress: Callable[[int, int], None]
+    target: Target,
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    progress: Callable[[int, int], None],
+    seen: Callable[[str, Weight], None] = lambda name, weight: None,
 ) -> Verification:
-    """Compare every weight of the artifact with the checkpoint it was lowered from.
+    """Compare every weight of the artifact with the checkpoint it was lowered from; `seen` is shown each of them.
 
     Quantized weights must have equal integers, scales and zero points; float ones equal bits after the cast
     that the target declares. A weight that is missing or left over counts as a mismatch.
@@ -24,6 +28,7 @@ def verify(
     total = len(missing)
     mismatches = []
     for done, (name, found) in enumerate(target.read_back(artifact), start=1):
+        seen(name, found)
         if name not in missing:
             mismatches.append(f"{name} (not in the checkpoint)")
             continue

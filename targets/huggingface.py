@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from compressor import layout
 from compressor.architecture import EMBEDDING, Architecture
@@ -21,9 +22,18 @@ from compressor.measure.torch_session import TorchSession, check_memory
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
 from compressor.shards import INDEX
-from compressor.target import Artifact, Session, Target
+from compressor.target import Artifact, Session, Target, Tolerance
 from compressor.writer import copy_companions
 from targets.packing import compressed_folder, nf4_folder
+from targets.structure import CHECKPOINT_RULES, broken_checkpoint_rules
+
+_ROUNDED = Tolerance(0.5, "activations are rounded to eight bits, after sums in another order")
+# By the dtype that the model computes in.
+_TOLERANCES = {
+    torch.float32: Tolerance(1e-3, "float32 sums are taken in another order"),
+    torch.float16: Tolerance(0.1, "float16 activations are rounded to 11 bits, after sums in another order"),
+    torch.bfloat16: Tolerance(0.5, "bfloat16 activations are rounded to 8 bits, after sums in another order"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class HuggingFace(Target):
     holds_cache_scales = True
     holds_int8_embedding = True
     reader = f"{compressed_folder.READER}, or {nf4_folder.READER} for NF4"
+    rules = CHECKPOINT_RULES
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         if _is_nf4(schemes) and find_spec("bitsandbytes") is None:
@@ -61,6 +72,14 @@ class HuggingFace(Target):
         checkpoint = Checkpoint.open(artifact.root)
         read = nf4_folder.read_folder if _is_nf4(checkpoint.schemes) else compressed_folder.read_folder
         return (pair for pair in read(artifact.root) if pair[0] in checkpoint.parameters)
+
+    def broken_rules(self, artifact: Artifact) -> list[str]:
+        return broken_checkpoint_rules(artifact.root)
+
+    def tolerance(self, artifact: Artifact) -> Tolerance:
+        checkpoint = Checkpoint.open(artifact.root)
+        rounds = checkpoint.kv_cache or any(scheme.activations for scheme in checkpoint.schemes.values())
+        return _ROUNDED if rounds else _TOLERANCES[checkpoint.dtype]
 
     def why_not_run(self) -> str | None:
         return None

@@ -19,6 +19,7 @@ from targets.packing import compressed_folder
 from targets.refusals import kind_reasons, refusals
 from targets.served import ServedFolder
 from targets.serving import length_option
+from targets.structure import CHECKPOINT_RULES, broken_checkpoint_rules
 
 RUNTIME = "vLLM"
 GROUP_SIZES = (128, 64, 32)
@@ -32,6 +33,7 @@ class VllmInt4(ServedFolder):
     summary = "int4 weights for vLLM (compressed-tensors, pack-quantized)"
     runtime = "vLLM >= 0.10"
     reader = compressed_folder.READER
+    rules = CHECKPOINT_RULES
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         inner = {name: scheme for name, scheme in schemes.items() if name != "lm_head"}
@@ -48,6 +50,9 @@ class VllmInt4(ServedFolder):
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         return compressed_folder.read_folder(artifact.root)
+
+    def broken_rules(self, artifact: Artifact) -> list[str]:
+        return broken_checkpoint_rules(artifact.root)
 
     def why_not_run(self) -> str | None:
         return f"{RUNTIME} wants an environment of its own, which benchmarks/vllm_parity.py makes"

@@ -21,6 +21,7 @@ VERBS = {
     "inspect": ("compressor.cli.inspect", "Tell what a model, an artifact or a run's folder is."),
     "passes": ("compressor.cli.listing", "List the passes, or the options of one."),
     "targets": ("compressor.cli.listing", "List the targets, or the options of one."),
+    "verify": ("compressor.cli.verify", "Check an artifact against its manifest, on any machine."),
     "report": ("compressor.cli.report", "Show the ledger of a run."),
     "doctor": ("compressor.cli.doctor", "Tell what is installed and which targets can run here."),
 }
@@ -53,7 +54,7 @@ def cli(debug: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs the command line and turns every outcome into an exit code.
 
-    0 done, 1 gate failed, 2 bad usage or bad input, 3 gate inconclusive, 4 a run that broke.
+    0 done, 1 gate failed or artifact damaged, 2 bad usage or bad input, 3 gate inconclusive, 4 a run that broke.
     """
     words = sys.argv[1:] if arguments is None else arguments
     interrupted = _catch_interrupts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -17,10 +18,11 @@ from rich.progress import (
 
 
 class ConsoleProgress:
-    """Context manager that is called as (what, done, total)."""
+    """Context manager that is called as (what, done, total), and shows nothing in its first `after` seconds."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, after: float = 0.0) -> None:
         self._console = Console(stderr=True, quiet=quiet)
+        self._shown_from = time.monotonic() + after
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
@@ -41,6 +43,8 @@ class ConsoleProgress:
         self._bars.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        if time.monotonic() < self._shown_from:
+            return
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total)
             if not self._console.is_terminal:

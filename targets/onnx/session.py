@@ -15,6 +15,7 @@ from targets.onnx.graph import LAST_TOKEN
 LOGITS_BYTES = 128 << 20  # of one chunk: what is held is twice this, onnxruntime's buffer and the caller's view
 POSITIONS_PER_CHUNK = 512  # beyond this longer chunks are no faster, and attention scores grow with them
 PROVIDERS = ["CPUExecutionProvider"]
+ROUNDING_LEVEL = 4  # of MatMulNBits, at which it rounds activations to int8
 
 
 class OnnxSession:
@@ -117,6 +118,13 @@ def set_accuracy_level(model: onnx.ModelProto, level: int) -> None:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = level
+
+
+def rounds_activations(root: Path) -> bool:
+    """Whether a matrix of the artifact's graph computes with activations in int8, at the accuracy level it has."""
+    nodes = onnx.load(root / "model.onnx", load_external_data=False).graph.node
+    levels = [attribute.i for node in nodes for attribute in node.attribute if attribute.name == "accuracy_level"]
+    return ROUNDING_LEVEL in levels
 
 
 def keep_every_position(model: onnx.ModelProto) -> None:

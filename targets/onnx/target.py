@@ -22,13 +22,14 @@ from compressor.files import write_json
 from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
-from compressor.target import Artifact, Session, Target, Variant
+from compressor.target import Artifact, Session, StoredTensor, Target, Tolerance, Variant
 from compressor.writer import copy_companions
 from targets.casting import dtype_name, served_config
 from targets.onnx.plan import BLOCK_SIZES
 
 EXACT, FAST = 0, 4  # accuracy levels of MatMulNBits
 HEAD_DIM_STEP = 8
+_ROUNDED = Tolerance(0.5, "activations are rounded to int8, after float32 sums in another order")
 # Rules whose tables do not depend on how long the text is.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _TAKER = {"int4": "onnx-int4", "int8": "onnx-int8"}  # the target for a kind of weights; hf takes every other
@@ -40,6 +41,7 @@ class _Onnx(Target):
 
     runtime = "onnxruntime-genai"
     reader = "onnxruntime with identity input"
+    rules = "graph, external data and genai_config.json fit together"
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         return [*_shape_problems(architecture), *self._scheme_problems(schemes)]
@@ -75,6 +77,24 @@ class _Onnx(Target):
 
     def expected(self, name: str, weight: Weight) -> Weight:
         return weight if isinstance(weight, QuantizedWeight) else weight.float()
+
+    def stored_tensors(self, artifact: Artifact) -> Iterator[StoredTensor]:
+        _require_packages()
+        from targets.onnx.rules import external_tensors
+
+        return external_tensors(artifact.root)
+
+    def broken_rules(self, artifact: Artifact) -> list[str]:
+        _require_packages()
+        from targets.onnx.rules import check_folder
+
+        return check_folder(artifact.root)
+
+    def tolerance(self, artifact: Artifact) -> Tolerance:
+        _require_packages()
+        from targets.onnx.session import rounds_activations
+
+        return _ROUNDED if rounds_activations(artifact.root) else super().tolerance(artifact)
 
     def why_not_run(self) -> str | None:
         missing = _missing_package()

@@ -46,6 +46,7 @@ class TrtInt4(ServedFolder):
     summary = "int4 weights for TensorRT-LLM (ModelOpt unified checkpoint, W4A16_AWQ)"
     runtime = "TensorRT-LLM >= 1.2"
     reader = "unpacker written from the layout's text (numpy)"
+    rules = "TensorRT-LLM's loader, as modelled here, would take it"
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         inner = {name: scheme for name, scheme in schemes.items() if name != "lm_head"}
@@ -97,6 +98,9 @@ class TrtInt4(ServedFolder):
             if not bool((scales == 1).all()):
                 raise RunError(f"The activation scale of {layer} is not ones, so its weight is not what was lowered.")
         yield from read_folder(artifact.root)
+
+    def broken_rules(self, artifact: Artifact) -> list[str]:
+        return check_loadable(artifact.root)
 
     def why_not_run(self) -> str | None:
         return f"{RUNTIME} needs an NVIDIA GPU; its loader's rules were checked, loading was not"

@@ -7,24 +7,10 @@ import sys
 import pytest
 import yaml
 
-from compressor.cli import VERBS, main
+from compressor.cli import VERBS
 
 TEXT = "\n".join(f"The {a} sees the {b} near the old mill, and number {n} is called." for n in range(40)
                  for a, b in (("fox", "hen"), ("boy", "sea"), ("sun", "moon")))  # fmt: skip
-
-
-@pytest.fixture
-def llmc(capsys):
-    """Run the command line; returns (exit code, stdout, stderr)."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in words])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

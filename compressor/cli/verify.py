@@ -1,0 +1,68 @@
+"""`llmc verify`: is an artifact what it was when it was made?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from compressor.audit import Check, Verdict
+
+SHOWN_FINDINGS = 12  # of one check, for people; --json has all
+UNITS = {"files": "files", "weights": "weights", "generation": "tokens"}
+
+
+@click.command("verify")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify_command(artifact: Path, as_json: bool) -> int:
+    """Check ARTIFACT (its folder, or that of its run) against its manifest: on any machine, without the checkpoint.
+
+    \b
+    Exit code 0: everything that could be checked is as recorded; 1: something is not; 2: there is no artifact.
+    """
+    from compressor.audit import audit, find_artifact
+    from compressor.cli import emit_json
+    from compressor.cli.progress import ConsoleProgress
+
+    with ConsoleProgress(after=2.0) as progress:
+        verdict = audit(find_artifact(artifact), progress)
+    if as_json:
+        emit_json(verdict.plain())
+    else:
+        _show(verdict)
+    return 1 if verdict.findings else 0
+
+
+def _show(verdict: Verdict) -> None:
+    if verdict.target is not None:
+        maker = f", made by llmc {verdict.llmc}" if verdict.llmc else ""
+        click.echo(f"{verdict.artifact}: {verdict.target}{maker}")
+    for check in verdict.checks:
+        _show_check(check)
+    count = len(verdict.findings)
+    if count:
+        click.secho(f"Not as it was made: {count} finding{'s' if count > 1 else ''}.", fg="red", bold=True)
+    else:
+        click.secho("As it was made.", fg="green", bold=True)
+
+
+def _show_check(check: Check) -> None:
+    for finding in check.findings[:SHOWN_FINDINGS]:
+        _line("✗", "red", check.name, str(finding))
+    if len(check.findings) > SHOWN_FINDINGS:
+        _line("✗", "red", check.name, f"and {len(check.findings) - SHOWN_FINDINGS} more")
+    if check.not_run is not None:
+        _line("·", "yellow", check.name, f"not run: {check.not_run}")
+    elif not check.findings:
+        amount = f"{check.checked} {UNITS[check.name]} " if check.name in UNITS else ""
+        _line("✓", "green", check.name, amount + check.passed)
+    for remark in check.remarks:
+        _line("·", "yellow", check.name, remark)
+
+
+def _line(mark: str, color: str, name: str, text: str) -> None:
+    click.secho(mark, fg=color, nl=False)
+    click.echo(f" {name:10} {text}")
