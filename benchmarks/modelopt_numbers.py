@@ -48,24 +48,21 @@ def main() -> int:
     differences: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         base = make_model(Path(scratch) / "base")
+        folders = {name: Path(scratch) / "cases" / name.replace(" ", "-") for name in CASES}
         for name, (target, passes) in CASES.items():
-            folder = Path(scratch) / name.replace(" ", "-")
-            folder.mkdir()
-            rows += compare(name, folder, *both(folder, base, target, passes), differences)
+            write_ours(folders[name], base, target, passes)
+        MODELOPT.run("export-numbers", Path(scratch) / "cases", "--tokens", base / "tokens")
+        for name, folder in folders.items():
+            rows += compare(name, folder / "modelopt", folder / "llmc", differences)
     return report("modelopt_numbers", rows, render(versions, rows, differences))
 
 
-def both(folder: Path, base: Path, target: str, passes: tuple[str, ...]) -> tuple[Path, Path]:
-    """The folders that ModelOpt and llmc write for the same numbers."""
+def write_ours(folder: Path, base: Path, target: str, passes: tuple[str, ...]) -> None:
+    """Quantize, write the artifact to `llmc`, and what ModelOpt shall make `modelopt` of beside it."""
+    (folder / "llmc").mkdir(parents=True)
     checkpoint = quantize(folder, base, passes)
-    ours, theirs = folder / "llmc", folder / "modelopt"
-    ours.mkdir()
-    make_target(target, {}).lower(checkpoint, ours, quiet)
+    make_target(target, {}).lower(checkpoint, folder / "llmc", quiet)
     hand_over(checkpoint, base, folder)
-    MODELOPT.run(
-        "export-numbers", folder / "float", theirs, "--numbers", folder / "numbers", "--tokens", base / "tokens"
-    )
-    return theirs, ours
 
 
 def quantize(folder: Path, base: Path, passes: tuple[str, ...]) -> Checkpoint:
@@ -98,7 +95,7 @@ def hand_over(checkpoint: Checkpoint, base: Path, folder: Path) -> None:
     save_file(numbers, folder / "numbers")
 
 
-def compare(name: str, folder: Path, theirs: Path, ours: Path, differences: dict[str, list[str]]) -> Iterator[Row]:
+def compare(name: str, theirs: Path, ours: Path, differences: dict[str, list[str]]) -> Iterator[Row]:
     tensors = load_all(theirs), load_all(ours)
     names = tensors[0].keys() | {name for name in tensors[1] if not name.endswith(AWQ_ONLY)}
     equal = [one for one in names if same(tensors[0].get(one), tensors[1].get(one))]
@@ -107,8 +104,8 @@ def compare(name: str, folder: Path, theirs: Path, ours: Path, differences: dict
         broken = check_loadable(theirs)
         yield f"{name}: our loader rules on ModelOpt's folder", f"{len(broken)} broken {broken[:1] or ''}", not broken
     differences[name] = sorted(json_differences(theirs, ours, "hf_quant_config.json"))
-    unequal = sorted(names - set(equal))
-    print(f"{name} in {folder}:", *unequal, *differences[name], sep="\n  ", file=sys.stderr)
+    for one in sorted(names - set(equal)):
+        print(f"{name}: {one} differs", file=sys.stderr)
 
 
 def load_all(folder: Path) -> dict[str, torch.Tensor]:

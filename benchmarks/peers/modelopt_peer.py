@@ -44,15 +44,24 @@ def export(model_folder: Path, out: Path, recipe: str, dtype: str, group_size: i
     save_file({"logits": logits}, out.with_suffix(".logits"))
 
 
-def export_numbers(model_folder: Path, out: Path, numbers_file: Path, tokens_file: Path) -> None:
-    """Export a bfloat16 model with given scales: `LAYER:KIND:weight`, `LAYER:KIND:input`, `ATTENTION.k_scale:cache`."""
+def export_numbers(cases: Path, tokens_file: Path) -> None:
+    """In each folder of `cases`, export the model `float` to `modelopt`, with the scales that the file `numbers` gives.
+
+    They are named `LAYER:KIND:weight`, `LAYER:KIND:input` and `ATTENTION.k_scale:cache`.
+    """
+    from safetensors.torch import load_file
+
+    tokens = load_file(tokens_file)["tokens"]
+    for folder in sorted(cases.iterdir()):
+        _export_case(folder / "float", folder / "modelopt", load_file(folder / "numbers"), tokens)
+
+
+def _export_case(model_folder: Path, out: Path, numbers: dict, tokens: Any) -> None:
     import modelopt.torch.quantization as mtq
     import torch
     from modelopt.torch.export import export_hf_checkpoint
-    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    tokens, numbers = load_file(tokens_file)["tokens"], load_file(numbers_file)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16).eval()
     quantizers = dict(_quantizers(numbers))
     entries = [{"quantizer_name": name, "cfg": cfg} for name, (cfg, _) in quantizers.items()]
@@ -119,9 +128,7 @@ def main() -> None:
     exporting.add_argument("--group-size", type=int, required=True)
     exporting.add_argument("--tokens", type=Path, required=True)
     numbers = verbs.add_parser("export-numbers")
-    numbers.add_argument("model", type=Path)
-    numbers.add_argument("out", type=Path)
-    numbers.add_argument("--numbers", type=Path, required=True)
+    numbers.add_argument("cases", type=Path)
     numbers.add_argument("--tokens", type=Path, required=True)
     verbs.add_parser("versions")
     given = parser.parse_args()
@@ -130,7 +137,7 @@ def main() -> None:
     elif given.verb == "versions":
         print(versions())
     elif given.verb == "export-numbers":
-        export_numbers(given.model, given.out, given.numbers, given.tokens)
+        export_numbers(given.cases, given.tokens)
     else:
         export(given.model, given.out, given.recipe, given.dtype, given.group_size, given.tokens)
 

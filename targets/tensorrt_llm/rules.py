@@ -171,7 +171,9 @@ def _parts(layer: Layer, served: tuple[str, ...], unfused: bool) -> dict[str, Wa
         assert layer.group_size is not None  # a rule of the settings
         scale = (FLOATS, (rows, columns // layer.group_size))
         parts: dict[str, Wanted] = {"weight": (PACKED_BYTES, (rows // 2, columns)), "weight_scale": scale}
-        return parts | {"pre_quant_scale": (served, (columns,))} if unfused else parts
+        if unfused:
+            parts["pre_quant_scale"] = (served, (columns,))
+        return parts
     if layer.algorithm == INT8:
         return {"weight": (("I8",), (rows, columns)), "weight_scale": (FLOATS, (rows,))}
     if layer.algorithm == ROWWISE:
