@@ -299,8 +299,8 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
     problems = list(target.problems(checkpoint.architecture, linears))
     if EMBEDDING in schemes and not target.holds_int8_embedding:
         problems.append("It holds no int8 embedding; leave out the pass embeddings, or take the target hf.")
-    if cache_scales and not target.holds_cache_scales:
-        problems.append("It holds no scales of an fp8 key-value cache; kv_cache=false works, or the target hf.")
+    if cache_scales:
+        problems += target.cache_problems(checkpoint.architecture, linears)
     if problems:
         raise InputError(f"{target.name} cannot take this: " + " ".join(problems))
     return schemes

@@ -55,6 +55,7 @@ class Scheme:
         activations: how the layer's inputs are rounded; None leaves them as they are.
         double_quant: whether the scales are themselves rounded to eight bits; NF4 only.
         table: rows are looked up, as an embedding's are, and stored one code a byte: int8 with a scale a row only.
+        per_tensor: all output channels have one scale in common; fp8 only.
     """
 
     bits: int
@@ -64,6 +65,7 @@ class Scheme:
     activations: Activations | None = None
     double_quant: bool = False
     table: bool = False
+    per_tensor: bool = False
 
     @property
     def lowest(self) -> int:
@@ -95,7 +97,8 @@ class Scheme:
         return self.group_size
 
     def __str__(self) -> str:
-        group = "channel" if self.group_size is None else f"g{self.group_size}"
+        whole = "tensor" if self.per_tensor else "channel"
+        group = whole if self.group_size is None else f"g{self.group_size}"
         balance = f" {'symmetric' if self.symmetric else 'asymmetric'}" if self.type == "int" else ""
         double = " double-quantized" if self.double_quant else ""
         return f"{self.kind} {group}{balance}{double}" + (f", {self.activations}" if self.activations else "")
@@ -108,7 +111,7 @@ class QuantizedWeight:
     Attributes:
         codes: [out_features, in_features]: int8, each in [-2^(bits-1), 2^(bits-1) - 1]; of fp8, float8_e4m3fn; of
             NF4, uint8 indices into its table.
-        scales: float32 [out_features, groups].
+        scales: float32 [out_features, groups]; one that is shared by the tensor is repeated.
         zero_points: int8 [out_features, groups] in the range of the codes, or None when symmetric.
         input_scale: the one scale of the layer's inputs, float32 [], or None unless activations are static.
         rounded_scales: what `scales` are the values of, where they are themselves rounded; else None.
@@ -147,7 +150,7 @@ class QuantizedWeight:
         if self.scheme.type == "nf4":
             return self.codes.numel() * 4 + nf4.scale_bits(self.scales.numel(), self.scheme.double_quant)
         zero_bits = 0 if self.zero_points is None else self.zero_points.numel() * self.scheme.bits
-        scales = self.scales.numel() + (self.input_scale is not None)
+        scales = (1 if self.scheme.per_tensor else self.scales.numel()) + (self.input_scale is not None)
         return self.codes.numel() * self.scheme.bits + scales * 16 + zero_bits
 
 

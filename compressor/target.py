@@ -119,6 +119,12 @@ class Target(Configurable, ABC):
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         """Every reason why a model of this shape, quantized like this, cannot be lowered; each names a remedy."""
 
+    def cache_problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
+        """Every reason why the scales of an fp8 key-value cache cannot be lowered beside layers of these schemes."""
+        if self.holds_cache_scales:
+            return []
+        return ["It holds no scales of an fp8 key-value cache; kv_cache=false works, or the target hf."]
+
     @abstractmethod
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         """Write the artifact's files into the empty folder `out`, one block in memory at a time.

@@ -5,6 +5,7 @@ Paper: Micikevicius et al., "FP8 Formats for Deep Learning", 2022.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,16 +23,38 @@ from passes.inputs import chosen_activations, rewrite_with_ranges, static_scale,
 from passes.quantizing import LinearPass
 
 
-def round_to_fp8(weight: torch.Tensor, scheme: Scheme) -> QuantizedWeight:
+def round_to_fp8(weight: torch.Tensor, scheme: Scheme, peak: torch.Tensor | None = None) -> QuantizedWeight:
     """Round a weight, float32 [out_features, in_features], to the nearest e4m3 numbers.
 
     Each output channel has one scale, which makes its largest value 448: the nearest number that float16 and bfloat16
     both hold. Where that is too small by up to a 256th, the largest values are clipped, by less than fp8 rounds them.
+
+    Args:
+        peak: [], what is to become 448 in all channels, which then have one scale; None is each channel's own.
     """
-    low, high = weight.aminmax(dim=1, keepdim=True)
-    scales = shared_scale(torch.maximum(-low, high) / FP8_LARGEST, scheme.bits)
+    peaks = channel_peaks(weight) if peak is None else peak.expand(len(weight), 1)
+    scales = shared_scale(peaks / FP8_LARGEST, scheme.bits)
     codes = (weight / scales).clamp_(-FP8_LARGEST, FP8_LARGEST).to(FP8)
     return QuantizedWeight(codes, scales, None, scheme)
+
+
+def channel_peaks(weight: torch.Tensor) -> torch.Tensor:
+    """The absolute maximum of each output channel, [out_features, 1]."""
+    low, high = weight.aminmax(dim=1, keepdim=True)
+    return torch.maximum(-low, high)
+
+
+def common_peaks(weights: Mapping[str, torch.Tensor], fused: Iterable[tuple[str, ...]]) -> dict[str, torch.Tensor]:
+    """The absolute maximum of each weight, []; weights that a runtime fuses have that of all of them.
+
+    A fused matrix has one scale: with scales of their own, the runtime would round all but one of its parts again.
+    """
+    peaks = {name: channel_peaks(weight).amax() for name, weight in weights.items()}
+    for group in fused:
+        present = [name for name in group if name in peaks]
+        if present:
+            peaks |= dict.fromkeys(present, torch.stack([peaks[name] for name in present]).amax())
+    return peaks
 
 
 @dataclass(frozen=True)
@@ -44,6 +67,9 @@ class Fp8(LinearPass, BlockPass):
     activations: Literal["none", "dynamic", "static"] = option(
         "dynamic", "what linears read: dynamic, one scale a token; static, one a layer, from the text; none, as it is"
     )
+    scales: Literal["channel", "tensor"] = option(
+        "channel", "what shares a weight scale: a channel, or a tensor with those that runtimes fuse with it"
+    )
     kv_cache: bool = option(
         False, "scales for an fp8 key-value cache, one a layer for keys and for values, from the text"
     )
@@ -51,7 +77,8 @@ class Fp8(LinearPass, BlockPass):
 
     @property
     def scheme(self) -> Scheme:
-        return Scheme(8, None, type="float", activations=chosen_activations(self.activations, "float"))
+        activations = chosen_activations(self.activations, "float")
+        return Scheme(8, None, type="float", activations=activations, per_tensor=self.scales == "tensor")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -79,12 +106,22 @@ class Fp8(LinearPass, BlockPass):
 
     def _rounded(self, block: Block, checkpoint: Checkpoint, context: PassContext) -> dict[str, Weight]:
         rounded: dict[str, Weight] = {}
-        for name, weight in self.weights_to_quantize(block, checkpoint).items():
-            rounded[f"{name}.weight"] = round_to_fp8(weight, self.scheme_of(name))
+        weights = self.weights_to_quantize(block, checkpoint)
+        peaks = self._peaks(weights, block, checkpoint.architecture)
+        for name, weight in weights.items():
+            rounded[f"{name}.weight"] = round_to_fp8(weight, self.scheme_of(name), peaks.get(name))
             dead = int((weight == 0).all(1).sum())
-            if dead:
+            if dead and name not in peaks:
                 context.notes.append(f"{name}: {dead} output channels are zero; they get the smallest scale")
         return rounded
+
+    def _peaks(
+        self, weights: Mapping[str, torch.Tensor], block: Block, architecture: Architecture
+    ) -> dict[str, torch.Tensor]:
+        """What is to become 448, of weights whose channels share a scale."""
+        if self.scales == "channel":
+            return {}
+        return common_peaks(weights, () if block.index is None else architecture.fused_linears(block.index))
 
     def _cache_scales(self, ranges: Ranges, dtype: torch.dtype, context: PassContext) -> dict[str, Weight]:
         scales: dict[str, Weight] = {}

@@ -115,7 +115,9 @@ def _legacy_rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _common_dtype(choice: ServedDtype, checkpoint: Checkpoint) -> torch.dtype:
-    parameters = checkpoint.architecture.tensor_shapes()
+    # Codes that are stored as they are lie under the name of the weight.
+    codes = {f"{layer}.weight" for layer in checkpoint.schemes}
+    parameters = checkpoint.architecture.tensor_shapes().keys() - codes
     floating = {checkpoint.tensors[name].dtype for name in parameters if name in checkpoint.tensors}
     served = {cast_dtype(choice, stored) for stored in floating}
     if len(served) > 1:

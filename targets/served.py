@@ -40,7 +40,7 @@ class ServedFolder(Target):
         caster, shards = Caster(self.dtype, checkpoint), ShardWriter(out)
         total = len(checkpoint.block_names)
         for done, block in enumerate(checkpoint.blocks(), start=1):
-            shards.add(dict(self._stored(block, caster)))
+            shards.add(dict(self.stored_block(block, caster)))
             progress("writing", done, total)
         shards.finish()
         quantization = {"quantization_config": self.describe(checkpoint, out)}
@@ -51,7 +51,8 @@ class ServedFolder(Target):
     def expected(self, name: str, weight: Weight) -> Weight:
         return cast(self.dtype, weight)
 
-    def _stored(self, block: Block, caster: Caster) -> Iterator[tuple[str, torch.Tensor]]:
+    def stored_block(self, block: Block, caster: Caster) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors, by full name, that hold a block."""
         for name, weight in block.weights.items():
             if isinstance(weight, QuantizedWeight):
                 layer = name.removesuffix(".weight")

@@ -95,11 +95,12 @@ def _groups(schemes: Mapping[str, Scheme], mixed: bool) -> dict[str, Any]:
 
 
 def _weight_arguments(scheme: Scheme) -> dict[str, Any]:
+    whole = "tensor" if scheme.per_tensor else "channel"
     arguments = {
         "num_bits": scheme.bits,
         "type": scheme.type,
         "symmetric": scheme.symmetric,
-        "strategy": "channel" if scheme.group_size is None else "group",
+        "strategy": whole if scheme.group_size is None else "group",
         "dynamic": False,
     }
     return arguments if scheme.group_size is None else arguments | {"group_size": scheme.group_size}
@@ -179,7 +180,7 @@ def _scheme(group: Mapping[str, Any], layout: str, may_be_table: bool) -> Scheme
     weights, inputs = group["weights"], group.get("input_activations") or None
     activations = None if inputs is None else _activations(inputs)
     supported = (
-        weights.get("strategy") in ("group", "channel")
+        weights.get("strategy") in ("group", "channel", "tensor")
         and weights.get("type") in ("int", "float")
         and weights.get("num_bits") in (4, 8)
         and not weights.get("dynamic")
@@ -190,14 +191,21 @@ def _scheme(group: Mapping[str, Any], layout: str, may_be_table: bool) -> Scheme
     if supported:
         group_size = weights.get("group_size") if weights["strategy"] == "group" else None
         stored_as = group.get("format") or layout
-        scheme = Scheme(weights["num_bits"], group_size, weights["symmetric"], weights["type"], activations)
+        scheme = Scheme(
+            weights["num_bits"],
+            group_size,
+            weights["symmetric"],
+            weights["type"],
+            activations,
+            per_tensor=weights["strategy"] == "tensor",
+        )
         if may_be_table and scheme.type == "int" and activations is None:
             scheme = replace(scheme, table=stored_as in (INT, NAIVE))
         if _is_stored(scheme, stored_as):
             return scheme
     raise InputError(
         "The folder's layers are quantized in a way that cannot be read; weight-only int4 and int8, and int8 and fp8 "
-        "with one scale a channel and activations of their own type, can.",
+        "with one scale a channel (fp8: or a tensor) and activations of their own type, can.",
         "Start from the float checkpoint.",
     )
 
@@ -218,6 +226,8 @@ def _activations(arguments: Mapping[str, Any]) -> Activations | None:
 def _is_stored(scheme: Scheme, layout: str) -> bool:
     """Whether the format that a group names is the one in which its scheme is kept."""
     expected = storage_format(scheme)
+    if scheme.per_tensor and scheme.type != "float":
+        return False
     if expected == PACK:
         return layout == PACK
     plain = scheme.bits == 8 and scheme.group_size is None and scheme.symmetric

@@ -4,8 +4,9 @@
     int-quantized     int8 with rounded activations, and int8 embeddings: `weight` int8, `weight_scale`
     float-quantized   fp8, activations rounded or not: `weight` float8_e4m3fn, `weight_scale`
 
-Packed weights lie along the input features, packed zero points along the output features. Static activations add
-`input_scale` [1]. Source: vllm-project/compressed-tensors, compressors.
+Packed weights lie along the input features, packed zero points along the output features. Scales are
+[out_features, groups], or [1] where a tensor has one; static activations add `input_scale` [1].
+Source: vllm-project/compressed-tensors, compressors.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def encode(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tenso
     if weight.scheme.type == "nf4":
         return nf4.encode(weight, dtype)
     tensors = _packed(weight) if storage_format(weight.scheme) == PACK else {PLAIN: weight.codes}
-    tensors[SCALE] = narrowed(weight.scales, dtype)
+    scales = weight.scales[0] if weight.scheme.per_tensor else weight.scales
+    tensors[SCALE] = narrowed(scales, dtype)
     if weight.input_scale is not None:
         # Layers that read the same input may share the very tensor, which a shard does not store twice.
         tensors[INPUT_SCALE] = narrowed(weight.input_scale.reshape(1), dtype).clone()
@@ -50,6 +52,8 @@ def decode(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeig
     scales = tensors[SCALE].float()
     input_scale = tensors[INPUT_SCALE].float().reshape(()) if _has_input_scale(scheme) else None
     if storage_format(scheme) != PACK:
+        if scheme.per_tensor:
+            scales = scales.repeat(len(tensors[PLAIN]), 1)
         return QuantizedWeight(tensors[PLAIN], scales, None, scheme, input_scale)
     rows, columns = tensors[SHAPE].tolist()
     zero_points = None
@@ -68,7 +72,7 @@ def stored_shapes(scheme: Scheme, shape: tuple[int, int]) -> Mapping[str, tuple[
         return nf4.stored_shapes(scheme, shape)
     rows, columns = shape
     groups = columns // scheme.group_width(columns)
-    shapes: dict[str, tuple[int, ...]] = {SCALE: (rows, groups)}
+    shapes: dict[str, tuple[int, ...]] = {SCALE: (1,) if scheme.per_tensor else (rows, groups)}
     if _has_input_scale(scheme):
         shapes[INPUT_SCALE] = (1,)
     if storage_format(scheme) != PACK:

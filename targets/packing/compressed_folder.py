@@ -94,7 +94,10 @@ def _unpacked(parts: Mapping[str, torch.Tensor], group: Any) -> QuantizedWeight:
 
 def _plain(parts: Mapping[str, torch.Tensor], group: Any) -> QuantizedWeight:
     input_scale = parts["input_scale"].float().reshape(()) if "input_scale" in parts else None
-    return QuantizedWeight(parts["weight"], parts["weight_scale"].float(), None, _scheme(group), input_scale)
+    scheme, scales = _scheme(group), parts["weight_scale"].float()
+    if scheme.per_tensor:
+        scales = scales.expand(len(parts["weight"]), 1)
+    return QuantizedWeight(parts["weight"], scales, None, scheme, input_scale)
 
 
 def _decompressed(parts: Mapping[str, torch.Tensor], group: Any, stored_as: str) -> torch.Tensor:
@@ -108,4 +111,5 @@ def _decompressed(parts: Mapping[str, torch.Tensor], group: Any, stored_as: str)
 def _scheme(group: Any) -> Scheme:
     weights, inputs = group.weights, group.input_activations
     activations = None if inputs is None else Activations(inputs.num_bits, inputs.type, bool(inputs.dynamic))
-    return Scheme(weights.num_bits, weights.group_size, weights.symmetric, weights.type, activations)
+    whole = weights.strategy == "tensor"
+    return Scheme(weights.num_bits, weights.group_size, weights.symmetric, weights.type, activations, per_tensor=whole)

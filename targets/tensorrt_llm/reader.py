@@ -1,8 +1,10 @@
-"""Reads a ModelOpt W4A16_AWQ folder, from the text of its layout alone: bytes, numpy, no code of the writing side.
+"""Reads ModelOpt folders for TensorRT-LLM, from the text of their layout alone: bytes, numpy, no code of the writer.
 
-A packed `X.weight` is uint8 [N/2, K]; of byte (r, k) the low nibble is the integer of output channel 2r and the high
-nibble that of 2r + 1, each in two's complement. `X.weight_scale` is [N, K/g]; the weight is integer times scale.
-`X.pre_quant_scale` [K], where present, multiplies the activation.
+int4: `X.weight` is uint8 [N/2, K]; of byte (r, k) the low nibble is the integer of output channel 2r and the high
+nibble that of 2r + 1, each in two's complement. int8: `X.weight` is int8 [N, K]. fp8: it is e4m3 [N, K].
+`X.weight_scale` is [N, K/g] for groups, [N] for channels, [] for a tensor; the weight is code times scale.
+`X.input_scale` [] divides the activation before it is rounded to fp8; `X.pre_quant_scale` [K] multiplies it.
+`k_proj.k_scale` and `v_proj.v_scale` [] belong to the fp8 key-value cache.
 Sources: NVIDIA/TensorRT-LLM, tensorrt_llm/_torch/modules/linear.py; the safetensors format description.
 """
 
@@ -17,11 +19,14 @@ import numpy as np
 import torch
 
 from compressor.checkpoint import Weight
-from compressor.quantized import QuantizedWeight, Scheme
+from compressor.quantized import Activations, QuantizedWeight, Scheme
 
-# safetensors' dtype to the numpy one of the same bytes; bfloat16 has none and is read as its bits.
-NUMPY_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8"}
-BFLOAT16 = "BF16"
+BFLOAT16, FP8 = "BF16", "F8_E4M3"
+# safetensors' dtype to the numpy one of the same bytes; bfloat16 and fp8 have none and are read as their bits.
+NUMPY_DTYPES = {"F32": "<f4", "F16": "<f2", "U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8"}
+NUMPY_DTYPES |= {BFLOAT16: "<u2", FP8: "u1"}
+SCALES = ("weight_scale", "input_scale", "pre_quant_scale")
+CACHE_SCALES = {"k_proj.k_scale": "k_scale", "v_proj.v_scale": "v_scale"}  # as stored, and as a checkpoint has them
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Header:
     end: int
 
     def read(self) -> np.ndarray:
-        """The values, bfloat16 as its uint16 bits."""
+        """The values, bfloat16 and fp8 as their bits."""
         kind = np.dtype(NUMPY_DTYPES[self.dtype])
         count = (self.end - self.start) // kind.itemsize
         return np.fromfile(self.path, kind, count, offset=self.start).reshape(self.shape)
@@ -81,15 +86,16 @@ def unpack_nibbles(packed: np.ndarray) -> np.ndarray:
 
 
 def read_folder(root: Path) -> Iterator[tuple[str, Weight]]:
-    """Every weight of the folder by its parameter name, one at a time; activation scales are read apart."""
+    """Every weight of the folder by its parameter name, one at a time; pre_quant_scale is read apart."""
     headers = _all_headers(root)
     for name, header in headers.items():
         layer, _, part = name.rpartition(".")
-        if part in ("weight_scale", "pre_quant_scale"):
-            continue
-        if part == "weight" and f"{layer}.weight_scale" in headers:
-            yield name, _quantized(header, headers[f"{layer}.weight_scale"])
-        else:
+        stored = ".".join(name.split(".")[-2:])
+        if stored in CACHE_SCALES:
+            yield name.replace(stored, CACHE_SCALES[stored]), torch.from_numpy(header.numbers()).reshape(1)
+        elif part == "weight" and f"{layer}.weight_scale" in headers:
+            yield name, _quantized(header, headers[f"{layer}.weight_scale"], headers.get(f"{layer}.input_scale"))
+        elif part not in SCALES:
             yield name, _float_tensor(header)
 
 
@@ -105,8 +111,17 @@ def _all_headers(root: Path) -> dict[str, Header]:
     return {name: header for path in paths for name, header in read_headers(path).items()}
 
 
-def _quantized(packed: Header, scale: Header) -> QuantizedWeight:
-    codes, scales = torch.from_numpy(unpack_nibbles(packed.read())), torch.from_numpy(scale.numbers())
+def _quantized(weight: Header, scale: Header, input_scale: Header | None) -> QuantizedWeight:
+    scales, values = torch.from_numpy(scale.numbers()), weight.read()
+    if weight.dtype == FP8:
+        static, per_tensor = input_scale is not None, not scales.dim()
+        scheme = Scheme(8, None, type="float", activations=Activations(8, "float", not static), per_tensor=per_tensor)
+        codes = torch.from_numpy(values).view(torch.float8_e4m3fn)
+        inputs = torch.from_numpy(input_scale.numbers()) if input_scale is not None else None
+        return QuantizedWeight(codes, scales.expand(len(codes)).unsqueeze(1), None, scheme, inputs)
+    if weight.dtype == "I8":
+        return QuantizedWeight(torch.from_numpy(values), scales.unsqueeze(1), None, Scheme(8, None))
+    codes = torch.from_numpy(unpack_nibbles(values))
     return QuantizedWeight(codes, scales, None, Scheme(4, codes.shape[1] // scales.shape[1]))
 
 

@@ -1,18 +1,16 @@
 """A model of TensorRT-LLM's checkpoint loader (PyTorch backend), for where no GPU can ask the real one.
 
-Each rule is something the loader raises on, asserts, or gets silently wrong for a W4A16_AWQ folder.
-Sources, NVIDIA/TensorRT-LLM: tensorrt_llm/_torch/modules/linear.py (W4A16_AWQ_LinearMethod),
-tensorrt_llm/quantization/functional.py (preprocess_weights_for_mixed_gemm),
-tensorrt_llm/quantization/modelopt_config.py, tensorrt_llm/models/modeling_utils.py (excluded modules).
+Each rule is something the loader raises on, asserts, or gets silently wrong.
+Sources, NVIDIA/TensorRT-LLM: tensorrt_llm/_torch/modules/linear.py (W4A16_AWQ_LinearMethod,
+WeightOnlyQuantLinearMethod, FP8QDQLinearMethod, FP8RowwiseLinearMethod), tensorrt_llm/quantization/functional.py
+(preprocess_weights_for_mixed_gemm), cpp/tensorrt_llm/thop/cublasScaledMM.cpp; loader_config.py has those of settings.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,23 @@ import numpy as np
 
 from compressor.architecture import Architecture, read_config, resolve
 from compressor.errors import InputError
+from targets.tensorrt_llm.loader_config import (
+    AWQ,
+    FP8,
+    INT8,
+    ROWWISE,
+    Layer,
+    quantization_rules,
+    quantized_layers,
+    read_quantization,
+)
 from targets.tensorrt_llm.reader import Header, read_headers
 
 SAFETENSORS_NAMES = {"float16": "F16", "bfloat16": "BF16"}
-LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38}
-KV_CACHE_KINDS = (None, "FP8", "INT8", "NVFP4")
-PACKED_BYTES = ("U8", "I8")
-FLOATS = ("F32", "F16", "BF16")
+LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38}
+PACKED_BYTES, FLOAT8, FLOATS = ("U8", "I8"), ("F8_E4M3",), ("F32", "F16", "BF16")
+# What the widths of one GPU's share must be multiples of: output channels, inputs.
+MULTIPLES = {AWQ: (16, 64), INT8: (8, 64), FP8: (16, 16), ROWWISE: (16, 16)}
 COLUMN_PARALLEL = (
     "q_proj",
     "k_proj",
@@ -34,6 +42,10 @@ COLUMN_PARALLEL = (
     "gate_proj",
     "up_proj",
 )  # the fused ones; the others split their inputs
+CACHE_SCALES = ("k_proj.k_scale", "v_proj.v_scale")
+SCALAR = ()  # may be stored as [1] too
+
+Wanted = tuple[tuple[str, ...], tuple[int, ...]]  # dtypes that are taken, shape
 
 
 @dataclass(frozen=True)
@@ -42,27 +54,16 @@ class Folder:
 
     architecture: Architecture
     dtype: str
-    quantization: Mapping[str, Any]
+    layers: Mapping[str, Layer]
     tensors: Mapping[str, Header]
     tp_size: int
 
-    @property
-    def excluded(self) -> Sequence[str]:
-        return self.quantization.get("exclude_modules") or ()
-
-    @property
-    def group_size(self) -> int:
-        return self.quantization["group_size"]
-
-    def quantized_linears(self) -> dict[str, tuple[int, int]]:
-        """Linears that the loader takes for int4, with their [out_features, in_features]."""
-        linears = self.architecture.linears()
-        kept = {name for name in linears if name == "lm_head" or is_excluded(name, self.excluded)}
+    def fused_fp8(self) -> Iterator[tuple[str, ...]]:
+        """Groups of layers that become one matrix with one scale."""
         for index in range(self.architecture.layers):
             for group in self.architecture.fused_linears(index):
-                # One excluded shard makes the whole fused matrix a float one.
-                kept |= set(group) if kept & set(group) else set()
-        return {name: shape for name, shape in linears.items() if name not in kept}
+                if group[0] in self.layers and self.layers[group[0]].algorithm == FP8:
+                    yield group
 
 
 def check_loadable(folder: Path, tp_size: int = 1) -> list[str]:
@@ -70,72 +71,33 @@ def check_loadable(folder: Path, tp_size: int = 1) -> list[str]:
     try:
         config = read_config(folder)
         architecture = resolve(config)
-        quantization = _read_quantization(folder, config)
+        quantization = read_quantization(folder, config)
     except InputError as error:
         return [str(error)]
     except json.JSONDecodeError as error:
         return [f"hf_quant_config.json is not valid JSON (line {error.lineno})."]
     dtype = config.get("torch_dtype") or config.get("dtype") or "bfloat16"  # the loader's own default
-    broken = [*_dtype_rules(config, dtype), *_quantization_rules(quantization)]
+    broken = [*_dtype_rules(config, dtype), *quantization_rules(quantization, architecture)]
     if broken:
         return broken
     tensors: dict[str, Header] = {}
     broken = list(_gather_tensors(folder, tensors))
-    seen = Folder(architecture, dtype, quantization, tensors, tp_size)
-    return [*broken, *_index_rules(folder, seen), *_tensor_rules(seen), *_size_rules(seen), *_scale_rules(seen)]
-
-
-def is_excluded(module: str, patterns: Sequence[str]) -> bool:
-    """Whether a module, or a module above it, is listed in `exclude_modules`."""
-    parts = module.split(".")
-    chain = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
-    for pattern in patterns:
-        if pattern.startswith("re:"):
-            found = any(re.fullmatch(pattern[3:], name) for name in chain)
-        else:
-            parent = pattern.removesuffix(".*")
-            found = any(fnmatchcase(name, pattern) or fnmatchcase(name, parent) for name in chain)
-        if found:
-            return True
-    return False
-
-
-def _read_quantization(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested form of hf_quant_config.json, which decides; without that file, of the flat copy in config.json."""
-    path = folder / "hf_quant_config.json"
-    raw = json.loads(path.read_text()) if path.is_file() else config.get("quantization_config") or {}
-    if "quantization" in raw:
-        return raw["quantization"]
-    marked = (
-        str(raw.get("quant_method", "")).startswith("modelopt") or (raw.get("producer") or {}).get("name") == "modelopt"
-    )
-    if not marked:
-        raise InputError(f"{folder} has no quantization that the loader knows as ModelOpt's.")
-    return raw | {"exclude_modules": raw.get("ignore"), "kv_cache_quant_algo": None}
+    seen = Folder(architecture, dtype, quantized_layers(quantization, architecture), tensors, tp_size)
+    return [
+        *broken,
+        *_index_rules(folder, seen),
+        *_tensor_rules(seen),
+        *_size_rules(seen),
+        *_scale_rules(seen),
+        *_fused_rules(seen),
+    ]
 
 
 def _dtype_rules(config: Mapping[str, Any], dtype: str) -> Iterator[str]:
     if dtype not in SAFETENSORS_NAMES:
-        yield f"config.json says dtype {dtype}; int4 weights are multiplied in float16 or bfloat16 only."
+        yield f"config.json says dtype {dtype}; quantized weights are multiplied in float16 or bfloat16 only."
     if config.get("dtype", dtype) != dtype:
         yield f"config.json says torch_dtype {dtype} and dtype {config['dtype']}."
-
-
-def _quantization_rules(quantization: Mapping[str, Any]) -> Iterator[str]:
-    if quantization.get("quant_algo") != "W4A16_AWQ":
-        yield f"quant_algo is {quantization.get('quant_algo')}, not W4A16_AWQ."
-    if quantization.get("group_size") not in (64, 128):
-        yield f"group_size is {quantization.get('group_size')}; the kernels take 64 and 128."
-    if quantization.get("has_zero_point"):
-        yield "has_zero_point is true, but zero points are never read."
-    if quantization.get("kv_cache_quant_algo") not in KV_CACHE_KINDS:
-        yield f"kv_cache_quant_algo {quantization['kv_cache_quant_algo']} is unknown."
-    excluded = quantization.get("exclude_modules") or ()
-    if not is_excluded("lm_head", excluded):
-        yield "exclude_modules does not list lm_head, for which there is no int4 path."
-    for pattern in excluded:
-        if pattern.startswith("re:"):
-            yield f"exclude_modules holds {pattern!r}, which older versions take for a plain name."
 
 
 def _gather_tensors(folder: Path, tensors: dict[str, Header]) -> Iterator[str]:
@@ -166,38 +128,68 @@ def _index_rules(folder: Path, seen: Folder) -> Iterator[str]:
 
 def _tensor_rules(seen: Folder) -> Iterator[str]:
     expected = _expected_tensors(seen)
+    optional = _cache_scales(seen)
+    if optional.keys() & seen.tensors.keys():
+        expected |= optional  # with one of them, all of them
     for name, (dtypes, shape) in expected.items():
         found = seen.tensors.get(name)
         if found is None:
             yield f"{name} is missing."
         elif found.dtype not in dtypes:
             yield f"{name} is stored as {found.dtype}; the loader wants {' or '.join(dtypes)}."
-        elif found.shape != shape:
+        elif found.shape != shape and not (shape == SCALAR and found.shape == (1,)):
             yield f"{name} has shape {list(found.shape)}; the loader wants {list(shape)}."
     for name in seen.tensors.keys() - expected.keys():
         if name == "lm_head.weight" and seen.architecture.tied_embeddings:
             continue
-        if name.endswith("pre_quant_scale"):
-            yield f"{name} is never read, since the layer is fused; it has to be folded into the norm before it."
-        else:
-            yield f"{name} is never read."
+        yield f"{name} is never read{_why_not_read(name)}."
 
 
-def _expected_tensors(seen: Folder) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Name to (dtypes that are taken, shape) of all tensors that the loader asks for."""
-    quantized, served = seen.quantized_linears(), (SAFETENSORS_NAMES[seen.dtype],)
-    expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
+def _why_not_read(name: str) -> str:
+    if name.endswith("pre_quant_scale"):
+        return ", since the layer is fused; it has to be folded into the norm before it"
+    return f", since the layer is not {FP8}" if name.endswith(CACHE_SCALES) else ""
+
+
+def _expected_tensors(seen: Folder) -> dict[str, Wanted]:
+    """All tensors that the loader asks for."""
+    served = (SAFETENSORS_NAMES[seen.dtype],)
+    expected: dict[str, Wanted] = {}
     for name, shape in seen.architecture.tensor_shapes().items():
         layer = name.removesuffix(".weight")
-        if layer == name or layer not in quantized:
+        if layer == name or layer not in seen.layers:
             expected[name] = (served, shape)
             continue
-        out_features, in_features = quantized[layer]
-        expected[name] = (PACKED_BYTES, (out_features // 2, in_features))
-        expected[f"{layer}.weight_scale"] = (FLOATS, (out_features, in_features // seen.group_size))
-        if not layer.endswith(COLUMN_PARALLEL):
-            expected[f"{layer}.pre_quant_scale"] = (served, (in_features,))
+        parts = _parts(seen.layers[layer], served, not layer.endswith(COLUMN_PARALLEL))
+        expected |= {f"{layer}.{part}": wanted for part, wanted in parts.items()}
     return expected
+
+
+def _parts(layer: Layer, served: tuple[str, ...], unfused: bool) -> dict[str, Wanted]:
+    rows, columns = layer.shape
+    if layer.algorithm == AWQ:
+        assert layer.group_size is not None  # a rule of the settings
+        scale = (FLOATS, (rows, columns // layer.group_size))
+        parts: dict[str, Wanted] = {"weight": (PACKED_BYTES, (rows // 2, columns)), "weight_scale": scale}
+        if unfused:
+            parts["pre_quant_scale"] = (served, (columns,))
+        return parts
+    if layer.algorithm == INT8:
+        return {"weight": (("I8",), (rows, columns)), "weight_scale": (FLOATS, (rows,))}
+    if layer.algorithm == ROWWISE:
+        return {"weight": (FLOAT8, (rows, columns)), "weight_scale": (FLOATS, (rows,))}
+    # Without input_scale the loader rounds all tokens at once with a scale that it finds while running.
+    return {
+        "weight": (FLOAT8, (rows, columns)),
+        "weight_scale": (FLOATS, SCALAR),
+        "input_scale": (FLOATS, SCALAR),
+    }
+
+
+def _cache_scales(seen: Folder) -> dict[str, Wanted]:
+    """Scales of an fp8 key-value cache, which the loader reads where q, k and v are FP8, if they are stored."""
+    attentions = [group[0].removesuffix("q_proj") for group in seen.fused_fp8() if group[0].endswith("q_proj")]
+    return {f"{attention}{scale}": (FLOATS, SCALAR) for attention in attentions for scale in CACHE_SCALES}
 
 
 def _size_rules(seen: Folder) -> Iterator[str]:
@@ -205,32 +197,54 @@ def _size_rules(seen: Folder) -> Iterator[str]:
     if heads % tp or (kv_heads % tp and tp % kv_heads):
         yield f"{heads} query and {kv_heads} key-value heads cannot be split over {tp} GPUs."
         return
-    for name, (out_features, in_features) in seen.quantized_linears().items():
+    for name, layer in seen.layers.items():
         if name.endswith(COLUMN_PARALLEL):
             # Fewer key-value heads than GPUs are repeated, a head to each.
             parts = min(tp, kv_heads) if name.endswith(("k_proj", "v_proj")) else tp
-            yield from _rank_rules(name, out_features, parts, in_features, 1, seen.group_size)
+            yield from _rank_rules(name, layer, parts, 1)
         else:
-            yield from _rank_rules(name, out_features, 1, in_features, tp, seen.group_size)
+            yield from _rank_rules(name, layer, 1, tp)
 
 
-def _rank_rules(name: str, outs: int, out_parts: int, ins: int, in_parts: int, group_size: int) -> Iterator[str]:
-    """What one GPU's share of a linear must divide by: 16 output channels, 64 inputs, whole groups."""
+def _rank_rules(name: str, layer: Layer, out_parts: int, in_parts: int) -> Iterator[str]:
+    """What one GPU's share of a linear must divide by: the kernel's widths, and whole groups."""
+    outs, ins = layer.shape
     if outs % out_parts or ins % in_parts:
         yield f"{name}: [{outs}, {ins}] cannot be split evenly."
         return
     outs, ins = outs // out_parts, ins // in_parts
-    if outs % 16:
-        yield f"{name}: {outs} output channels a GPU are no multiple of 16."
-    if ins % 64 or ins % group_size:
-        yield f"{name}: {ins} inputs a GPU are no multiple of {max(64, group_size)}."
+    out_multiple, in_multiple = MULTIPLES[layer.algorithm]
+    in_multiple = max(in_multiple, layer.group_size or 0)
+    if outs % out_multiple:
+        yield f"{name}: {outs} output channels a GPU are no multiple of {out_multiple}."
+    if ins % in_multiple:
+        yield f"{name}: {ins} inputs a GPU are no multiple of {in_multiple}."
 
 
 def _scale_rules(seen: Folder) -> Iterator[str]:
-    for layer in seen.quantized_linears():
-        header = seen.tensors.get(f"{layer}.weight_scale")
-        if header is None or header.dtype not in FLOATS:
-            continue
-        scales = header.numbers()
-        if not bool((np.isfinite(scales) & (np.abs(scales) <= LARGEST[seen.dtype])).all()):
-            yield f"{layer}.weight_scale holds a value that {seen.dtype} does not."
+    for name, layer in seen.layers.items():
+        # Those of integers are cast to the model's dtype, those of fp8 stay float32.
+        held_in = seen.dtype if layer.algorithm in (AWQ, INT8) else "float32"
+        for part in ("weight_scale", "input_scale"):
+            scales = _numbers(seen, f"{name}.{part}")
+            if not bool((np.isfinite(scales) & (np.abs(scales) <= LARGEST[held_in])).all()):
+                yield f"{name}.{part} holds a value that {held_in} does not."
+
+
+def _fused_rules(seen: Folder) -> Iterator[str]:
+    """A fused fp8 matrix has one scale; parts with a smaller one are rounded again, at the largest."""
+    for group in seen.fused_fp8():
+        for part in ("weight_scale", "input_scale"):
+            found = [_numbers(seen, f"{name}.{part}") for name in group]
+            if not all(np.array_equal(scale.ravel(), found[0].ravel()) for scale in found):
+                names = "/".join(name.rpartition(".")[2] for name in group)
+                yield f"{group[0]}.{part}: {names} differ; the loader takes the largest and rounds the others again."
+        for scale in _numbers(seen, f"{group[0]}.weight_scale").ravel():
+            if seen.dtype == "float16" and not 2**-14 <= scale <= 65504 / 448:
+                yield f"{group[0]}.weight_scale is {scale:.3g}; fusing rounds in float16, which loses bits there."
+
+
+def _numbers(seen: Folder, name: str) -> np.ndarray:
+    """A tensor of scales; nothing, where it is not there or not of a float dtype, which other rules say."""
+    header = seen.tensors.get(name)
+    return header.numbers() if header is not None and header.dtype in FLOATS else np.zeros(0, np.float32)

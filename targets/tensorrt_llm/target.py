@@ -1,97 +1,97 @@
-"""int4 weights for TensorRT-LLM's PyTorch backend, as a ModelOpt unified checkpoint of kind W4A16_AWQ.
+"""Quantized models for TensorRT-LLM's PyTorch backend, as ModelOpt's unified checkpoints.
 
-The kind is named after AWQ, but any symmetric int4 integers with group scales fit it: what is AWQ's own, the
-activation scale, is ones where the loader insists on it. Being written without a GPU, the folder is checked against
-the loader's rules (rules.py) and its integers are read back by a reader written from the layout's text (reader.py).
+Being written without a GPU, a folder is checked against the loader's rules (rules.py), and its numbers are read back
+by a reader written from the layout's text (reader.py).
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from compressor import __version__
 from compressor.architecture import Architecture
-from compressor.checkpoint import Checkpoint, Weight
+from compressor.checkpoint import CACHE_SCALES, Block, Checkpoint, Weight
 from compressor.errors import RunError
-from compressor.files import write_json
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact
-from targets.packing.output_pairs import pack_output_pairs
-from targets.refusals import kind_reasons, refusals
+from targets.casting import Caster
+from targets.refusals import refusals
 from targets.served import ServedFolder
 from targets.serving import length_option
+from targets.tensorrt_llm import algorithms
+from targets.tensorrt_llm.algorithms import RUNTIME, UNFUSED
+from targets.tensorrt_llm.config import write_config
+from targets.tensorrt_llm.fusing import check_fused
 from targets.tensorrt_llm.reader import read_activation_scales, read_folder
 from targets.tensorrt_llm.rules import check_loadable
 
-RUNTIME = "TensorRT-LLM"
-GROUP_SIZES = (128, 64)
 SERVING_OPTIONS = "--host 0.0.0.0 --port 8000 --tp_size 1 --max_batch_size 8 --max_num_tokens 8192"
 MEMORY_OPTION = "--kv_cache_free_gpu_memory_fraction 0.9"
-# Linears that the runtime does not fuse: their loader reads an activation scale and fails without one.
-UNFUSED = ("self_attn.o_proj", "mlp.down_proj")
+TAKERS = {"int4": "trt-int4", "int8": "trt-int8", "fp8": "trt-fp8"}
+# tensorrt_llm/_torch/modules/attention.py hands the scales of an NVFP4 cache to its kernels, those of fp8 to none.
+CACHE_NOTE = (
+    f"the scales of the fp8 key-value cache are stored where {RUNTIME} and TensorRT-Edge-LLM load them; the attention "
+    f"of {RUNTIME} was seen to take 1 for an fp8 cache whatever is stored"
+)
 
 
 @dataclass(frozen=True)
-class TrtInt4(ServedFolder):
-    """W4A16: int4 weights in groups of 64 or 128, 16-bit activations."""
+class _TensorRTLLM(ServedFolder):
+    kind: ClassVar[str]
+    beside: ClassVar[tuple[str, ...]] = ()  # kinds that some layers may have, next to others of its own
 
-    name = "trt-int4"
-    summary = "int4 weights for TensorRT-LLM (ModelOpt unified checkpoint, W4A16_AWQ)"
     runtime = "TensorRT-LLM >= 1.2"
     reader = "unpacker written from the layout's text (numpy)"
     rules = "TensorRT-LLM's loader, as modelled here, would take it"
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         inner = {name: scheme for name, scheme in schemes.items() if name != "lm_head"}
-        found = refusals(RUNTIME, _layer_reasons, architecture, inner)
+        taken = (self.kind, *self.beside) if any(one.kind == self.kind for one in inner.values()) else (self.kind,)
+
+        def reasons(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
+            if scheme.kind in taken:
+                return algorithms.layer_reasons(scheme, out_features, in_features)
+            other = TAKERS.get(scheme.kind, "hf")
+            return [f"{scheme.kind} is not what this target holds; {self.preset[0]} works, or the target {other}"]
+
+        found = refusals(RUNTIME, reasons, architecture, inner)
         if "lm_head" in schemes:
             found.append(f"lm_head: {RUNTIME} serves no quantized head; lm_head=false works.")
-        sizes = sorted({scheme.group_size for scheme in inner.values() if scheme.group_size in GROUP_SIZES})
-        if len(sizes) > 1:
-            found.append(f"Layers have groups of {sizes[0]} and of {sizes[1]}; one group_size for all layers works.")
         return found
 
     def stored_linear(self, layer: str, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        tensors = {f"{layer}.weight": pack_output_pairs(weight.codes), f"{layer}.weight_scale": weight.scales}
-        if layer.endswith(UNFUSED):
-            tensors[f"{layer}.pre_quant_scale"] = torch.ones(weight.codes.shape[1], dtype=dtype)
-        return tensors
+        return algorithms.stored_linear(layer, weight, dtype)
+
+    def stored_block(self, block: Block, caster: Caster) -> Iterator[tuple[str, torch.Tensor]]:
+        check_fused(block, caster.dtype)
+        cache = {name: weight for name, weight in block.weights.items() if name.endswith(CACHE_SCALES)}
+        rest = {name: weight for name, weight in block.weights.items() if name not in cache}
+        yield from super().stored_block(replace(block, weights=rest), caster)
+        for name, scale in cache.items():
+            assert isinstance(scale, torch.Tensor)
+            yield _stored_cache_scale(name), scale.float().reshape(())
 
     def describe(self, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
-        group_size = next(scheme.group_size for scheme in checkpoint.schemes.values())
-        float_linears = [name for name in checkpoint.architecture.linears() if name not in checkpoint.schemes]
-        producer = {"name": "llmc", "version": __version__}
-        nested: dict[str, Any] = {
-            "quant_algo": "W4A16_AWQ",
-            "kv_cache_quant_algo": None,
-            "group_size": group_size,
-            "has_zero_point": False,
-            "pre_quant_scale": True,
-            "exclude_modules": float_linears,
-        }
-        write_json(out / "hf_quant_config.json", {"producer": producer, "quantization": nested})
-        # The flat copy repeats what the loader compares with the file above; ModelOpt's own leaves group_size out.
-        return {
-            "quant_method": "modelopt",
-            "quant_algo": "W4A16_AWQ",
-            "group_size": group_size,
-            "ignore": float_linears,
-            "producer": producer,
-        }
+        return write_config(checkpoint.schemes, checkpoint.architecture.linears(), checkpoint.kv_cache, out)
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         notes = super().lower(checkpoint, out, progress)
         _refuse_unloadable(out)
-        ones = sum(name.endswith(UNFUSED) for name in checkpoint.schemes)
-        added = f"{ones} activation scales of ones added, which {RUNTIME} wants on o_proj and down_proj"
-        return [*notes, added] if ones else notes
+        ones = sum(name.endswith(UNFUSED) for name, scheme in checkpoint.schemes.items() if scheme.kind == "int4")
+        if ones:
+            notes.append(f"{ones} activation scales of ones added, which {RUNTIME} wants on o_proj and down_proj")
+        return [*notes, CACHE_NOTE] if checkpoint.kv_cache else notes
+
+    def expected(self, name: str, weight: Weight) -> Weight:
+        if name.endswith(CACHE_SCALES) and isinstance(weight, torch.Tensor):
+            return weight.float()
+        return super().expected(name, weight)
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         for layer, scales in read_activation_scales(artifact.root):
@@ -110,18 +110,50 @@ class TrtInt4(ServedFolder):
         return shlex.join(["trtllm-serve", path, *SERVING_OPTIONS.split(), *length, *MEMORY_OPTION.split()])
 
 
-def _layer_reasons(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
-    yield from kind_reasons(scheme, "int4", "gptq:bits=4")
-    if not scheme.symmetric:
-        yield f"zero points are not read by {RUNTIME}; symmetric=true works"
-    if in_features % 64:
-        yield f"the input width {in_features} is no multiple of 64, which {RUNTIME} needs; skip these layers"
-    elif scheme.group_size not in GROUP_SIZES:
-        size = "one scale per channel" if scheme.group_size is None else f"group {scheme.group_size}"
-        fitting = " or ".join(str(size) for size in GROUP_SIZES if in_features % size == 0)
-        yield f"{size} is not served by {RUNTIME}; group_size {fitting} works"
-    if out_features % 16:
-        yield f"the output width {out_features} is no multiple of 16, which {RUNTIME} needs; skip these layers"
+@dataclass(frozen=True)
+class TrtInt4(_TensorRTLLM):
+    """W4A16: int4 weights in groups of 64 or 128, 16-bit activations; some layers may be int8 or fp8."""
+
+    name = "trt-int4"
+    summary = "int4 weights for TensorRT-LLM (ModelOpt unified checkpoint, W4A16_AWQ)"
+    kind = "int4"
+    beside = ("int8", "fp8")
+
+
+@dataclass(frozen=True)
+class TrtInt8(_TensorRTLLM):
+    """W8A16: int8 weights with one scale a channel, 16-bit activations."""
+
+    name = "trt-int8"
+    summary = "int8 weights for TensorRT-LLM (ModelOpt unified checkpoint, W8A16)"
+    preset = ("gptq:bits=8,group_size=channel",)
+    kind = "int8"
+
+
+@dataclass(frozen=True)
+class TrtFp8(_TensorRTLLM):
+    """fp8 weights and activations, with one scale a tensor each; or a scale a channel and a token, for Hopper."""
+
+    name = "trt-fp8"
+    summary = "fp8 weights and activations for TensorRT-LLM (ModelOpt unified checkpoint, FP8)"
+    preset = ("fp8:activations=static,scales=tensor",)
+    kind = "fp8"
+    holds_cache_scales = True
+
+    def cache_problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
+        projections = [name for name in architecture.linears() if name.endswith(("k_proj", "v_proj"))]
+        if all(name in schemes for name in projections) and all(scheme.per_tensor for scheme in schemes.values()):
+            return []
+        return [
+            f"{RUNTIME} loads the scales of an fp8 key-value cache beside fp8 weights with one scale a tensor only; "
+            "fp8:scales=tensor,activations=static works, and so does kv_cache=false."
+        ]
+
+
+def _stored_cache_scale(name: str) -> str:
+    """`self_attn.k_scale` as ModelOpt names it: `self_attn.k_proj.k_scale`."""
+    attention, _, scale = name.rpartition(".")
+    return f"{attention}.{scale[0]}_proj.{scale}"
 
 
 def _refuse_unloadable(folder: Path) -> None:

@@ -133,6 +133,7 @@ def test_scheme_prints_itself():
     assert str(Scheme(8, None, False)) == "int8 channel asymmetric"
     fp8 = Scheme(8, None, type="float", activations=Activations(type="float", dynamic=False))
     assert str(fp8) == "fp8 channel, static fp8 activations"
+    assert str(Scheme(8, None, type="float", per_tensor=True)) == "fp8 tensor"
     assert str(Scheme(8, None, activations=Activations())) == "int8 channel symmetric, int8 activations per token"
     assert str(Scheme(4, 64, type="nf4")) == "nf4 g64"
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from calibration.ranges import RangeStream
+from compressor.architecture import FUSED_LINEARS
 from compressor.checkpoint import Checkpoint
 from compressor.cli.inspect import describe
 from compressor.decoder import Decoder
@@ -83,6 +84,40 @@ def test_the_step_computes_in_transformers_what_it_is_measured_as(tiny_model, tm
     ours = logits(step)
     assert torch.equal(AutoModelForCausalLM.from_pretrained(step.root).eval()(TOKENS).logits, ours)
     assert 1e-3 < float((ours - logits(Checkpoint.open(root))).abs().mean()) < 0.1
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_layers_that_runtimes_fuse_share_the_scale_of_a_tensor(tiny_model, tmp_path, family):
+    root = tiny_model(family)
+    step = run("fp8:scales=tensor,activations=static", root, tmp_path / "step")
+    float_weights = load_file(root / "model.safetensors")
+    stored = load_file(step.root / "model.safetensors")
+    for linears in (*FUSED_LINEARS, ("self_attn.o_proj",), ("mlp.down_proj",)):
+        names = [f"model.layers.1.{linear}.weight" for linear in linears]
+        peak = max(float(float_weights[name].abs().max()) for name in names)
+        found = list(step.read(names).values())
+        assert {tuple(stored[f"{name}_scale"].shape) for name in names} == {(1,)}
+        assert len({float(scale) for weight in found for scale in weight.scales}) == 1
+        assert len({float(weight.input_scale) for weight in found}) == 1
+        assert float(found[0].scales[0]) == pytest.approx(peak / 448, rel=2**-8)
+        assert max(float(weight.codes.float().abs().max()) for weight in found) == 448
+        for name, weight in zip(names, found, strict=True):
+            assert weight.scheme.per_tensor
+            finest = weight.scales * torch.maximum(weight.codes.float().abs() / 16, torch.tensor(2.0**-10))
+            assert bool(((weight.dequantize() - float_weights[name]).abs() <= finest * 1.01).all())
+    ours = logits(step)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(step.root).eval()(TOKENS).logits, ours)
+
+
+def test_a_skipped_layer_does_not_share_its_range(tiny_model, tmp_path):
+    root = tiny_model("llama")
+    q, v = (f"model.layers.0.self_attn.{x}_proj.weight" for x in "qv")
+    tensors = load_file(root / "model.safetensors")
+    tensors[v] *= 100
+    save_file(tensors, root / "model.safetensors", metadata={"format": "pt"})
+    apart = run("fp8:scales=tensor,skip=v_proj", root, tmp_path / "apart").read([q])[q]
+    together = run("fp8:scales=tensor", root, tmp_path / "together").read([q])[q]
+    assert float(together.scales[0]) > 20 * float(apart.scales[0])
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])

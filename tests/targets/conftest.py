@@ -27,7 +27,10 @@ def round_to_nearest(weight: torch.Tensor, scheme: Scheme, shared_scales: bool) 
     # Small enough that some of the tiny models' activations are clipped.
     input_scale = torch.tensor(2.0**-7 if scheme.type == "float" else 2.0**-5) if static else None
     if scheme.type == "float":
-        scales = fit_scale(weight.abs().amax(-1, keepdim=True) / FP8_LARGEST, scheme.bits)
+        peaks = weight.abs().amax(-1, keepdim=True)
+        # One for all layers, so that those which a runtime fuses share it.
+        peaks = torch.full_like(peaks, 0.5) if scheme.per_tensor else peaks
+        scales = fit_scale(peaks / FP8_LARGEST, scheme.bits)
         return QuantizedWeight((weight / scales).clamp(-448, 448).to(FP8), scales, None, scheme, input_scale)
     if scheme.symmetric:
         scales = fit_scale(grouped.abs().amax(-1) / scheme.highest, scheme.bits)

@@ -29,7 +29,8 @@ def test_transformers_computes_what_the_integers_say(tiny_model, quantize, lower
 
 W8A8 = [Scheme(8, None, activations=Activations(dynamic=dynamic)) for dynamic in (True, False)]
 FP8 = [
-    Scheme(8, None, type="float", activations=activations)
+    Scheme(8, None, type="float", activations=activations, per_tensor=per_tensor)
+    for per_tensor in (False, True)
     for activations in (None, Activations(type="float"), Activations(type="float", dynamic=False))
 ]
 

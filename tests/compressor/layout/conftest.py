@@ -21,6 +21,8 @@ def make_weight(scheme: Scheme, rows: int, columns: int, seed: int) -> Quantized
     if scheme.type == "float":
         codes = (torch.randn(rows, columns, generator=generator) * 100).clamp(-448, 448).to(FP8)
     scales = (torch.rand(rows, groups, generator=generator) + 2**-8).bfloat16().float()
+    if scheme.per_tensor:
+        scales = scales[:1].repeat(rows, 1)
     static = scheme.activations is not None and not scheme.activations.dynamic
     input_scale = torch.rand((), generator=generator).bfloat16().float() if static else None
     return QuantizedWeight(codes, scales, None if scheme.symmetric else integers(rows, groups), scheme, input_scale)

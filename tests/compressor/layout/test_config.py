@@ -12,10 +12,12 @@ from compressor.quantized import Activations, Scheme
 LINEARS = [f"model.layers.{i}.mlp.{name}_proj" for i in range(2) for name in ("gate", "up", "down")] + ["lm_head"]
 INT4, INT8 = Scheme(4, 128), Scheme(8, None, symmetric=False)
 W8A8 = Scheme(8, None, activations=Activations())
+FP8_TENSOR = Scheme(8, None, type="float", activations=Activations(8, "float", dynamic=False), per_tensor=True)
 FP8, FP8_ONLY = Scheme(8, None, type="float", activations=Activations(type="float")), Scheme(8, None, type="float")
 STATIC = [
     Scheme(8, None, activations=Activations(dynamic=False)),
     Scheme(8, None, type="float", activations=Activations(type="float", dynamic=False)),
+    FP8_TENSOR,
 ]
 
 
@@ -35,8 +37,8 @@ STATIC = [
         {name: W8A8 if "down" in name else STATIC[0] for name in LINEARS[:-1]},
         dict.fromkeys(LINEARS[2:4], INT4),
     ],
-    ids=["none", "all", "no head", "int8", "w8a8", "fp8", "fp8 weights", "w8a8 static", "fp8 static", "int8 and int4",
-         "fp8 and int4", "dynamic and static", "two"],
+    ids=["none", "all", "no head", "int8", "w8a8", "fp8", "fp8 weights", "w8a8 static", "fp8 static", "fp8 tensor",
+         "int8 and int4", "fp8 and int4", "dynamic and static", "two"],
 )  # fmt: skip
 @pytest.mark.parametrize("kv_cache", [False, True])
 def test_config_says_which_layers_are_quantized_and_how(schemes, kv_cache):
@@ -173,6 +175,7 @@ def test_other_key_value_caches_are_refused(changed):
     [
         ("W8A8", "int-quantized", W8A8),
         ("FP8_DYNAMIC", "float-quantized", FP8),
+        ("FP8", "float-quantized", FP8_TENSOR),
         ("W4A16", "pack-quantized", INT4),
         ("W8A16", "pack-quantized", Scheme(8, 128)),
     ],
@@ -183,7 +186,5 @@ def test_presets_of_the_library_are_read(preset, layout_name, scheme):
     assert found == dict.fromkeys(LINEARS[:-1], scheme)
 
 
-def test_one_scale_a_tensor_is_refused():
-    config = QuantizationConfig(config_groups={"FP8": ["Linear"]}, format="float-quantized", ignore=["lm_head"])
-    with pytest.raises(InputError, match="one scale a channel"):
-        layout.read_schemes({"quantization_config": config.model_dump(mode="json")}, LINEARS)
+def test_one_scale_a_tensor_is_for_fp8_only():
+    refused(W8A8, "weights", {"strategy": "tensor"})

@@ -20,7 +20,9 @@ int_inputs = st.builds(Activations, st.just(8), st.just("int"), st.booleans())
 fp8_inputs = st.builds(Activations, st.just(8), st.just("float"), st.booleans())
 packed = st.builds(Scheme, st.sampled_from([4, 8]), st.sampled_from([None, 4, 8]), st.booleans())
 w8a8 = st.builds(Scheme, st.just(8), st.none(), st.just(True), st.just("int"), int_inputs)
-fp8 = st.builds(Scheme, st.just(8), st.none(), st.just(True), st.just("float"), st.none() | fp8_inputs)
+fp8 = st.builds(
+    Scheme, st.just(8), st.none(), st.just(True), st.just("float"), st.none() | fp8_inputs, per_tensor=st.booleans()
+)
 schemes = packed | w8a8 | fp8
 
 

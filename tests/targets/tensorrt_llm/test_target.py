@@ -1,4 +1,4 @@
-"""trt-int4: the folder, its read-back, and what is refused before any work."""
+"""trt-int4: the folder, its read-back, and what is refused before any work; test_algorithms.py has the others."""
 
 import json
 
@@ -165,7 +165,6 @@ REFUSALS = [
     (Scheme(4, None), {}, "and 11 more layers: one scale per channel is not served"),
     (INT4, {"k_proj": None}, "model.layers.0.self_attn.k_proj and 1 more layer: left float, but TensorRT-LLM fuses"),
     (INT4, {"up_proj": Scheme(4, 32)}, "model.layers.0.mlp.gate_proj and 1 more layer: TensorRT-LLM fuses gate_proj/"),
-    (INT4, {"down_proj": Scheme(4, 128)}, "Layers have groups of 64 and of 128; one group_size"),
     (INT4, {"lm_head": INT4}, "lm_head: TensorRT-LLM serves no quantized head; lm_head=false works."),
 ]
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import compressor.writer
 from compressor.quantized import Scheme
 from targets.tensorrt_llm import TrtInt4, check_loadable
-from targets.tensorrt_llm.rules import is_excluded
+from targets.tensorrt_llm.loader_config import is_excluded
 
 Q, OUT, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.o_proj", "model.layers.0.mlp.down_proj"
 

@@ -1,0 +1,57 @@
+"""What TensorRT-LLM does to fp8 layers that it fuses, and when that changes nothing.
+
+A fused fp8 matrix has one weight scale and one input scale: the loader takes the largest of its parts', multiplies
+every part by its own scale in the model's dtype, and rounds it again at the largest. That gives back the codes that
+were stored only if the scales are equal, and if the dtype holds what lies between.
+
+Source: NVIDIA/TensorRT-LLM, tensorrt_llm/_torch/modules/linear.py, `FP8QDQLinearMethod.rescale_fused_weights`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from compressor.architecture import FUSED_LINEARS
+from compressor.checkpoint import Block
+from compressor.errors import InputError
+from compressor.quantized import FP8_LARGEST, FP16_SMALLEST_NORMAL, QuantizedWeight
+
+# float16 has to hold 448 scales, and must not lose bits of the smallest code, 2^-9, times the scale.
+FLOAT16_LOWEST, FLOAT16_HIGHEST = FP16_SMALLEST_NORMAL, 65504 / FP8_LARGEST
+REMEDY = "Start from the float checkpoint, with the pass fp8:scales=tensor,activations=static."
+
+
+def check_fused(block: Block, dtype: torch.dtype) -> None:
+    """See that the loader will give fused fp8 layers the codes and scales that they have in a block.
+
+    Args:
+        dtype: what the model is served in.
+
+    Raises:
+        InputError: it will not.
+    """
+    for group in FUSED_LINEARS if block.index is not None else ():
+        scales = _scales(block, group)
+        for name, scale in scales.items():
+            first = next(iter(scales))
+            if scale != scales[first]:
+                raise InputError(
+                    f"{first} and {name} have different scales; TensorRT-LLM fuses them, and would round again.", REMEDY
+                )
+            if dtype == torch.float16 and not FLOAT16_LOWEST <= scale[0] <= FLOAT16_HIGHEST:
+                raise InputError(
+                    f"{name} has the scale {scale[0]:.3g}; TensorRT-LLM loses bits when it fuses it in float16.",
+                    "dtype=bfloat16 works.",
+                )
+
+
+def _scales(block: Block, group: tuple[str, ...]) -> dict[str, tuple[float, float | None]]:
+    """Scale of the weight and of the inputs of those layers of a fused group that have one a tensor."""
+    scales = {}
+    for linear in group:
+        name = f"model.{block.name}.{linear}"
+        weight = block.weights[f"{name}.weight"]
+        if isinstance(weight, QuantizedWeight) and weight.scheme.per_tensor:
+            inputs = None if weight.input_scale is None else float(weight.input_scale)
+            scales[name] = (float(weight.scales[0, 0]), inputs)
+    return scales
