@@ -80,6 +80,9 @@ class GptqFolder(VllmFolder):
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         return gptq_folder.read_folder(artifact.root)
 
+    def why_not_run(self) -> str | None:
+        return "vLLM and GPTQModel want environments of their own; benchmarks/vllm_parity.py makes the first"
+
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         if config["quantization_config"]["sym"]:
             return super().run_command(path, config)
