@@ -22,7 +22,7 @@ from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact
 from targets.casting import float16_scales
 from targets.packing import gptq_folder
-from targets.packing.gptq_linear import holds_zero, pack_linear
+from targets.packing.gptq_linear import Version, holds_zero, pack_linear
 from targets.refusals import kind_reasons, one_scheme
 from targets.vllm import VllmFolder, packed_reasons
 
@@ -63,7 +63,7 @@ class GptqFolder(VllmFolder):
         return [*notes, f"written as gptq_v2: a zero point of {holder} is 0, which gptq cannot hold"]
 
     def stored_linear(self, layer: str, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        version = "gptq" if self.checkpoint_format == "gptq" else "gptq_v2"
+        version: Version = "gptq" if self.checkpoint_format == "gptq" else "gptq_v2"
         if version == "gptq" and holds_zero(weight):
             raise InputError(
                 f"A zero point of {layer} is 0, which the format gptq cannot hold: it stores each less by one.",
@@ -95,7 +95,7 @@ def _settings(checkpoint: Checkpoint, checkpoint_format: str) -> dict[str, Any]:
     left_float = [
         name for name in checkpoint.architecture.linears() if name not in checkpoint.schemes and name != "lm_head"
     ]
-    settings = {
+    settings: dict[str, Any] = {
         "quant_method": "gptq",
         "bits": scheme.bits,
         "group_size": -1 if scheme.group_size is None else scheme.group_size,
