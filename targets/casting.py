@@ -37,6 +37,22 @@ def cast(choice: ServedDtype, weight: Weight) -> Weight:
     return weight if isinstance(weight, QuantizedWeight) else weight.to(cast_dtype(choice, weight.dtype))
 
 
+def float16_scales(layer: str, weight: QuantizedWeight) -> torch.Tensor:
+    """The scales as GPTQ and AWQ folders hold them, whatever the model's dtype: float16 [groups, out_features].
+
+    Raises:
+        InputError: float16 would round one.
+    """
+    scales = weight.scales.T.contiguous()
+    narrow = scales.half()
+    if not torch.equal(narrow.float(), scales):
+        raise InputError(
+            f"The scales of {layer} are not exact in float16, in which this format stores them.",
+            "The target hf keeps them, and so does quantizing the float checkpoint with llmc, whose scales fit.",
+        )
+    return narrow
+
+
 class Caster:
     """Casts the unquantized tensors of one checkpoint and counts what it did.
 

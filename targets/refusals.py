@@ -10,16 +10,21 @@ from compressor.quantized import Scheme
 
 LayerRule = Callable[[Scheme, int, int], Iterable[str]]  # scheme, out_features, in_features -> reasons
 
-NOTHING_QUANTIZED = "No layer is quantized; add a quantizing pass such as gptq:bits=4."
 
-
-def refusals(runtime: str, rule: LayerRule, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
+def refusals(
+    runtime: str,
+    rule: LayerRule,
+    architecture: Architecture,
+    schemes: Mapping[str, Scheme],
+    example: str = "gptq:bits=4",
+) -> list[str]:
     """What `rule` says of each quantized layer, and the fused groups whose layers do not share one scheme.
 
-    Layers with the same reason share a sentence, which names the first of them and how many more there are.
+    Layers with the same reason share a sentence, which names the first of them and how many more there are. Where
+    nothing is quantized, `example` is the pass that the sentence suggests.
     """
     if not schemes:
-        return [NOTHING_QUANTIZED]
+        return [f"No layer is quantized; add a quantizing pass such as {example}."]
     layers = defaultdict(list)
     shapes = architecture.linears()
     for name, scheme in schemes.items():
@@ -36,6 +41,17 @@ def kind_reasons(scheme: Scheme, kind: str, works: str) -> Iterable[str]:
         yield f"{scheme.kind} is not what this target holds; {works} works"
     elif scheme.activations is not None:
         yield f"{scheme.activations} are not what this target computes with; activations=none works, or the target hf"
+
+
+def one_scheme(schemes: Mapping[str, Scheme]) -> list[str]:
+    """Why a folder whose settings hold for all of its quantized layers does not take `schemes`."""
+    first: dict[Scheme, str] = {}
+    for name, scheme in schemes.items():
+        first.setdefault(scheme, name)
+    if len(first) <= 1:
+        return []
+    listed = " and ".join(f"{name} is {scheme}" for scheme, name in list(first.items())[:2])
+    return [f"{listed}; this format has one scheme for all quantized layers, so the same options for all work."]
 
 
 def _unequal_groups(

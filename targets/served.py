@@ -6,11 +6,12 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.architecture import Architecture
+from compressor.checkpoint import CACHE_SCALES, Block, Checkpoint, Weight
 from compressor.files import write_json
 from compressor.options import option
 from compressor.pass_ import Progress
@@ -25,6 +26,7 @@ class ServedFolder(Target):
     """Streams the checkpoint into shards; subclasses store one linear and describe the quantization."""
 
     preset = ("gptq:bits=4",)
+    scales_are_served_in_dtype: ClassVar[bool] = True  # and not in float32, so that they must be exact in it
 
     dtype: ServedDtype = option("auto", DTYPE_HELP)
 
@@ -36,10 +38,18 @@ class ServedFolder(Target):
     def describe(self, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
         """The `quantization_config` of config.json; files of the runtime's own are written into `out`."""
 
+    def check_block(self, block: Block, architecture: Architecture) -> None:
+        """See that the runtime can keep all numbers of a block as they are.
+
+        Raises:
+            InputError: it cannot.
+        """
+
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         caster, shards = Caster(self.dtype, checkpoint), ShardWriter(out)
         total = len(checkpoint.block_names)
         for done, block in enumerate(checkpoint.blocks(), start=1):
+            self.check_block(block, checkpoint.architecture)
             shards.add(dict(self.stored_block(block, caster)))
             progress("writing", done, total)
         shards.finish()
@@ -49,14 +59,17 @@ class ServedFolder(Target):
         return caster.notes
 
     def expected(self, name: str, weight: Weight) -> Weight:
-        return cast(self.dtype, weight)
+        return weight if name.endswith(CACHE_SCALES) else cast(self.dtype, weight)
 
     def stored_block(self, block: Block, caster: Caster) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors, by full name, that hold a block."""
         for name, weight in block.weights.items():
             if isinstance(weight, QuantizedWeight):
                 layer = name.removesuffix(".weight")
-                caster.check_scales(layer, weight)
+                if self.scales_are_served_in_dtype:
+                    caster.check_scales(layer, weight)
                 yield from self.stored_linear(layer, weight, caster.dtype).items()
+            elif name.endswith(CACHE_SCALES):
+                yield name, weight  # runtimes read them in float32
             else:
                 yield name, caster.tensor(name, weight)

@@ -1,8 +1,13 @@
-"""int4 weights for vLLM, as a compressed-tensors pack-quantized folder."""
+"""Folders that vLLM serves, and its own three: int4, W8A8 and fp8 weights in the layouts of compressed-tensors.
+
+What is refused is what vLLM 0.32 has no kernel for, or reads as something else: vllm-project/vllm,
+model_executor/layers/quantization (compressed_tensors, auto_gptq.py, auto_awq.py) and model_executor/kernels/linear.
+"""
 
 from __future__ import annotations
 
 import shlex
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +17,8 @@ import torch
 
 from compressor import layout
 from compressor.architecture import Architecture
-from compressor.checkpoint import Checkpoint, Weight
+from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.errors import InputError
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact
 from targets.packing import compressed_folder
@@ -26,33 +32,21 @@ GROUP_SIZES = (128, 64, 32)
 
 
 @dataclass(frozen=True)
-class VllmInt4(ServedFolder):
-    """W4A16: int4 weights in groups of 32, 64, 128 or one to a channel, 16-bit activations."""
+class VllmFolder(ServedFolder):
+    """What all folders for vLLM share, whatever their layout; subclasses say which layers it has kernels for."""
 
-    name = "vllm-int4"
-    summary = "int4 weights for vLLM (compressed-tensors, pack-quantized)"
     runtime = "vLLM >= 0.10"
-    reader = compressed_folder.READER
-    rules = CHECKPOINT_RULES
+
+    @abstractmethod
+    def layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
+        """Why a layer of this scheme and shape is not taken, each reason with what works."""
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         inner = {name: scheme for name, scheme in schemes.items() if name != "lm_head"}
-        found = refusals(RUNTIME, _layer_reasons, architecture, inner)
+        found = refusals(RUNTIME, self.layer_reasons, architecture, inner, self.preset[-1])
         if "lm_head" in schemes:
             found.append(f"lm_head: a quantized head is not served by {RUNTIME} for every model; lm_head=false works.")
         return found
-
-    def stored_linear(self, layer: str, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        return {f"{layer}.{part}": tensor for part, tensor in layout.encode(weight, dtype).items()}
-
-    def describe(self, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
-        return layout.quantization_config(checkpoint.schemes, checkpoint.architecture.linears())
-
-    def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
-        return compressed_folder.read_folder(artifact.root)
-
-    def broken_rules(self, artifact: Artifact) -> list[str]:
-        return broken_checkpoint_rules(artifact.root)
 
     def why_not_run(self) -> str | None:
         return f"{RUNTIME} wants an environment of its own, which benchmarks/vllm_parity.py makes"
@@ -62,8 +56,98 @@ class VllmInt4(ServedFolder):
         return shlex.join(["vllm", "serve", path, "--port", "8000", "--dtype", config["dtype"], *length])
 
 
-def _layer_reasons(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
-    yield from kind_reasons(scheme, "int4", "gptq:bits=4 or the target hf")
+@dataclass(frozen=True)
+class CompressedTensors(VllmFolder):
+    """Folders in the layouts that steps have too, read back by the library they are named after."""
+
+    reader = compressed_folder.READER
+    rules = CHECKPOINT_RULES
+
+    def stored_linear(self, layer: str, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        return {f"{layer}.{part}": tensor for part, tensor in layout.encode(weight, dtype).items()}
+
+    def describe(self, checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
+        linears = checkpoint.architecture.linears()
+        return layout.quantization_config(checkpoint.schemes, linears, checkpoint.kv_cache)
+
+    def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
+        return compressed_folder.read_folder(artifact.root)
+
+    def broken_rules(self, artifact: Artifact) -> list[str]:
+        return broken_checkpoint_rules(artifact.root)
+
+
+@dataclass(frozen=True)
+class VllmInt4(CompressedTensors):
+    """W4A16: int4 weights in groups of 32, 64, 128 or one to a channel, 16-bit activations."""
+
+    name = "vllm-int4"
+    summary = "int4 weights for vLLM (compressed-tensors, pack-quantized)"
+
+    def layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
+        yield from kind_reasons(scheme, "int4", "gptq:bits=4 or the target hf")
+        yield from packed_reasons(scheme, out_features, in_features)
+
+
+@dataclass(frozen=True)
+class _EightBits(CompressedTensors):
+    """Weights and activations of eight bits. Their scales are read in float32, those of a fused input as one."""
+
+    scales_are_served_in_dtype = False
+
+    def check_block(self, block: Block, architecture: Architecture) -> None:
+        if block.index is None:
+            return
+        for group in architecture.fused_linears(block.index):
+            weights = [block.weights[f"{layer}.weight"] for layer in group]
+            scales = {
+                float(w.input_scale) for w in weights if isinstance(w, QuantizedWeight) and w.input_scale is not None
+            }
+            if len(scales) > 1:
+                names = "/".join(layer.rpartition(".")[2] for layer in group)
+                raise InputError(
+                    f"{RUNTIME} reads one input scale for {names} of {block.name}, and theirs differ.",
+                    "activations=dynamic works, and so do static scales made by llmc.",
+                )
+
+
+@dataclass(frozen=True)
+class VllmInt8(_EightBits):
+    """W8A8: int8 weights, one scale a channel; inputs in int8, one scale a token or a static one a layer."""
+
+    name = "vllm-int8"
+    summary = "int8 weights and activations for vLLM (compressed-tensors, int-quantized)"
+    preset = ("smoothquant:alpha=0.8", "gptq:bits=8,group_size=channel,activations=dynamic")
+
+    def layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
+        if scheme.kind != "int8":
+            yield f"{scheme.kind} is not what this target holds; {self.preset[-1]} works"
+        elif scheme.activations is None:
+            yield "int8 weights alone are for the target gptq; here activations=dynamic works"
+        elif scheme.activations.type != "int":
+            yield f"{scheme.activations} under int8 weights have no kernel in {RUNTIME}; activations=dynamic works"
+        elif scheme.group_size is not None or not scheme.symmetric:
+            yield f"{scheme} has no kernel in {RUNTIME}; group_size=channel,symmetric=true works"
+
+
+@dataclass(frozen=True)
+class VllmFp8(_EightBits):
+    """fp8 (e4m3) weights, one scale a channel; inputs in fp8 or left alone; an fp8 key-value cache if it has scales."""
+
+    name = "vllm-fp8"
+    summary = "fp8 weights, activations and key-value cache for vLLM (compressed-tensors, float-quantized)"
+    preset = ("fp8",)
+    holds_cache_scales = True
+
+    def layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
+        if scheme.kind != "fp8":
+            yield f"{scheme.kind} is not what this target holds; {self.preset[-1]} works"
+        elif scheme.activations is not None and scheme.activations.type != "float":
+            yield f"{scheme.activations} under fp8 weights have no kernel in {RUNTIME}; fp8:activations=dynamic works"
+
+
+def packed_reasons(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
+    """Why the kernels for packed weights do not take a layer of this group size and shape."""
     if scheme.group_size is not None and scheme.group_size not in GROUP_SIZES:
         fitting = " or ".join(str(size) for size in GROUP_SIZES if in_features % size == 0)
         yield f"group {scheme.group_size} has no kernel in {RUNTIME}; group_size {fitting or 'channel'} works"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 from pathlib import Path
 
@@ -15,9 +16,14 @@ ENVIRONMENT = {
 }
 
 
+ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # of x86-64 Linux
+
+
 def logprobs(folders: list[Path], tokens_file: Path, out: Path) -> None:
     """Of every prompt token but the first: its log-probability, and the most likely token, float32 [folders, n, 2]."""
     os.environ.update(ENVIRONMENT)
+    # Without it, what bfloat16 needs of a processor with AMX is an illegal instruction.
+    ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA)
     import torch
     from safetensors.torch import load_file, save_file
     from vllm import LLM, SamplingParams
@@ -26,9 +32,7 @@ def logprobs(folders: list[Path], tokens_file: Path, out: Path) -> None:
     asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1)
     rows = []
     for folder in folders:
-        # float16: what bfloat16 needs of this processor has to be asked for by each process.
-        options = {"dtype": "float16", "max_model_len": 512, "kv_cache_memory_bytes": 64 << 20}
-        model = LLM(str(folder), enforce_eager=True, **options)
+        model = LLM(str(folder), enforce_eager=True, max_model_len=512, kv_cache_memory_bytes=64 << 20)
         answer = model.generate({"prompt_token_ids": prompt}, asked)[0].prompt_logprobs
         rows.append([_row(found, token) for found, token in zip(answer[1:], prompt[1:], strict=True)])
         del model
