@@ -18,7 +18,7 @@ from compressor.pass_ import Progress
 from compressor.target import MANIFEST, Artifact, Target
 from compressor.verify import verify
 
-WEIGHT_FILES = (".safetensors", ".onnx", ".data")
+WEIGHT_FILES = (".safetensors", ".onnx", ".data", ".gguf")
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,15 @@ LayerRule = Callable[[Scheme, int, int], Iterable[str]]  # scheme, out_features,
 NOTHING_QUANTIZED = "No layer is quantized; add a quantizing pass such as gptq:bits=4."
 
 
-def refusals(runtime: str, rule: LayerRule, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
+def refusals(
+    runtime: str, rule: LayerRule, architecture: Architecture, schemes: Mapping[str, Scheme], fuses: bool = True
+) -> list[str]:
     """What `rule` says of each quantized layer, and the fused groups whose layers do not share one scheme.
 
     Layers with the same reason share a sentence, which names the first of them and how many more there are.
+
+    Args:
+        fuses: whether the runtime makes one matrix of q, k and v, and one of gate and up.
     """
     if not schemes:
         return [NOTHING_QUANTIZED]
@@ -25,7 +30,7 @@ def refusals(runtime: str, rule: LayerRule, architecture: Architecture, schemes:
     for name, scheme in schemes.items():
         for reason in rule(scheme, *shapes[name]):
             layers[reason].append(name)
-    for name, reason in _unequal_groups(runtime, architecture, schemes):
+    for name, reason in _unequal_groups(runtime, architecture, schemes) if fuses else ():
         layers[reason].append(name)
     return [f"{_listed(names)}: {reason}." for reason, names in layers.items()]
 
