@@ -116,7 +116,8 @@ def _legacy_rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _common_dtype(choice: ServedDtype, checkpoint: Checkpoint) -> torch.dtype:
     parameters = checkpoint.architecture.tensor_shapes()
-    floating = {checkpoint.tensors[name].dtype for name in parameters if name in checkpoint.tensors}
+    plain = [name for name in parameters if name.removesuffix(".weight") not in checkpoint.schemes]
+    floating = {checkpoint.tensors[name].dtype for name in plain}
     served = {cast_dtype(choice, stored) for stored in floating}
     if len(served) > 1:
         kinds = " and ".join(sorted(dtype_name(stored) for stored in floating))

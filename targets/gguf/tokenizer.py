@@ -111,7 +111,7 @@ def _sentencepiece(tokenizer: Any, model: Mapping[str, Any], tokens: list[str]) 
     for rank, pair in enumerate(model["merges"]):
         ranks.setdefault("".join(pair.split(" ") if isinstance(pair, str) else pair), rank)
     first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0]
-    scores = [-float(ranks.get(token, 0)) for token in tokens]
+    scores = [-float(ranks.get(token, len(model["merges"]))) for token in tokens]
     return {"model": "llama", "pre": "default", "scores": scores, "add_space_prefix": first.startswith("▁")}
 
 

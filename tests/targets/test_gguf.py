@@ -62,6 +62,18 @@ def test_every_group_is_whole_blocks(tiny_model, quantize, lower, verified, tmp_
     assert_means_the_same(imported(artifact, tmp_path), checkpoint)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_transformers_opens_it(tiny_model, quantize, lower, recast, logits_of, family):
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = quantize(recast(tiny_model(family), torch.bfloat16), Scheme(4, 64), {"down_proj": Scheme(8, 32)})
+    artifact, _ = lower(GgufQ4(), checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(artifact.root, gguf_file="model.gguf", dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(torch.arange(0, 250, 10).view(1, -1)).logits
+    assert torch.equal(logits, logits_of(checkpoint))
+
+
 def test_mixed_precision_and_skipped_layers(tiny_model, quantize, lower, verified, tmp_path):
     but = {"down_proj": Scheme(8, 64), "q_proj": Scheme(8, None), "layers.1.mlp.up_proj": None}
     checkpoint = quantize(tiny_model("qwen2", tied=False), Scheme(4, 32), but)

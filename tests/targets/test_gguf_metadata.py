@@ -38,10 +38,12 @@ def with_the_served_table(block):
     return block.with_weights({name: block.weights[name].bfloat16().float()}) if name in block.weights else block
 
 
-def test_frequency_factors_are_those_of_the_converter(tiny_model, quantize, lower):
+def test_frequency_factors_are_those_of_the_converter(tiny_model, quantize, lower, verified):
     rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, **LLAMA3}
     root = tiny_model("llama", head_dim=64, rope_parameters=rope)
-    artifact, _ = lower(GgufQ8(), quantize(root, Scheme(8, 32)))
+    checkpoint = quantize(root, Scheme(8, 32))
+    artifact, _ = lower(GgufQ8(), checkpoint)
+    assert verified(GgufQ8(), artifact, checkpoint).mismatches == []
     found = GgufFile.open(artifact.root / "model.gguf").read("rope_freqs.weight")
     assert found[0] == 1
     assert np.allclose(found, llama3_factors(500000.0, 64, 8.0), rtol=1e-6)
