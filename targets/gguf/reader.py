@@ -87,7 +87,7 @@ def _entries(path: Path) -> dict[str, Entry]:
     architecture = _field(reader, "general.architecture")
     names = _parameter_names(architecture, _field(reader, f"{architecture}.block_count"))
     group_sizes = _field(reader, "llmc.group_sizes")
-    heads = {}
+    heads: dict[str, int] = {}
     if architecture == "llama":
         heads = {f"attn_{x}": _field(reader, f"llama.attention.head_count{kv}") for x, kv in (("q", ""), ("k", "_kv"))}
     found = {}
