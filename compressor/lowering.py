@@ -20,7 +20,7 @@ from compressor.probe import Probe, open_session, record
 from compressor.target import Artifact, Target
 from compressor.verify import verify
 
-WEIGHT_FILES = (".safetensors", ".onnx", ".data")
+WEIGHT_FILES = (".safetensors", ".onnx", ".data", ".gguf")
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,8 @@ class Run:
         self.shipped = self._artifact_row(self.target.name, lowering.key)
         verified = lowering.make(out, self.shipped)
         artifact = Artifact(out, self.target.name)
-        config = read_config(out)
+        # A format that is one file has its configuration inside, and is served by the same shape as the checkpoint.
+        config = read_config(out) if (out / "config.json").is_file() else final.config
         run = self.target.run_command(str(out), config)
         record = ArtifactRecord(self.target.name, str(out), folder_bytes(out), artifact.digest, verified, run)
         self.ledger.artifact = record

@@ -182,7 +182,7 @@ class Target(Configurable, ABC):
 
         Args:
             path: of the artifact, as the command shall have it.
-            config: the artifact's config.json.
+            config: the artifact's config.json, or the checkpoint's where the artifact has none.
         """
 
 

@@ -17,11 +17,15 @@ def refusals(
     architecture: Architecture,
     schemes: Mapping[str, Scheme],
     example: str = "gptq:bits=4",
+    fuses: bool = True,
 ) -> list[str]:
     """What `rule` says of each quantized layer, and the fused groups whose layers do not share one scheme.
 
-    Layers with the same reason share a sentence, which names the first of them and how many more there are. Where
-    nothing is quantized, `example` is the pass that the sentence suggests.
+    Layers with the same reason share a sentence, which names the first of them and how many more there are.
+
+    Args:
+        example: the pass that is suggested where nothing is quantized.
+        fuses: whether the runtime makes one matrix of q, k and v, and one of gate and up.
     """
     if not schemes:
         return [f"No layer is quantized; add a quantizing pass such as {example}."]
@@ -30,7 +34,7 @@ def refusals(
     for name, scheme in schemes.items():
         for reason in rule(scheme, *shapes[name]):
             layers[reason].append(name)
-    for name, reason in _unequal_groups(runtime, architecture, schemes):
+    for name, reason in _unequal_groups(runtime, architecture, schemes) if fuses else ():
         layers[reason].append(name)
     return [f"{_listed(names)}: {reason}." for reason, names in layers.items()]
 

@@ -17,7 +17,7 @@ PACKAGES = {
     "compressed-tensors": (None, "the independent reader of steps"),
     "onnxruntime": ("onnx", "ONNX targets: reading back and running"),
     "onnxruntime-genai": ("onnx", "generating with ONNX artifacts"),
-    "gguf": ("gguf", "reading .gguf models"),
+    "gguf": ("gguf", "reading .gguf models; GGUF targets"),
     "datasets": ("data", "datasets ids as text"),
     "pyarrow": ("data", "parquet files as text"),
     "peft": ("lora", "LoRA adapters"),

@@ -21,7 +21,7 @@ def runs(tmp_path_factory):
         if target not in made:
             out = tmp_path_factory.mktemp("demo") / target
             words = [LLMC, "compress", "--recipe", DEMO / "recipe.yaml", "-t", target, "-o", out]
-            if target == "onnx-int8":
+            if target in ("onnx-int8", "gguf-q8_0"):
                 words += ["--pass", "rtn:bits=8,group_size=64"]
             subprocess.run(words, check=True, capture_output=True, cwd=ROOT)
             made[target] = json.loads((out / "ledger.json").read_text()), out
@@ -30,7 +30,7 @@ def runs(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("target", ["onnx-int4", "onnx-int8", "trt-int4", "vllm-int4", "hf"])
+@pytest.mark.parametrize("target", ["onnx-int4", "onnx-int8", "trt-int4", "vllm-int4", "gguf-q4_0", "gguf-q8_0", "hf"])
 def test_every_target_verifies_and_accuracy_holds(runs, target):
     ledger, _ = runs(target)
     assert ledger["artifact"]["verified"]["mismatches"] == []
@@ -63,6 +63,13 @@ def test_what_cannot_run_here_says_so(runs):
     ledger, _ = runs("trt-int4")
     assert ledger["steps"][-1]["not_run"]
     assert ledger["artifact"]["run"].startswith("trtllm-serve ")
+
+
+def test_a_gguf_artifact_is_one_file(runs):
+    ledger, out = runs("gguf-q4_0")
+    assert sorted(path.name for path in (out / "artifact").iterdir()) == ["llmc-manifest.json", "model.gguf"]
+    assert (out / "run.sh").read_text().endswith("exec llama-server -m artifact/model.gguf --port 8080 -c 1024\n")
+    assert ledger["steps"][-1]["bits_per_weight"] < 8
 
 
 def test_the_step_generates_in_transformers(runs):

@@ -1,0 +1,121 @@
+"""int4 and int8 weights for llama.cpp, in the blocks of Q4_0 and Q8_0.
+
+A block holds 32 inputs and a scale. Larger groups, and one scale a channel, are blocks that repeat it, so that every
+symmetric scheme in whole blocks is held bit for bit.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from compressor.architecture import Architecture, resolve
+from compressor.checkpoint import Checkpoint, Weight
+from compressor.options import option
+from compressor.pass_ import Progress
+from compressor.quantized import QuantizedWeight, Scheme
+from compressor.target import Artifact, Target
+from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, dtype_name
+from targets.gguf.metadata import RUNTIME, architecture_problems, context_length
+from targets.gguf.reader import READER, read_file
+from targets.gguf.writer import block_kind, write_file
+from targets.packing.gguf_blocks import BLOCK
+from targets.refusals import refusals
+from targets.serving import SERVED_LENGTH
+
+FILE = "model.gguf"
+
+
+@dataclass(frozen=True)
+class GgufTarget(Target):
+    """Streams the checkpoint into one file; subclasses say which codes it may hold."""
+
+    runtime = f"{RUNTIME} (llama-server)"
+    reader = READER
+    holds_int8_embedding = True
+    bits: ClassVar[int]  # of at least one layer
+    kinds: ClassVar[tuple[str, ...]]  # of codes that a layer may have
+
+    dtype: ServedDtype = option("auto", DTYPE_HELP + "; norms and biases are always float32")
+
+    def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
+        if find_spec("gguf") is None:
+            return ["GGUF files are written by the package gguf, which is missing; pip install 'llmc-compiler[gguf]'."]
+        found = refusals(RUNTIME, self._layer_reasons, architecture, schemes, fuses=False)
+        if schemes and not found and self.bits not in {scheme.bits for scheme in schemes.values()}:
+            found.append(f"No layer is int{self.bits}; the target gguf-q8_0 takes these.")
+        return found + architecture_problems(architecture)
+
+    def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
+        caster = Caster(self.dtype, checkpoint)
+        write_file(out / FILE, checkpoint, caster, f"MOSTLY_Q{self.bits}_0", progress)
+        return [*caster.notes, *_widened(checkpoint), *_shortened(checkpoint.architecture)]
+
+    def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
+        return read_file(artifact.root / FILE)
+
+    def expected(self, name: str, weight: Weight) -> Weight:
+        if isinstance(weight, QuantizedWeight) or weight.dim() > 1:
+            return cast(self.dtype, weight)
+        return weight.float()
+
+    def run_command(self, path: str, config: Mapping[str, Any]) -> str:
+        length = min(SERVED_LENGTH, context_length(resolve(config)))
+        return shlex.join(["llama-server", "-m", f"{path}/{FILE}", "--port", "8080", "-c", str(length)])
+
+    def _layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
+        works = f"gptq:bits={self.bits},group_size={BLOCK}"
+        if scheme.kind not in self.kinds:
+            yield f"{scheme.kind} is not what this target holds; {works} or the target hf works"
+            return
+        if scheme.activations is not None:
+            yield f"{scheme.activations} are not what {RUNTIME} computes with; activations=none works, or the target hf"
+        if not scheme.symmetric:
+            yield f"{block_kind(scheme)} has no zero points; symmetric=true works"
+        if in_features % BLOCK:
+            yield f"the input width {in_features} is no multiple of the {BLOCK} of a block; skip these layers"
+        elif scheme.group_size is not None and scheme.group_size % BLOCK:
+            fitting = " or ".join(str(size) for size in (128, 64, 32) if in_features % size == 0)
+            yield f"group {scheme.group_size} is no multiple of the {BLOCK} of a block; group_size {fitting} works"
+
+
+@dataclass(frozen=True)
+class GgufQ4(GgufTarget):
+    """int4 weights, some layers int8."""
+
+    name = "gguf-q4_0"
+    summary = "int4 weights for llama.cpp (GGUF, Q4_0; int8 layers as Q8_0)"
+    preset = (f"gptq:bits=4,group_size={BLOCK}",)
+    bits = 4
+    kinds = ("int4", "int8")
+
+
+@dataclass(frozen=True)
+class GgufQ8(GgufTarget):
+    """int8 weights."""
+
+    name = "gguf-q8_0"
+    summary = "int8 weights for llama.cpp (GGUF, Q8_0)"
+    preset = (f"gptq:bits=8,group_size={BLOCK}",)
+    bits = 8
+    kinds = ("int8",)
+
+
+def _widened(checkpoint: Checkpoint) -> list[str]:
+    vectors = [name for name, shape in checkpoint.parameters.items() if len(shape) == 1]
+    stored = {checkpoint.tensors[name].dtype for name in vectors} - {torch.float32}
+    names = " and ".join(sorted(dtype_name(dtype) for dtype in stored))
+    return [f"norms and biases widened {names} -> float32, which {RUNTIME} wants"] if stored else []
+
+
+def _shortened(shape: Architecture) -> list[str]:
+    length = context_length(shape)
+    if length == shape.max_positions:
+        return []
+    return [f"context of {length} instead of {shape.max_positions} tokens: {RUNTIME} does not apply the sliding window"]
