@@ -7,8 +7,8 @@ import pytest
 from compressor.checkpoint import Checkpoint
 from compressor.quantized import Activations, Scheme
 from targets.awq import AwqFolder
-from targets.gptq import GptqFolder
 from targets.gguf import GgufQ4, GgufQ8
+from targets.gptq import GptqFolder
 from targets.onnx.target import OnnxFp32, OnnxInt4, OnnxInt8
 from targets.tensorrt_llm import TrtInt4
 from targets.vllm import VllmInt4
