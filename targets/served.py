@@ -25,7 +25,7 @@ from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, served_config
 class ServedFolder(Target):
     """Streams the checkpoint into shards; subclasses store one linear and describe the quantization."""
 
-    preset = ("gptq:bits=4",)
+    preset: ClassVar[tuple[str, ...]] = ("gptq:bits=4",)
     scales_are_served_in_dtype: ClassVar[bool] = True  # and not in float32, so that they must be exact in it
 
     dtype: ServedDtype = option("auto", DTYPE_HELP)
