@@ -94,6 +94,10 @@ class Target(Configurable, ABC):
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         """Every reason why a model of this shape, quantized like this, cannot be lowered; each names a remedy."""
 
+    def embedding_problems(self, architecture: Architecture, scheme: Scheme) -> list[str]:
+        """The same of an embedding quantized like this; asked of targets with `holds_int8_embedding` only."""
+        return []
+
     @abstractmethod
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         """Write the artifact's files into the empty folder `out`, one block in memory at a time.

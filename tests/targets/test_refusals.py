@@ -6,11 +6,11 @@ import pytest
 
 from compressor.checkpoint import Checkpoint
 from compressor.quantized import Activations, Scheme
-from targets.onnx.target import OnnxFp32, OnnxInt4, OnnxInt8
+from targets.onnx.target import OnnxFp16, OnnxFp32, OnnxInt4, OnnxInt8
 from targets.tensorrt_llm import TrtInt4
 from targets.vllm import VllmInt4
 
-TARGETS = [OnnxFp32(), OnnxInt4(), OnnxInt8(), TrtInt4(), VllmInt4()]
+TARGETS = [OnnxFp32(), OnnxFp16(), OnnxInt4(), OnnxInt8(), TrtInt4(), VllmInt4()]
 FP8 = Scheme(8, None, type="float")
 FOREIGN = [
     Scheme(4, 64, activations=Activations()),
