@@ -199,5 +199,6 @@ def _run(operator: str, inputs: Mapping[str, np.ndarray | None], fed: str, attri
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a session a probe: none is worth it
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     return session.run(None, {fed: arrays[fed]})[0]

@@ -39,6 +39,10 @@ INPUTS = {
     "MatMulNBits": ("features", "codes", "scales", "zero_points", "order", "bias"),
     "GatherBlockQuantized": ("codes", "tokens", "scales", "zero_points"),
 }
+PROBES: Mapping[str, type[QuantizedMatrix] | type[QuantizedTable]] = {
+    "MatMulNBits": QuantizedMatrix,
+    "GatherBlockQuantized": QuantizedTable,
+}
 BFLOAT16 = TensorProto.BFLOAT16  # has no type in numpy
 
 
@@ -98,8 +102,8 @@ class _Folder:
             return
         inputs = dict(zip(INPUTS[node.op_type], node.input, strict=False))
         arrays = {slot: self._load(used).numpy() for slot, used in inputs.items() if used in self.stored}
-        kind = QuantizedTable if node.op_type == "GatherBlockQuantized" else QuantizedMatrix
-        yield from _split_quantized(self.architecture, name.rpartition(".")[0], kind.of(node, arrays).recover())
+        weight = PROBES[node.op_type].of(node, arrays).recover()
+        yield from _split_quantized(self.architecture, name.rpartition(".")[0], weight)
         if "bias" in arrays:
             yield from _split_rows(self.architecture, inputs["bias"], torch.from_numpy(arrays["bias"]))
 

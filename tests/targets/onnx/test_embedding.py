@@ -51,7 +51,7 @@ def test_int8_embedding(tiny_model, quantize, assert_exact, target, family, tied
 @pytest.mark.parametrize("scheme", OTHER_TABLES, ids=str)
 def test_tables_from_elsewhere(tiny_model, quantize, assert_exact, scheme):
     """Folders of compressed-tensors may have an embedding packed like a linear, with groups and zero points."""
-    checkpoint = quantize(tiny_model("llama"), BODY, {EMBEDDING: scheme})
+    checkpoint = quantize(tiny_model("llama"), Scheme(4, 64), {EMBEDDING: scheme})
     assert checkpoint.schemes[EMBEDDING] == scheme
     assert_exact(OnnxInt4(), checkpoint)
 
