@@ -300,6 +300,8 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
     problems = list(target.problems(checkpoint.architecture, linears))
     if EMBEDDING in schemes and not target.holds_int8_embedding:
         problems.append("It holds no int8 embedding; leave out the pass embeddings, or take the target hf.")
+    elif EMBEDDING in schemes:
+        problems += target.embedding_problems(checkpoint.architecture, schemes[EMBEDDING])
     if cache_scales:
         problems += target.cache_problems(checkpoint.architecture, linears)
     if problems:

@@ -125,6 +125,10 @@ class Target(Configurable, ABC):
             return []
         return ["It holds no scales of an fp8 key-value cache; kv_cache=false works, or the target hf."]
 
+    def embedding_problems(self, architecture: Architecture, scheme: Scheme) -> list[str]:
+        """The same of an embedding quantized like this; asked of targets with `holds_int8_embedding` only."""
+        return []
+
     @abstractmethod
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         """Write the artifact's files into the empty folder `out`, one block in memory at a time.

@@ -56,12 +56,15 @@ def float16_scales(layer: str, weight: QuantizedWeight) -> torch.Tensor:
 class Caster:
     """Casts the unquantized tensors of one checkpoint and counts what it did.
 
+    Args:
+        remedy: what works where a value is beyond the dtype.
+
     Raises:
         InputError: `choice` is auto, and the checkpoint's tensors would end in two different dtypes.
     """
 
-    def __init__(self, choice: ServedDtype, checkpoint: Checkpoint) -> None:
-        self.dtype = _common_dtype(choice, checkpoint)
+    def __init__(self, choice: ServedDtype, checkpoint: Checkpoint, remedy: str = "dtype=bfloat16 works.") -> None:
+        self.dtype, self._remedy = _common_dtype(choice, checkpoint), remedy
         self._casts: Counter[torch.dtype] = Counter()
         self._flushed = 0
 
@@ -78,9 +81,7 @@ class Caster:
         low, high = torch.aminmax(served)
         if bool(torch.isinf(low)) or bool(torch.isinf(high)):
             value = float(tensor.min() if bool(torch.isinf(low)) else tensor.max())
-            raise InputError(
-                f"{name} holds {value:.3g}, which {dtype_name(self.dtype)} does not reach.", "dtype=bfloat16 works."
-            )
+            raise InputError(f"{name} holds {value:.3g}, which {dtype_name(self.dtype)} does not reach.", self._remedy)
         self._casts[tensor.dtype] += 1
         self._flushed += int(torch.count_nonzero(tensor) - torch.count_nonzero(served))
         return served

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from compressor.architecture import Architecture
 from compressor.files import write_json
 
@@ -30,7 +32,13 @@ SEARCH_DEFAULTS = {
 LARGEST_SHARED_CACHE = 1 << 30
 
 
-def write_config(model: Path, config: Mapping[str, Any], architecture: Architecture, out: Path) -> None:
+def write_config(
+    model: Path,
+    config: Mapping[str, Any],
+    architecture: Architecture,
+    out: Path,
+    cache_dtype: torch.dtype = torch.float32,
+) -> None:
     """Write genai_config.json for the model folder `model` into `out`."""
     generation = _read_json(model / "generation_config.json")
     value = {
@@ -41,7 +49,7 @@ def write_config(model: Path, config: Mapping[str, Any], architecture: Architect
             "type": architecture.model_type,
             "vocab_size": architecture.vocab_size,
         },
-        "search": _search(architecture, generation),
+        "search": _search(architecture, generation, cache_dtype),
     }
     write_json(out / CONFIG_FILE, value)
 
@@ -69,10 +77,10 @@ def _decoder(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def _search(architecture: Architecture, generation: Mapping[str, Any]) -> dict[str, Any]:
+def _search(architecture: Architecture, generation: Mapping[str, Any], cache_dtype: torch.dtype) -> dict[str, Any]:
     chosen = {key: generation.get(key) for key in SEARCH_DEFAULTS}
     values = {key: default if chosen[key] is None else chosen[key] for key, default in SEARCH_DEFAULTS.items()}
-    per_token = 2 * 4 * architecture.layers * architecture.kv_heads * architecture.head_dim
+    per_token = 2 * cache_dtype.itemsize * architecture.layers * architecture.kv_heads * architecture.head_dim
     return values | {
         "diversity_penalty": 0.0,
         "early_stopping": True,

@@ -1,6 +1,6 @@
 """Builds the decoder graph: nodes, inputs and outputs. Weights are named here and written by `weights.py`.
 
-The operators are those that onnxruntime fuses decoders into (GroupQueryAttention, MatMulNBits,
+The operators are those that onnxruntime fuses decoders into (GroupQueryAttention, MatMulNBits, GatherBlockQuantized,
 SkipSimplifiedLayerNormalization), written down directly, so that nothing depends on a pattern being recognised.
 Operators: microsoft/onnxruntime, docs/ContribOperators.md. Names of inputs and outputs: those of optimum and
 onnxruntime-genai.
@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from compressor.architecture import Architecture
 from compressor.quantized import Scheme
 from targets.onnx.lengths import Lengths
-from targets.onnx.nodes import CONTRIB, Nodes
-from targets.onnx.plan import Matrix, block_matrices, head_matrix
+from targets.onnx.nodes import CONTRIB, ONNX_TYPES, Nodes
+from targets.onnx.plan import Matrix, Plan
 
 OPSET = 21
 IR_VERSION = 10  # the first whose nodes carry metadata
 
-EMBEDDING = "model.embed_tokens.weight"
 COSINES, SINES = "rotary.cosines", "rotary.sines"
 GROUP_SIZE = "group_size"  # node metadata: the group size before scales were repeated over smaller blocks
 LAST_TOKEN = "last_token"  # name of the node that keeps one position of each row
@@ -30,17 +30,17 @@ ROTATED_INSIDE = 16
 INT8_LEVEL = 4  # of int8 matrices whatever was asked: level 0 is 20 times slower
 
 
-def build(architecture: Architecture, schemes: Mapping[str, Scheme], accuracy_level: int) -> ModelProto:
+def build(plan: Plan, accuracy_level: int) -> ModelProto:
     """The model without its weights.
 
     Args:
         accuracy_level: of int4 matrices (see MatMulNBits).
     """
-    decoder = Decoder(architecture, accuracy_level)
-    decoder.embed()
-    for index in range(architecture.layers):
-        decoder.block(index, block_matrices(architecture, schemes, index))
-    decoder.head(head_matrix(architecture, schemes))
+    decoder = Decoder(plan, accuracy_level)
+    decoder.embed(plan.table())
+    for index in range(plan.architecture.layers):
+        decoder.block(index, plan.block(index))
+    decoder.head(plan.head())
     return decoder.model()
 
 
@@ -51,18 +51,22 @@ class Decoder:
     one operator adds and normalizes at once.
     """
 
-    def __init__(self, architecture: Architecture, accuracy_level: int) -> None:
-        self._architecture, self._level = architecture, accuracy_level
+    def __init__(self, plan: Plan, accuracy_level: int) -> None:
+        self._architecture, self._compute, self._level = plan.architecture, plan.compute, accuracy_level
         self._nodes = Nodes()
-        self._rotates_inside = architecture.head_dim % ROTATED_INSIDE == 0
+        self._rotates_inside = self._architecture.head_dim % ROTATED_INSIDE == 0
         self._lengths = Lengths.measure(self._nodes)
         self._attention_lengths = self._lengths.of_attention(self._nodes)
-        self._padding_bias = self._lengths.padding_bias(self._nodes)
+        self._padding_bias = self._lengths.padding_bias(self._nodes, self._compute)
         self._positions = "" if self._rotates_inside else self._lengths.positions(self._nodes)
         self._residual, self._branch = "", ""
 
-    def embed(self) -> None:
-        self._residual = self._nodes.add("Gather", [EMBEDDING, "input_ids"], "embedding")
+    def embed(self, table: Matrix) -> None:
+        if table.scheme is None:
+            rows = self._nodes.add("Gather", [table.weight, "input_ids"], "embedding/rows")
+            self._residual = self._cast(rows, table.dtype, "embedding")
+        else:
+            self._residual = self._quantized_rows(table, table.scheme)
 
     def block(self, index: int, matrices: Mapping[str, Matrix]) -> None:
         prefix = f"model.layers.{index}."
@@ -80,7 +84,8 @@ class Decoder:
         self._nodes.nodes[-1].output[0] = "logits"
 
     def model(self) -> ModelProto:
-        inputs, outputs = _inputs(self._architecture), _outputs(self._architecture)
+        kind = ONNX_TYPES[self._compute]
+        inputs, outputs = _inputs(self._architecture, kind), _outputs(self._architecture, kind)
         graph = helper.make_graph(self._nodes.nodes, "decoder", inputs, outputs, self._nodes.constants)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="llmc")
@@ -104,17 +109,17 @@ class Decoder:
         return multiply(matrix, features)
 
     def _float_linear(self, matrix: Matrix, features: str) -> str:
+        weight = self._cast(matrix.weight, matrix.dtype, matrix.weight + "/cast")
         # The weight is [out_features, in_features], as the checkpoint has it and as the embedding needs it.
-        product = self._nodes.add("FusedMatMul", [features, matrix.weight], matrix.name + "/product", transB=1)
+        product = self._nodes.add("FusedMatMul", [features, weight], matrix.name + "/product", transB=1)
         return self._nodes.add("Add", [product, matrix.bias], matrix.name) if matrix.bias else product
 
     def _quantized_linear(self, matrix: Matrix, features: str) -> str:
         scheme, weight = matrix.scheme, matrix.weight
         assert scheme is not None
-        zero_points = "" if scheme.symmetric else weight + ".zero_points"
         product = self._nodes.add(
             "MatMulNBits",
-            [features, weight + ".codes", weight + ".scales", zero_points, "", matrix.bias],
+            [features, weight + ".codes", weight + ".scales", _zero_points(matrix), "", matrix.bias],
             matrix.name,
             K=matrix.columns,
             N=sum(matrix.rows),
@@ -122,8 +127,32 @@ class Decoder:
             block_size=matrix.block,
             accuracy_level=INT8_LEVEL if scheme.bits == 8 else self._level,
         )
-        self._nodes.nodes[-1].metadata_props.add(key=GROUP_SIZE, value=str(scheme.group_size or "channel"))
+        self._note_group_size(scheme)
         return product
+
+    def _quantized_rows(self, table: Matrix, scheme: Scheme) -> str:
+        """The rows of the input tokens, dequantized one by one."""
+        weight = table.weight
+        rows = self._nodes.add(
+            "GatherBlockQuantized",
+            [weight + ".rows", "input_ids", weight + ".scales", _zero_points(table)],
+            "embedding",
+            bits=scheme.bits,
+            block_size=table.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        self._note_group_size(scheme)
+        return rows
+
+    def _note_group_size(self, scheme: Scheme) -> None:
+        self._nodes.nodes[-1].metadata_props.add(key=GROUP_SIZE, value=str(scheme.group_size or "channel"))
+
+    def _cast(self, value: str, stored: torch.dtype, name: str) -> str:
+        """`value` in the dtype that the graph computes in. onnxruntime casts weights once, when it opens the model."""
+        if stored == self._compute:
+            return value
+        return self._nodes.add("Cast", [value], name, to=ONNX_TYPES[self._compute])
 
     def _query_key_value(self, index: int, matrices: Mapping[str, Matrix], normed: str) -> tuple[str, str, str]:
         """Query, key and value [batch, current, heads * head_dim]; or all in the first, the others empty."""
@@ -184,21 +213,26 @@ class Decoder:
         return self._linear(matrices["mlp.down_proj"], gated)
 
 
-def _inputs(architecture: Architecture) -> list[ValueInfoProto]:
+def _zero_points(matrix: Matrix) -> str:
+    assert matrix.scheme is not None
+    return "" if matrix.scheme.symmetric else matrix.weight + ".zero_points"
+
+
+def _inputs(architecture: Architecture, kind: int) -> list[ValueInfoProto]:
     tokens = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "current"])
     mask = helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total"])
-    return [tokens, mask, *_cache(architecture, "past_key_values", "past")]
+    return [tokens, mask, *_cache(architecture, kind, "past_key_values", "past")]
 
 
-def _outputs(architecture: Architecture) -> list[ValueInfoProto]:
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1, architecture.vocab_size])
-    return [logits, *_cache(architecture, "present", "total")]
+def _outputs(architecture: Architecture, kind: int) -> list[ValueInfoProto]:
+    logits = helper.make_tensor_value_info("logits", kind, ["batch", 1, architecture.vocab_size])
+    return [logits, *_cache(architecture, kind, "present", "total")]
 
 
-def _cache(architecture: Architecture, kind: str, length: str) -> list[ValueInfoProto]:
+def _cache(architecture: Architecture, kind: int, name: str, length: str) -> list[ValueInfoProto]:
     shape: tuple[str | int, ...] = ("batch", architecture.kv_heads, length, architecture.head_dim)
     return [
-        helper.make_tensor_value_info(f"{kind}.{index}.{part}", TensorProto.FLOAT, shape)
+        helper.make_tensor_value_info(f"{name}.{index}.{part}", kind, shape)
         for index in range(architecture.layers)
         for part in ("key", "value")
     ]

@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from onnx import TensorProto
 
 from targets.onnx.nodes import Nodes
 
-# Added to the score of a padding position. Finite, since a row that is all padding would turn into NaN.
-LOWEST = float(np.finfo(np.float32).min)
+# Added to the score of a padding position. Finite, and so is the sum, since a row that is all padding would turn
+# into NaN.
+LOWEST = {torch.float32: np.float32(np.finfo(np.float32).min), torch.float16: np.float16(-(2.0**15))}
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,14 @@ class Lengths:
         casts = {"lengths/seqlens_k": flat, "lengths/total_int32": scalar}
         return [nodes.add("Cast", [value], name, to=TensorProto.INT32) for name, value in casts.items()]
 
-    def padding_bias(self, nodes: Nodes) -> str:
-        """float32 [batch, 1, current, total] that hides the padding in front of each row."""
+    def padding_bias(self, nodes: Nodes, dtype: torch.dtype) -> str:
+        """[batch, 1, current, total] in `dtype` that hides the padding in front of each row."""
         one = nodes.constant([1])
         total = nodes.add("Squeeze", [self.total], "padding/total")
         positions = nodes.add("Range", [nodes.constant(0), total, nodes.constant(1)], "padding/positions")
         hidden = nodes.add("Less", [positions, self.front_padding], "padding/hidden")
-        values = [nodes.constant(LOWEST, np.float32), nodes.constant(0, np.float32)]
+        lowest = LOWEST[dtype]
+        values = [nodes.constant(lowest, type(lowest)), nodes.constant(0, type(lowest))]
         row = nodes.add("Where", [hidden, *values], "padding/row")
         matrix = nodes.add("Unsqueeze", [row, nodes.constant([1, 2])], "padding/matrix")
         shape = nodes.add("Concat", [one, one, self.current, one], "padding/shape", axis=0)

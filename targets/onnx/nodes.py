@@ -6,15 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 CONTRIB = "com.microsoft"
 CONTRIB_OPERATORS = {
     "FusedMatMul",
+    "GatherBlockQuantized",
     "GroupQueryAttention",
     "MatMulNBits",
     "RotaryEmbedding",
     "SkipSimplifiedLayerNormalization",
+}
+ONNX_TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.bfloat16: TensorProto.BFLOAT16,
+    torch.uint8: TensorProto.UINT8,
 }
 
 

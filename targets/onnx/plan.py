@@ -1,4 +1,4 @@
-"""Which matrices the graph multiplies by: linears of the checkpoint, alone or packed into one.
+"""Which matrices the graph works with: the embedding, and linears of the checkpoint, alone or packed into one.
 
 The graph builder and the weight writer agree through this. `reader.py` does not import it: it finds its way from the
 files.
@@ -7,9 +7,12 @@ files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from compressor.architecture import Architecture
+import torch
+
+from compressor.architecture import EMBEDDING, Architecture
+from compressor.checkpoint import Checkpoint
 from compressor.quantized import Scheme
 
 # onnxruntime's CPU kernel of MatMulNBits takes no other block size.
@@ -20,15 +23,18 @@ CHANNEL_BLOCK_SIZES = (128, 64, 32)
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix multiplication of the graph.
+    """A matrix that the graph multiplies by, or looks rows up in.
 
     Attributes:
         name: module name of the linear; of a packed one, `model.layers.0.self_attn.qkv_proj`.
         parts: module names of the linears it stacks along the output features, all of one scheme.
         rows: out_features of each part.
         columns: in_features.
-        scheme: how it is quantized; None is float32.
+        scheme: how it is quantized; None is not at all.
         bias: name of the bias, or "".
+        dtype: what it is stored in where it is not quantized.
+        is_looked_up: it is the embedding.
+        is_multiplied: features are multiplied by it.
     """
 
     name: str
@@ -37,6 +43,9 @@ class Matrix:
     columns: int
     scheme: Scheme | None
     bias: str = ""
+    dtype: torch.dtype = torch.float32
+    is_looked_up: bool = False
+    is_multiplied: bool = True
 
     @property
     def weight(self) -> str:
@@ -57,24 +66,60 @@ def block_size(scheme: Scheme, columns: int) -> int:
     return next((size for size in BLOCK_SIZES if scheme.group_size % size == 0), 0)
 
 
-def block_matrices(architecture: Architecture, schemes: Mapping[str, Scheme], index: int) -> dict[str, Matrix]:
-    """Matrices of decoder block `index` by their name within the block, q, k and v in one if they share a scheme."""
-    prefix = f"model.layers.{index}."
-    shapes = architecture.block_linears(index)
-    query, key, value, *others = shapes
-    is_uniform = len({schemes.get(name) for name in (query, key, value)}) == 1
-    groups = [(query, key, value)] if is_uniform else [(query,), (key,), (value,)]
-    biased = architecture.tensor_shapes().keys()
-    matrices = {}
-    for parts in (*groups, *((name,) for name in others)):
-        name = prefix + "self_attn.qkv_proj" if len(parts) == 3 else parts[0]
-        rows, columns = tuple(shapes[part][0] for part in parts), shapes[parts[0]][1]
-        bias = name + ".bias" if parts[0] + ".bias" in biased else ""
-        matrices[name.removeprefix(prefix)] = Matrix(name, parts, rows, columns, schemes.get(parts[0]), bias)
-    return matrices
+@dataclass(frozen=True)
+class Plan:
+    """What the graph of one checkpoint is made of.
 
+    Attributes:
+        dtypes: of the checkpoint's float parameters, by name.
+        compute: dtype of activations, cache, norms and biases.
+    """
 
-def head_matrix(architecture: Architecture, schemes: Mapping[str, Scheme]) -> Matrix:
-    """The matrix that makes logits. Tied to the embedding, it is that very tensor."""
-    name = "model.embed_tokens" if architecture.tied_embeddings else "lm_head"
-    return Matrix(name, (name,), (architecture.vocab_size,), architecture.hidden_size, schemes.get(name))
+    architecture: Architecture
+    schemes: Mapping[str, Scheme]
+    dtypes: Mapping[str, torch.dtype]
+    compute: torch.dtype
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, compute: torch.dtype) -> Plan:
+        """The plan for a checkpoint."""
+        dtypes = {name: info.dtype for name, info in checkpoint.tensors.items()}
+        return cls(checkpoint.architecture, checkpoint.schemes, dtypes, compute)
+
+    def block(self, index: int) -> dict[str, Matrix]:
+        """Matrices of decoder block `index` by their name within it, q, k and v in one if they share a scheme."""
+        prefix = f"model.layers.{index}."
+        shapes = self.architecture.block_linears(index)
+        query, key, value, *others = shapes
+        is_uniform = len({self.schemes.get(name) for name in (query, key, value)}) == 1
+        groups = [(query, key, value)] if is_uniform else [(query,), (key,), (value,)]
+        biased = self.architecture.tensor_shapes().keys()
+        matrices = {}
+        for parts in (*groups, *((name,) for name in others)):
+            name = prefix + "self_attn.qkv_proj" if len(parts) == 3 else parts[0]
+            bias = name + ".bias" if parts[0] + ".bias" in biased else ""
+            rows, columns = tuple(shapes[part][0] for part in parts), shapes[parts[0]][1]
+            matrices[name.removeprefix(prefix)] = self._matrix(name, parts, rows, columns, bias)
+        return matrices
+
+    def table(self) -> Matrix:
+        """The embedding, a row a token."""
+        tied = self.architecture.tied_embeddings
+        return replace(self._of_vocabulary(EMBEDDING), is_looked_up=True, is_multiplied=tied)
+
+    def head(self) -> Matrix:
+        """The matrix that makes logits. Tied to the embedding, it is that very tensor."""
+        return self.table() if self.architecture.tied_embeddings else self._of_vocabulary("lm_head")
+
+    def _of_vocabulary(self, name: str) -> Matrix:
+        return self._matrix(name, (name,), (self.architecture.vocab_size,), self.architecture.hidden_size)
+
+    def _matrix(self, name: str, parts: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: str = "") -> Matrix:
+        return Matrix(name, parts, rows, columns, self.schemes.get(parts[0]), bias, self._stored_dtype(parts))
+
+    def _stored_dtype(self, parts: tuple[str, ...]) -> torch.dtype:
+        """A float32 graph keeps what has 16 bits in the checkpoint as it is, and widens it when it is loaded."""
+        if self.compute != torch.float32:
+            return self.compute
+        found = {self.dtypes.get(part + ".weight", torch.float32) for part in parts}
+        return found.pop() if len(found) == 1 else torch.float32

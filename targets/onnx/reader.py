@@ -1,11 +1,13 @@
 """Reads the weights of an artifact back, with onnx for the file and onnxruntime for the integers.
 
 Which bit belongs to which weight is onnxruntime's to say: every quantized matrix is multiplied with a unit matrix by
-the kernel that will serve it. Nothing here comes from the modules that wrote the files.
+the kernel that will serve it, and every row of a quantized embedding is looked up (see `probes.py`). Nothing here comes
+from the modules that wrote the files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,178 +15,127 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo
 
 from compressor.architecture import Architecture, read_config, resolve
 from compressor.checkpoint import Weight
 from compressor.errors import RunError
-from compressor.quantized import QuantizedWeight, Scheme
+from compressor.quantized import QuantizedWeight
+from targets.onnx.probes import QuantizedMatrix, QuantizedTable
 
-OUTPUT_BYTES = 64 << 20  # of one product with the unit matrix
 # Which input of an operator is a weight.
 WEIGHT_INPUTS = {
     "Gather": 0,
+    "GatherBlockQuantized": 0,
     "SimplifiedLayerNormalization": 1,
     "SkipSimplifiedLayerNormalization": 2,
     "FusedMatMul": 1,
     "Add": 1,
     "MatMulNBits": 1,
 }
-MATMULNBITS_INPUTS = ("features", "codes", "scales", "zero_points", "order", "bias")
+INPUTS = {
+    "MatMulNBits": ("features", "codes", "scales", "zero_points", "order", "bias"),
+    "GatherBlockQuantized": ("codes", "tokens", "scales", "zero_points"),
+}
+PROBES: Mapping[str, type[QuantizedMatrix] | type[QuantizedTable]] = {
+    "MatMulNBits": QuantizedMatrix,
+    "GatherBlockQuantized": QuantizedTable,
+}
+BFLOAT16 = TensorProto.BFLOAT16  # has no type in numpy
 
 
 def read_weights(root: Path) -> Iterator[tuple[str, Weight]]:
-    """Every parameter of the artifact's graph under its checkpoint name, one matrix in memory at a time."""
-    architecture = resolve(read_config(root))
-    model = onnx.load(root / "model.onnx", load_external_data=False)
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    seen: set[str] = set()
-    for node in model.graph.node:
-        name = node.input[WEIGHT_INPUTS[node.op_type]] if node.op_type in WEIGHT_INPUTS else ""
-        # Constants of the graph are initializers too, but not external; a tied embedding is used twice.
-        if name in seen or name not in stored or not stored[name].external_data:
-            continue
-        seen.add(name)
-        yield from _parameters(root, architecture, node, name, stored)
+    """Every parameter of the artifact's graph under its checkpoint name, one matrix in memory at a time.
+
+    Raises:
+        RunError: onnxruntime computes with other numbers than the file holds, or a head with others than the
+            embedding that it is tied to; or the file is not whole.
+    """
+    folder = _Folder.open(root)
+    quantized: dict[str, bytes] = {}
+    for node, name in folder.uses():
+        for parameter, weight in folder.parameters(node, name):
+            if not isinstance(weight, QuantizedWeight):
+                yield parameter, weight
+            elif parameter not in quantized:
+                quantized[parameter] = _fingerprint(weight)
+                yield parameter, weight
+            elif quantized[parameter] != _fingerprint(weight):
+                raise RunError(
+                    f"onnxruntime looks up another {parameter} than the head that is tied to it multiplies by."
+                )
 
 
-def _parameters(
-    root: Path, architecture: Architecture, node: NodeProto, name: str, stored: Mapping[str, TensorProto]
-) -> Iterator[tuple[str, Weight]]:
-    if node.op_type != "MatMulNBits":
-        yield from _split_rows(architecture, name, torch.from_numpy(_load(root, stored[name])))
-        return
-    inputs = dict(zip(MATMULNBITS_INPUTS, node.input, strict=False))
-    arrays = {slot: _load(root, stored[used]) for slot, used in inputs.items() if used in stored}
-    yield from _split_quantized(architecture, name.removesuffix(".codes"), QuantizedMatrix.of(node, arrays).recover())
-    if "bias" in arrays:
-        yield from _split_rows(architecture, inputs["bias"], torch.from_numpy(arrays["bias"]))
+@dataclass(frozen=True)
+class _Folder:
+    """An artifact's graph, with its initializers by name; their data stays in its file."""
+
+    root: Path
+    architecture: Architecture
+    graph: onnx.GraphProto
+    stored: Mapping[str, TensorProto]
+
+    @classmethod
+    def open(cls, root: Path) -> _Folder:
+        graph = onnx.load(root / "model.onnx", load_external_data=False).graph
+        return cls(root, resolve(read_config(root)), graph, {tensor.name: tensor for tensor in graph.initializer})
+
+    def uses(self) -> Iterator[tuple[NodeProto, str]]:
+        """Each weight that a node computes with, once. Small constants are initializers too, but not external."""
+        casts = {node.output[0]: node.input[0] for node in self.graph.node if node.op_type == "Cast"}
+        seen: set[str] = set()
+        for node in self.graph.node:
+            if node.op_type not in WEIGHT_INPUTS:
+                continue
+            used = node.input[WEIGHT_INPUTS[node.op_type]]
+            name = casts.get(used, used)
+            if name not in seen and name in self.stored and self.stored[name].external_data:
+                seen.add(name)  # a tied embedding is used twice
+                yield node, name
+
+    def parameters(self, node: NodeProto, name: str) -> Iterator[tuple[str, Weight]]:
+        """The checkpoint's parameters in the weight `name` of a node."""
+        if node.op_type not in INPUTS:
+            yield from _split_rows(self.architecture, name, self._widened(self._load(name)))
+            return
+        inputs = dict(zip(INPUTS[node.op_type], node.input, strict=False))
+        arrays = {slot: self._load(used).numpy() for slot, used in inputs.items() if used in self.stored}
+        weight = PROBES[node.op_type].of(node, arrays).recover()
+        yield from _split_quantized(self.architecture, name.rpartition(".")[0], weight)
+        if "bias" in arrays:
+            yield from _split_rows(self.architecture, inputs["bias"], torch.from_numpy(arrays["bias"]))
+
+    def _widened(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A float weight as the graph computes with it: a float32 graph casts what it has in 16 bits."""
+        logits = next(output for output in self.graph.output if output.name == "logits")
+        return tensor.float() if logits.type.tensor_type.elem_type == TensorProto.FLOAT else tensor
+
+    def _load(self, name: str) -> torch.Tensor:
+        return load(self.root, self.stored[name])
 
 
-def _load(root: Path, tensor: TensorProto) -> np.ndarray:
+def load(root: Path, tensor: TensorProto) -> torch.Tensor:
     """An external tensor, in one copy of its bytes.
 
     Raises:
         RunError: the data file ends before the tensor does.
     """
-    place = ExternalDataInfo(tensor)
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    place, has_type = ExternalDataInfo(tensor), tensor.data_type != BFLOAT16
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type) if has_type else np.dtype(np.int16)
     values = np.fromfile(root / place.location, dtype, math.prod(tensor.dims), offset=place.offset or 0)
     if values.nbytes != place.length:
         raise RunError(f"{root / place.location} ends before tensor {tensor.name} does.", "Lower the model again.")
-    return values.reshape(tensor.dims)
+    loaded = torch.from_numpy(values.reshape(tensor.dims))
+    return loaded if has_type else loaded.view(torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class QuantizedMatrix:
-    """A MatMulNBits node taken out of its graph, with the bytes it is stored with."""
-
-    bits: int
-    block: int
-    rows: int
-    columns: int
-    group_size: int | None
-    codes: np.ndarray
-    scales: np.ndarray
-    zero_points: np.ndarray | None
-
-    @classmethod
-    def of(cls, node: NodeProto, stored: Mapping[str, np.ndarray]) -> QuantizedMatrix:
-        values = {attribute.name: attribute.i for attribute in node.attribute}
-        group = {entry.key: entry.value for entry in node.metadata_props}["group_size"]
-        return cls(
-            values["bits"],
-            values["block_size"],
-            values["N"],
-            values["K"],
-            None if group == "channel" else int(group),
-            stored["codes"],
-            stored["scales"],
-            stored.get("zero_points"),
-        )
-
-    def recover(self) -> QuantizedWeight:
-        """The weight in its integers.
-
-        Raises:
-            RunError: onnxruntime multiplies by another matrix than integers, scales and zero points make.
-        """
-        codes = self._codes()
-        zero_points = None if self.zero_points is None else self._zero_points(codes)
-        scheme = Scheme(self.bits, self.group_size, zero_points is None)
-        self._check(codes, zero_points)
-        points = None if zero_points is None else torch.from_numpy(self._of_groups(zero_points))
-        return QuantizedWeight(torch.from_numpy(codes), torch.from_numpy(self._of_groups(self.scales)), points, scheme)
-
-    def _codes(self) -> np.ndarray:
-        """int8 [rows, columns]: a unit matrix times the stored integers with unit scales.
-
-        Blocks are stored one after the other, so each is taken as a row of its own and the unit matrix needs to be
-        no larger than a block.
-        """
-        blocks = self.codes.reshape(-1, 1, self.codes.shape[2])
-        unit = np.eye(self.block, dtype=np.float32)
-        step = max(1, OUTPUT_BYTES // (4 * self.block))
-        parts = []
-        for start in range(0, len(blocks), step):
-            part = blocks[start : start + step]
-            ones = np.ones((len(part), 1), np.float32)
-            parts.append(_multiply(unit, self.bits, self.block, part, ones).T.astype(np.int8))
-        return np.concatenate(parts).reshape(self.rows, -1)[:, : self.columns].copy()
-
-    def _zero_points(self, codes: np.ndarray) -> np.ndarray:
-        """int8 [rows, blocks]: how far a zero point moves the first integer of each block."""
-        moved = self._first_of_blocks(np.ones_like(self.scales))
-        return (codes[:, :: self.block] - moved).astype(np.int8)
-
-    def _check(self, codes: np.ndarray, zero_points: np.ndarray | None) -> None:
-        """Run the node as it is stored on the first input of each block, where every scale has its part."""
-        first = codes[:, :: self.block].astype(np.float32)
-        meant = (first if zero_points is None else first - zero_points) * self.scales
-        if not np.array_equal(self._first_of_blocks(self.scales), meant, equal_nan=True):
-            raise RunError("onnxruntime multiplies by another matrix than the stored integers and scales make.")
-
-    def _first_of_blocks(self, scales: np.ndarray) -> np.ndarray:
-        """float32 [rows, blocks]: what the node multiplies the first input of each block by."""
-        probes = np.eye(self.columns, dtype=np.float32)[:: self.block]
-        return _multiply(probes, self.bits, self.block, self.codes, scales, self.zero_points).T
-
-    def _of_groups(self, values: np.ndarray) -> np.ndarray:
-        """One value a group out of one a block; all of them if a group's differ, which then equals no weight."""
-        per_group = values.shape[1] if self.group_size is None else self.group_size // self.block
-        grouped = values.reshape(self.rows, -1, per_group)
-        is_uniform = (grouped == grouped[:, :, :1]).all()
-        return np.ascontiguousarray(grouped[:, :, 0]) if is_uniform else values
-
-
-def _multiply(
-    features: np.ndarray,
-    bits: int,
-    block: int,
-    codes: np.ndarray,
-    scales: np.ndarray,
-    zero_points: np.ndarray | None = None,
-) -> np.ndarray:
-    """`features` [M, K] times a stored matrix, in a model of one MatMulNBits node: float32 [M, N]."""
-    tensors = {"codes": codes, "scales": scales} | ({} if zero_points is None else {"zero_points": zero_points})
-    shape = {"K": features.shape[1], "N": len(codes), "bits": bits, "block_size": block, "accuracy_level": 0}
-    node = helper.make_node("MatMulNBits", ["features", *tensors], ["product"], domain="com.microsoft", **shape)
-    graph = helper.make_graph(
-        [node],
-        "matrix",
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, features.shape)],
-        [helper.make_tensor_value_info("product", TensorProto.FLOAT, (len(features), len(codes)))],
-        [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in tensors.items()],
-    )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-    return session.run(None, {"features": features})[0]
+def _fingerprint(weight: QuantizedWeight) -> bytes:
+    digest = hashlib.sha256()
+    for part in (weight.codes, weight.scales, weight.zero_points):
+        digest.update(b"" if part is None else part.numpy().data)
+    return digest.digest()
 
 
 def _split_quantized(architecture: Architecture, name: str, weight: QuantizedWeight) -> Iterator[tuple[str, Weight]]:

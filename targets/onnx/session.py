@@ -16,6 +16,7 @@ LOGITS_BYTES = 128 << 20  # of one chunk: what is held is twice this, onnxruntim
 POSITIONS_PER_CHUNK = 512  # beyond this longer chunks are no faster, and attention scores grow with them
 PROVIDERS = ["CPUExecutionProvider"]
 ROUNDING_LEVEL = 4  # of MatMulNBits, at which it rounds activations to int8
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class OnnxSession:
@@ -42,7 +43,7 @@ class OnnxSession:
             chunk = tokens[None, start : start + size]
             mask = np.ones((1, start + chunk.shape[1]), np.int64)
             logits, cache = run(session, chunk, mask, cache)
-            yield start, logits[0]
+            yield start, logits[0].astype(np.float32, copy=False)
 
     def prefill(self, tokens: np.ndarray) -> int:
         self._mask = np.ones_like(tokens, np.int64)
@@ -104,12 +105,13 @@ def run(
 
 
 def empty_cache(session: onnxruntime.InferenceSession, batch: int) -> dict[str, onnxruntime.OrtValue]:
-    """The cache before the first token: keys and values float32 [batch, kv_heads, 0, head_dim] of every layer."""
-    entries = {entry.name: entry.shape for entry in session.get_inputs() if entry.name.startswith("past_key_values.")}
-    value = onnxruntime.OrtValue.ortvalue_from_numpy
-    return {
-        name: value(np.zeros((batch, heads, 0, width), np.float32)) for name, (_, heads, _, width) in entries.items()
-    }
+    """The cache before the first token: keys and values [batch, kv_heads, 0, head_dim] of every layer."""
+    entries = [entry for entry in session.get_inputs() if entry.name.startswith("past_key_values.")]
+    return {entry.name: _no_tokens(batch, *entry.shape[1::2], DTYPES[entry.type]) for entry in entries}
+
+
+def _no_tokens(batch: int, heads: int, width: int, dtype: type) -> onnxruntime.OrtValue:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, width), dtype))
 
 
 def set_accuracy_level(model: onnx.ModelProto, level: int) -> None:

@@ -1,11 +1,10 @@
-"""The ONNX Runtime targets: one graph, with its linears in float32, int8 or int4."""
+"""The ONNX Runtime targets: one graph, in float32 or float16, or with its linears in int8 or int4."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from compressor.architecture import Architecture
+from compressor.architecture import EMBEDDING, Architecture
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.errors import MissingExtra
 from compressor.files import write_json
@@ -24,27 +23,26 @@ from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact, Session, StoredTensor, Target, Tolerance, Variant
 from compressor.writer import copy_companions
-from targets.casting import dtype_name, served_config
-from targets.onnx.plan import BLOCK_SIZES
+from targets.casting import Caster, dtype_name, served_config
+from targets.onnx.limits import by_kind, group_problems, have, shape_problems, table_problems
+from targets.onnx.plan import Plan
 
 EXACT, FAST = 0, 4  # accuracy levels of MatMulNBits
-HEAD_DIM_STEP = 8
 _ROUNDED = Tolerance(0.5, "activations are rounded to int8, after float32 sums in another order")
-# Rules whose tables do not depend on how long the text is.
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _TAKER = {"int4": "onnx-int4", "int8": "onnx-int8"}  # the target for a kind of weights; hf takes every other
 
 
 @dataclass(frozen=True)
 class _Onnx(Target):
-    """What the three targets share."""
+    """What the targets share."""
 
+    compute: ClassVar[torch.dtype] = torch.float32  # of activations and cache
     runtime = "onnxruntime-genai"
     reader = "onnxruntime with identity input"
     rules = "graph, external data and genai_config.json fit together"
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
-        return [*_shape_problems(architecture), *self._scheme_problems(schemes)]
+        return [*shape_problems(architecture), *self._scheme_problems(schemes)]
 
     @abstractmethod
     def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> Iterable[str]: ...
@@ -53,21 +51,26 @@ class _Onnx(Target):
         """Accuracy level of the int4 matrices that are written."""
         return FAST
 
+    def _caster(self, checkpoint: Checkpoint) -> Caster | None:
+        """What float parameters are cast by, or None where nothing can change: float32 holds them all."""
+        return None
+
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         _require_packages()
         import onnx
 
         from targets.onnx import genai, graph, weights
 
-        model = graph.build(checkpoint.architecture, checkpoint.schemes, self._accuracy_level())
+        plan, caster = Plan.of(checkpoint, self.compute), self._caster(checkpoint)
+        model = graph.build(plan, self._accuracy_level())
         with closing(weights.DataFile(out)) as data:
-            weights.stream(checkpoint, data, progress)
+            weights.stream(plan, checkpoint, caster, data, progress)
         model.graph.initializer.extend(data.initializers)
         onnx.save(model, out / "model.onnx")
-        genai.write_config(checkpoint.root, checkpoint.config, checkpoint.architecture, out)
-        write_json(out / "config.json", served_config(checkpoint, torch.float32))
+        genai.write_config(checkpoint.root, checkpoint.config, checkpoint.architecture, out, self.compute)
+        write_json(out / "config.json", served_config(checkpoint, self.compute))
         copy_companions(checkpoint.root, out)
-        return _notes(checkpoint)
+        return _widening_notes(checkpoint) if caster is None else caster.notes
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         _require_packages()
@@ -76,7 +79,7 @@ class _Onnx(Target):
         return read_weights(artifact.root)
 
     def expected(self, name: str, weight: Weight) -> Weight:
-        return weight if isinstance(weight, QuantizedWeight) else weight.float()
+        return weight if isinstance(weight, QuantizedWeight) else weight.to(self.compute)
 
     def stored_tensors(self, artifact: Artifact) -> Iterator[StoredTensor]:
         _require_packages()
@@ -124,23 +127,40 @@ class _Onnx(Target):
 
 
 @dataclass(frozen=True)
-class OnnxFp32(_Onnx):
-    """The model as it is, in float32: the baseline of the other two."""
-
-    name = "onnx-fp32"
-    summary = "float32 weights for ONNX Runtime"
-
+class _Float(_Onnx):
     def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> Iterable[str]:
-        for kind, names in _by_kind(schemes).items():
+        for kind, names in by_kind(schemes).items():
             yield (
-                f"onnx-fp32 takes no quantized weights, and {_have(names)} {kind}; "
+                f"{self.name} takes no quantized weights, and {have(names)} {kind}; "
                 f"choose {_TAKER.get(kind, 'hf')}, or leave out the quantizing pass."
             )
 
 
 @dataclass(frozen=True)
+class OnnxFp32(_Float):
+    """The model as it is, computed in float32: the baseline of the others."""
+
+    name = "onnx-fp32"
+    summary = "float weights for ONNX Runtime, computed in float32"
+
+
+@dataclass(frozen=True)
+class OnnxFp16(_Float):
+    """The whole graph in float16, cache and logits too: half the size, and what GPU providers are fast in."""
+
+    name = "onnx-fp16"
+    summary = "float16 weights, activations and cache for ONNX Runtime"
+    baseline = "onnx-fp32"
+    compute = torch.float16
+
+    def _caster(self, checkpoint: Checkpoint) -> Caster:
+        return Caster("float16", checkpoint, "The target onnx-fp32 works.")
+
+
+@dataclass(frozen=True)
 class _Quantized(_Onnx):
     baseline = "onnx-fp32"
+    holds_int8_embedding = True
     bits: ClassVar[int]
     beside: ClassVar[tuple[str, ...]] = ()  # kinds that some layers may have, next to others of its own bits
 
@@ -151,13 +171,16 @@ class _Quantized(_Onnx):
         if not inner:
             yield f"{self.name} needs {own} weights; add a quantizing pass such as {self.preset[0]}."
         taken = (own, *self.beside) if own in inner else (own,)
-        for kind, names in _by_kind(schemes).items():
+        for kind, names in by_kind(schemes).items():
             if kind not in taken:
                 yield (
-                    f"{self.name} takes int{self.bits} weights, and {_have(names)} {kind}; "
+                    f"{self.name} takes int{self.bits} weights, and {have(names)} {kind}; "
                     f"quantize with {self.preset[0]}, or choose {_TAKER.get(kind, 'hf')}."
                 )
-        yield from _group_problems(schemes)
+        yield from group_problems(schemes)
+
+    def embedding_problems(self, architecture: Architecture, scheme: Scheme) -> list[str]:
+        return list(table_problems(architecture, scheme))
 
 
 @dataclass(frozen=True)
@@ -195,7 +218,9 @@ class OnnxInt4(_Quantized):
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         notes = super().lower(checkpoint, out, progress)
-        int8 = sum(scheme.bits == 8 for scheme in checkpoint.schemes.values())
+        tied = checkpoint.architecture.tied_embeddings
+        linears = {name: scheme for name, scheme in checkpoint.schemes.items() if tied or name != EMBEDDING}
+        int8 = sum(scheme.bits == 8 for scheme in linears.values())
         if int8 and self.accuracy_level == EXACT:
             notes.append(
                 f"{int8} int8 linears compute at accuracy level {FAST}: level {EXACT} is 20 times slower there"
@@ -216,44 +241,7 @@ def _require_packages() -> None:
         raise MissingExtra(missing, "onnx", "An ONNX Runtime target")
 
 
-def _shape_problems(architecture: Architecture) -> Iterator[str]:
-    if architecture.activation != "silu":
-        yield f"The ONNX graph knows the activation silu, not {architecture.activation}; choose target hf."
-    if architecture.rope_type not in ROPE_TYPES:
-        yield (
-            f"Rotary scaling {architecture.rope_type!r} changes with the length of the text, which a stored table "
-            "cannot follow; choose target hf."
-        )
-    if architecture.head_dim % HEAD_DIM_STEP:
-        yield (
-            f"onnxruntime's attention takes a head_dim that is a multiple of {HEAD_DIM_STEP}, "
-            f"not {architecture.head_dim}; choose target hf."
-        )
-
-
-def _group_problems(schemes: Mapping[str, Scheme]) -> Iterator[str]:
-    smallest = BLOCK_SIZES[-1]
-    odd = [name for name, scheme in schemes.items() if scheme.group_size and scheme.group_size % smallest]
-    if odd:
-        yield (
-            f"onnxruntime takes groups of a multiple of {smallest}, and {_have(odd)} "
-            f"group_size={schemes[odd[0]].group_size}; use group_size=32, 64 or 128."
-        )
-
-
-def _by_kind(schemes: Mapping[str, Scheme]) -> dict[str, list[str]]:
-    names = defaultdict(list)
-    for name, scheme in schemes.items():
-        names[f"{scheme.kind} and {scheme.activations}" if scheme.activations else scheme.kind].append(name)
-    return names
-
-
-def _have(names: list[str]) -> str:
-    """`lm_head has`, or `lm_head and 3 more have`."""
-    return f"{names[0]} and {len(names) - 1} more have" if len(names) > 1 else f"{names[0]} has"
-
-
-def _notes(checkpoint: Checkpoint) -> list[str]:
+def _widening_notes(checkpoint: Checkpoint) -> list[str]:
     if checkpoint.dtype == torch.float32:
         return []
-    return [f"unquantized tensors cast {dtype_name(checkpoint.dtype)} -> float32, which holds them exactly"]
+    return [f"norms and biases cast {dtype_name(checkpoint.dtype)} -> float32, which holds them exactly"]

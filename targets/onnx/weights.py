@@ -12,14 +12,17 @@ from compressor.checkpoint import Block, Checkpoint, Weight
 from compressor.decoder import rotary_tables
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
+from targets.casting import Caster
 from targets.onnx.graph import COSINES, SINES
-from targets.onnx.plan import Matrix, block_matrices, head_matrix
+from targets.onnx.nodes import ONNX_TYPES
+from targets.onnx.plan import Matrix, Plan
 
 DATA_FILE = "model.onnx.data"
 # onnxruntime maps the file into memory: large tensors start on a page, small ones where vector loads are aligned.
 PAGE, LINE, LARGE = 4096, 64, 1 << 20
 ELEMENTS_PER_CHUNK = 8 << 20  # of one write: bounds what casting and packing need on top of the block
-ONNX_TYPES = {torch.float32: TensorProto.FLOAT, torch.uint8: TensorProto.UINT8}
+
+Shape = tuple[int, ...]
 
 
 class DataFile:
@@ -32,82 +35,95 @@ class DataFile:
     def close(self) -> None:
         self._file.close()
 
-    def write(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, chunks: Iterable[torch.Tensor]) -> None:
-        """Append a tensor, given as consecutive pieces of its memory."""
-        length = torch.Size(shape).numel() * dtype.itemsize
+    def write(self, views: Mapping[str, Shape], dtype: torch.dtype, chunks: Iterable[torch.Tensor]) -> None:
+        """Append a tensor, given as consecutive pieces of its memory, under each name with the shape it has there."""
+        (length,) = {torch.Size(shape).numel() * dtype.itemsize for shape in views.values()}
         self._file.seek(-self._file.tell() % (PAGE if length >= LARGE else LINE), 1)
         offset = self._file.tell()
         for chunk in chunks:
-            self._file.write(chunk.to(dtype).contiguous().numpy().data)
-        assert self._file.tell() == offset + length, name
-        self.initializers.append(_reference(name, shape, dtype, offset, length))
+            self._file.write(chunk.to(dtype).contiguous().view(torch.uint8).numpy().data)
+        assert self._file.tell() == offset + length, views
+        self.initializers += [_reference(name, shape, dtype, offset, length) for name, shape in views.items()]
 
 
-def stream(checkpoint: Checkpoint, data: DataFile, progress: Progress) -> None:
-    """Write every weight of the checkpoint, and the rotary tables."""
+def stream(plan: Plan, checkpoint: Checkpoint, caster: Caster | None, data: DataFile, progress: Progress) -> None:
+    """Write every weight of the checkpoint, cast by `caster` if there is one, and the rotary tables."""
     names = checkpoint.block_names
     for done, name in enumerate(names, start=1):
-        _write_block(data, checkpoint, checkpoint.block(name))
+        block = checkpoint.block(name)
+        if caster is not None:
+            _cast(block.weights, caster)
+        _write_block(plan, block, data)
         progress("writing", done, len(names))
     for name, table in zip(
         (COSINES, SINES), rotary_tables(checkpoint.config, checkpoint.architecture.max_positions), strict=True
     ):
-        _write_float(data, name, [table])
+        _write_float(data, name, plan.compute, [table])
 
 
-def _write_block(data: DataFile, checkpoint: Checkpoint, block: Block) -> None:
-    matrices = _matrices(checkpoint, block)
+def _cast(weights: dict[str, Weight], caster: Caster) -> None:
+    for name, weight in weights.items():
+        if isinstance(weight, torch.Tensor):
+            weights[name] = caster.tensor(name, weight)
+
+
+def _write_block(plan: Plan, block: Block, data: DataFile) -> None:
+    matrices = _matrices(plan, block)
     packed = {part for matrix in matrices for part in matrix.parts}
     for name, weight in block.weights.items():
         if name.rpartition(".")[0] not in packed:
-            _write_float(data, name, [weight])
+            _write_float(data, name, plan.compute, [weight])
     for matrix in matrices:
+        if matrix.bias:
+            _write_float(data, matrix.bias, plan.compute, [block.weights[part + ".bias"] for part in matrix.parts])
         _write_matrix(data, matrix, block.weights)
 
 
-def _matrices(checkpoint: Checkpoint, block: Block) -> list[Matrix]:
-    architecture, schemes = checkpoint.architecture, checkpoint.schemes
+def _matrices(plan: Plan, block: Block) -> list[Matrix]:
     if block.index is not None:
-        return list(block_matrices(architecture, schemes, block.index).values())
-    head = head_matrix(architecture, schemes)
-    return [head] if block.name == "head" and head.weight in block.weights else []
+        return list(plan.block(block.index).values())
+    return [matrix for matrix in (plan.table(), plan.head()) if matrix.weight in block.weights][:1]
 
 
 def _write_matrix(data: DataFile, matrix: Matrix, weights: Mapping[str, Weight]) -> None:
-    if matrix.bias:
-        _write_float(data, matrix.bias, [weights[part + ".bias"] for part in matrix.parts])
     parts = [weights[part + ".weight"] for part in matrix.parts]
     if matrix.scheme is None:
-        _write_float(data, matrix.weight, parts)
+        _write_float(data, matrix.weight, matrix.dtype, parts)
     else:
         _write_quantized(data, matrix, matrix.scheme, [part for part in parts if isinstance(part, QuantizedWeight)])
 
 
-def _write_float(data: DataFile, name: str, parts: list[Weight]) -> None:
-    """Write tensors one after the other along their first dimension, as float32, which holds them exactly."""
+def _write_float(data: DataFile, name: str, dtype: torch.dtype, parts: list[Weight]) -> None:
+    """Write tensors one after the other along their first dimension."""
     tensors = [part for part in parts if isinstance(part, torch.Tensor)]
     shape = (sum(tensor.shape[0] for tensor in tensors), *tensors[0].shape[1:])
-    data.write(name, shape, torch.float32, (rows for tensor in tensors for rows in _row_chunks(tensor)))
+    data.write({name: shape}, dtype, (rows for tensor in tensors for rows in _row_chunks(tensor)))
 
 
 def _write_quantized(data: DataFile, matrix: Matrix, scheme: Scheme, parts: list[QuantizedWeight]) -> None:
     """Write codes uint8 [N, blocks, block * bits / 8], scales float32 [N, blocks], zero points uint8 [N, ...].
 
-    Layout: MatMulNBits in microsoft/onnxruntime, docs/ContribOperators.md.
+    The codes of an embedding are uint8 [N, K * bits / 8], and a head that is tied to it has the same bytes as codes of
+    its own. Layout: MatMulNBits and GatherBlockQuantized in microsoft/onnxruntime, docs/ContribOperators.md.
     """
     rows, block, bits = sum(matrix.rows), matrix.block, scheme.bits
     blocks = -(-matrix.columns // block)
     codes = (chunk for part in parts for chunk in _row_chunks(part.codes))
     packed = (pack(_padded(chunk, blocks * block), bits) for chunk in codes)
-    data.write(matrix.weight + ".codes", (rows, blocks, block * bits // 8), torch.uint8, packed)
+    views: dict[str, Shape] = {}
+    if matrix.is_multiplied:
+        views[matrix.weight + ".codes"] = (rows, blocks, block * bits // 8)
+    if matrix.is_looked_up:
+        views[matrix.weight + ".rows"] = (rows, matrix.columns * bits // 8)
+    data.write(views, torch.uint8, packed)
     scales = (_over_blocks(part.scales, blocks) for part in parts)
-    data.write(matrix.weight + ".scales", (rows, blocks), torch.float32, scales)
+    data.write({matrix.weight + ".scales": (rows, blocks)}, torch.float32, scales)
     if scheme.symmetric:
         return  # the kernel's own zero point is the middle
     row_bytes = -(-blocks * bits // 8)
     points = (_over_blocks(part.zero_points, blocks) for part in parts if part.zero_points is not None)
     packed_points = (pack(_padded(point, row_bytes * 8 // bits), bits) for point in points)
-    data.write(matrix.weight + ".zero_points", (rows, row_bytes), torch.uint8, packed_points)
+    data.write({matrix.weight + ".zero_points": (rows, row_bytes)}, torch.uint8, packed_points)
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -130,7 +146,7 @@ def _row_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     return iter(tensor.split(max(1, ELEMENTS_PER_CHUNK // tensor[0].numel())))
 
 
-def _reference(name: str, shape: tuple[int, ...], dtype: torch.dtype, offset: int, length: int) -> TensorProto:
+def _reference(name: str, shape: Shape, dtype: torch.dtype, offset: int, length: int) -> TensorProto:
     tensor = TensorProto(name=name, dims=shape, data_type=ONNX_TYPES[dtype], data_location=TensorProto.EXTERNAL)
     for key, value in (("location", DATA_FILE), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))

@@ -67,7 +67,8 @@ def tiny_model(tiny_model: Callable[..., Path], made: dict[Any, Any]) -> Callabl
 def quantize(tmp_path_factory: pytest.TempPathFactory, made: dict[Any, Any]) -> Callable[..., Checkpoint]:
     """`quantize(root, scheme, but={"down_proj": other or None})`: every inner linear rounded to nearest.
 
-    `but` gives layers whose name ends so another scheme, or none. `shared_scales=False` leaves float32 scales.
+    `but` gives layers whose name ends so another scheme, or none, and `lm_head` or `model.embed_tokens` one.
+    `shared_scales=False` leaves float32 scales.
     `kv_cache=True` adds the scales of an fp8 key-value cache.
     """
 
@@ -98,7 +99,8 @@ def _rewrite(
         changed: dict[str, Any] = {}
         for name, weight in block.weights.items():
             layer = name.removesuffix(".weight")
-            wanted = scheme_of(layer) if layer != name and layer.endswith("_proj") else None
+            is_chosen = layer != name and (layer.endswith("_proj") or layer in but)
+            wanted = scheme_of(layer) if is_chosen else None
             if wanted is not None and isinstance(weight, torch.Tensor):
                 changed[name] = round_to_nearest(weight, wanted, shared_scales)
         if kv_cache and block.index is not None:

@@ -9,11 +9,12 @@ from compressor.quantized import Activations, Scheme
 from targets.awq import AwqFolder
 from targets.gguf import GgufQ4, GgufQ8
 from targets.gptq import GptqFolder
-from targets.onnx.target import OnnxFp32, OnnxInt4, OnnxInt8
+from targets.onnx.target import OnnxFp16, OnnxFp32, OnnxInt4, OnnxInt8
 from targets.tensorrt_llm import TrtInt4
 from targets.vllm import VllmInt4
 
-TARGETS = [OnnxFp32(), OnnxInt4(), OnnxInt8(), TrtInt4(), VllmInt4(), GptqFolder(), AwqFolder(), GgufQ4(), GgufQ8()]
+ONNX = [OnnxFp32(), OnnxFp16(), OnnxInt4(), OnnxInt8()]
+TARGETS = [*ONNX, TrtInt4(), VllmInt4(), GptqFolder(), AwqFolder(), GgufQ4(), GgufQ8()]
 FP8 = Scheme(8, None, type="float")
 FOREIGN = [
     Scheme(4, 64, activations=Activations()),

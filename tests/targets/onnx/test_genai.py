@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.architecture import EMBEDDING
 from compressor.checkpoint import Checkpoint
 from compressor.quantized import Scheme
 from targets.onnx.genai import write_config
-from targets.onnx.target import OnnxFp32, OnnxInt4
+from targets.onnx.target import OnnxFp16, OnnxFp32, OnnxInt4
 
 og = pytest.importorskip("onnxruntime_genai")
 
@@ -49,6 +50,26 @@ def test_greedy_text_is_that_of_transformers(tiny_model, quantize, lower, refere
     artifact, _ = lower(OnnxInt4(accuracy_level=0), checkpoint)
     prompt = byte_tokenizer.encode(PROMPTS[0])
     assert og.Tokenizer(og.Model(str(artifact.root))).encode(PROMPTS[0]).tolist() == prompt
+    sequence = genai_greedy(artifact.root, [prompt], len(prompt) + NEW_TOKENS)[0]
+    assert sequence[len(prompt) :] == transformers_greedy(reference(checkpoint), prompt, NEW_TOKENS)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_greedy_text_with_an_int8_embedding(tiny_model, quantize, lower, reference, byte_tokenizer, tied):
+    quantized = {EMBEDDING: Scheme(8, None, table=True)} | ({} if tied else {"lm_head": Scheme(4, 32)})
+    checkpoint = quantize(tiny_model("llama", tied), Scheme(4, 32), quantized)
+    artifact, _ = lower(OnnxInt4(accuracy_level=0), checkpoint)
+    prompt = byte_tokenizer.encode(PROMPTS[0])
+    sequence = genai_greedy(artifact.root, [prompt], len(prompt) + NEW_TOKENS)[0]
+    assert sequence[len(prompt) :] == transformers_greedy(reference(checkpoint), prompt, NEW_TOKENS)
+
+
+@pytest.mark.parametrize("target", [OnnxFp32(), OnnxFp16()], ids=lambda target: target.name)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_greedy_text_of_a_16_bit_checkpoint(tiny_model, recast, lower, reference, byte_tokenizer, family, target):
+    checkpoint = Checkpoint.open(recast(tiny_model(family), torch.bfloat16))
+    artifact, _ = lower(target, checkpoint)
+    prompt = byte_tokenizer.encode(PROMPTS[0])
     sequence = genai_greedy(artifact.root, [prompt], len(prompt) + NEW_TOKENS)[0]
     assert sequence[len(prompt) :] == transformers_greedy(reference(checkpoint), prompt, NEW_TOKENS)
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import onnx
 import pytest
-import torch
 
-from compressor.checkpoint import Block, Checkpoint
+from compressor.checkpoint import Checkpoint
 from compressor.errors import RunError
-from compressor.quantized import QuantizedWeight, Scheme, shared_scale
+from compressor.quantized import Scheme
 from compressor.target import Target
 from targets.onnx.target import OnnxFp32, OnnxInt4, OnnxInt8
 
@@ -20,27 +16,17 @@ TARGETS: dict[int, Target] = {4: OnnxInt4(), 8: OnnxInt8()}
 SCHEMES = [Scheme(bits, group, symmetric) for bits in (4, 8) for group in (32, 64, None) for symmetric in (True, False)]
 
 
-def every_logit(session: Any, tokens: np.ndarray) -> np.ndarray:
-    return np.concatenate([logits for _, logits in session.logits(tokens)])
-
-
-@torch.no_grad()
-def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
-    return model(torch.tensor(tokens)[None]).logits[0].numpy()
-
-
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_level_0_computes_with_the_dequantized_weights(tiny_model, quantize, lower, reference, tokens, scheme):
+def test_level_0_computes_with_the_dequantized_weights(tiny_model, quantize, lower, wanted, computed, tokens, scheme):
     checkpoint, target = quantize(tiny_model("qwen3"), scheme), TARGETS[scheme.bits]
-    session = target.open(lower(target, checkpoint)[0], accuracy_level=0, threads=1)
-    np.testing.assert_allclose(every_logit(session, tokens), logits_of(reference(checkpoint), tokens), atol=1e-4)
+    got = computed(target, lower(target, checkpoint)[0], tokens, accuracy_level=0)
+    np.testing.assert_allclose(got, wanted(checkpoint, tokens), atol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_shipped_level_is_close(tiny_model, quantize, lower, reference, tokens, bits):
+def test_shipped_level_is_close(tiny_model, quantize, lower, wanted, computed, tokens, bits):
     checkpoint, target = quantize(tiny_model("llama"), Scheme(bits, 32)), TARGETS[bits]
-    session = target.open(lower(target, checkpoint)[0], threads=1)
-    got, want = every_logit(session, tokens), logits_of(reference(checkpoint), tokens)
+    got, want = computed(target, lower(target, checkpoint)[0], tokens), wanted(checkpoint, tokens)
     error = np.linalg.norm(got - want) / np.linalg.norm(want)
     assert 1e-4 < error < 0.05  # activations are rounded to int8, so neither exact nor far
 
@@ -56,16 +42,16 @@ def test_read_back_is_bit_for_bit(tiny_model, quantize, lower, verified, family,
 
 
 @pytest.mark.parametrize("group", [16, 48, 96, 256])
-def test_groups_that_are_multiples_of_a_block(tiny_model, quantize, lower, verified, reference, group):
+def test_groups_that_are_multiples_of_a_block(tiny_model, quantize, assert_exact, group):
     """48 and 96 are no block size of onnxruntime's: their scales are repeated over blocks of 16 and 32."""
     sizes = {"hidden_size": 768, "intermediate_size": 768, "num_hidden_layers": 1, "head_dim": 192}
     checkpoint = quantize(tiny_model("llama", **sizes), Scheme(4, group, symmetric=False))
-    assert_exact(OnnxInt4(accuracy_level=0), checkpoint, lower, verified, reference)
+    assert_exact(OnnxInt4(accuracy_level=0), checkpoint)
 
 
-def test_width_that_is_no_multiple_of_a_block(tiny_model, quantize, lower, verified, reference):
+def test_width_that_is_no_multiple_of_a_block(tiny_model, quantize, assert_exact):
     checkpoint = quantize(tiny_model("llama", intermediate_size=72), Scheme(4, None, symmetric=False))
-    assert_exact(OnnxInt4(accuracy_level=0), checkpoint, lower, verified, reference)
+    assert_exact(OnnxInt4(accuracy_level=0), checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -80,14 +66,16 @@ def test_width_that_is_no_multiple_of_a_block(tiny_model, quantize, lower, verif
     ids=["packed", "float v", "float attention", "k differs", "mlp mixed"],
 )
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_layers_that_differ(tiny_model, quantize, lower, verified, reference, family, but, nodes):  # noqa: PLR0917
+def test_layers_that_differ(tiny_model, quantize, assert_exact, family, but, nodes):
     checkpoint = quantize(tiny_model(family, tied=False), Scheme(4, 32), but)
-    model = assert_exact(OnnxInt4(accuracy_level=0), checkpoint, lower, verified, reference)
+    model = assert_exact(OnnxInt4(accuracy_level=0), checkpoint)
     assert sum(node.op_type == "MatMulNBits" for node in model.graph.node) == nodes
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_int8_layers_beside_int4_ones(tiny_model, quantize, lower, verified, reference, tokens, symmetric):
+def test_int8_layers_beside_int4_ones(  # noqa: PLR0917
+    tiny_model, quantize, lower, assert_exact, wanted, computed, tokens, symmetric
+):
     """Integers, scales and logits at level 0 are the checkpoint's; what ships is close."""
     but = {
         "v_proj": Scheme(8, None, symmetric),
@@ -95,13 +83,10 @@ def test_int8_layers_beside_int4_ones(tiny_model, quantize, lower, verified, ref
         "up_proj": Scheme(8, 64, symmetric),
     }
     checkpoint = quantize(tiny_model("qwen2"), Scheme(4, 32, symmetric), but)
+    assert_exact(OnnxInt4(), checkpoint)
     artifact, notes = lower(OnnxInt4(), checkpoint)
-    assert verified(OnnxInt4(), artifact, checkpoint).mismatches == []
     assert notes == []
-    want = logits_of(reference(checkpoint), tokens)
-    exact = every_logit(OnnxInt4().open(artifact, accuracy_level=0, threads=1), tokens)
-    np.testing.assert_allclose(exact, want, atol=1e-4)
-    shipped = every_logit(OnnxInt4().open(artifact, threads=1), tokens)
+    shipped, want = computed(OnnxInt4(), artifact, tokens), wanted(checkpoint, tokens)
     assert 1e-4 < np.linalg.norm(shipped - want) / np.linalg.norm(want) < 0.05
 
 
@@ -114,39 +99,19 @@ def test_int8_layers_stay_at_the_fast_level_and_the_ledger_says_so(tiny_model, q
     assert {(values["bits"], values["accuracy_level"]) for values in levels} == {(4, 0), (8, 4)}
 
 
-def test_quantized_head(tiny_model, quantize, lower, verified, reference, tmp_path):
-    def quantize_head(block: Block) -> Block:
-        if "lm_head.weight" not in block.weights:
-            return block
-        weight = block.weights["lm_head.weight"]
-        scales = shared_scale(weight.abs().amax(1, keepdim=True) / 7, bits=4)
-        codes = (weight / scales).round().clamp(-8, 7).to(torch.int8)
-        return block.with_weights({"lm_head.weight": QuantizedWeight(codes, scales, None, Scheme(4, None))})
-
-    body = quantize(tiny_model("llama", tied=False), Scheme(4, 32))
-    checkpoint = body.rewrite(tmp_path / "head", quantize_head, {})
-    model = assert_exact(OnnxInt4(accuracy_level=0), checkpoint, lower, verified, reference)
-    assert model.graph.node[-1].op_type == "MatMulNBits"
-
-
-def test_bfloat16_checkpoint_is_carried_exactly(tiny_model, recast, quantize, lower, verified):
-    checkpoint = quantize(recast(tiny_model("llama", tied=False), torch.bfloat16), Scheme(4, 64))
-    artifact, notes = lower(OnnxInt4(), checkpoint)
-    assert verified(OnnxInt4(), artifact, checkpoint).mismatches == []
-    assert notes == ["unquantized tensors cast bfloat16 -> float32, which holds them exactly"]
-
-
 @pytest.mark.parametrize("suffix", ["codes", "scales", "zero_points"])
 @pytest.mark.parametrize("group", [32, None])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_one_flipped_bit_is_found(tiny_model, quantize, lower, verified, bits, group, suffix):
+def test_one_flipped_bit_is_found(  # noqa: PLR0917
+    tiny_model, quantize, lower, verified, flip_bit, bits, group, suffix
+):
     checkpoint, target = quantize(tiny_model("llama"), Scheme(bits, group, symmetric=False)), TARGETS[bits]
     artifact, _ = lower(target, checkpoint)
     flip_bit(artifact.root, f"model.layers.1.self_attn.qkv_proj.weight.{suffix}")
     assert "model.layers.1.self_attn.q_proj.weight" in verified(target, artifact, checkpoint).mismatches
 
 
-def test_a_flipped_bit_of_a_float_tensor_is_found(tiny_model, lower, verified):
+def test_a_flipped_bit_of_a_float_tensor_is_found(tiny_model, lower, verified, flip_bit):
     checkpoint = Checkpoint.open(tiny_model("llama"))
     artifact, _ = lower(OnnxFp32(), checkpoint)
     flip_bit(artifact.root, "model.layers.0.input_layernorm.weight")
@@ -168,23 +133,3 @@ def test_weights_are_external_and_aligned(tiny_model, quantize, lower):
     assert all(tensor.external_data or tensor.ByteSize() < 200 for tensor in model.graph.initializer)
     places = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
     assert all(int(entry.value) % 64 == 0 for entry in places if entry.key == "offset")
-
-
-def assert_exact(target: Target, checkpoint: Checkpoint, lower, verified, reference) -> onnx.ModelProto:
-    """The artifact holds the checkpoint's bits and computes its logits; returns the graph."""
-    artifact, _ = lower(target, checkpoint)
-    assert verified(target, artifact, checkpoint).mismatches == []
-    tokens = np.arange(20, 44)
-    got = every_logit(target.open(artifact, threads=1), tokens)
-    np.testing.assert_allclose(got, logits_of(reference(checkpoint), tokens), atol=2e-4)
-    return onnx.load(artifact.root / "model.onnx", load_external_data=False)
-
-
-def flip_bit(root: Path, initializer: str) -> None:
-    model = onnx.load(root / "model.onnx", load_external_data=False)
-    place = {t.name: {e.key: e.value for e in t.external_data} for t in model.graph.initializer}[initializer]
-    with (root / place["location"]).open("r+b") as file:
-        file.seek(int(place["offset"]))
-        byte = file.read(1)[0]
-        file.seek(int(place["offset"]))
-        file.write(bytes([byte ^ 1]))

@@ -13,7 +13,8 @@ from onnx import helper
 
 from compressor.quantized import QuantizedWeight, Scheme
 from targets.onnx.plan import Matrix
-from targets.onnx.reader import QuantizedMatrix, _load
+from targets.onnx.probes import QuantizedMatrix
+from targets.onnx.reader import load
 from targets.onnx.weights import DataFile, _write_matrix
 
 
@@ -41,7 +42,7 @@ def test_packed_weights_are_recovered(weight, tmp_path_factory):
     matrix = Matrix("linear", ("linear",), (len(weight.codes),), weight.codes.shape[1], weight.scheme)
     with closing(DataFile(folder)) as data:
         _write_matrix(data, matrix, {"linear.weight": weight})
-    stored = {tensor.name.rpartition(".")[2]: _load(folder, tensor) for tensor in data.initializers}
+    stored = {tensor.name.rpartition(".")[2]: load(folder, tensor).numpy() for tensor in data.initializers}
     found = QuantizedMatrix.of(node_of(matrix, weight.scheme), stored).recover()
     assert found.same_bits(weight)
     assert found.scheme == weight.scheme
