@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -183,7 +184,7 @@ def _multiply(
     return _run("MatMulNBits", inputs, "features", shape)
 
 
-def _run(operator: str, inputs: Mapping[str, np.ndarray | None], fed: str, attributes: Mapping[str, int]) -> np.ndarray:
+def _run(operator: str, inputs: Mapping[str, np.ndarray | None], fed: str, attributes: Mapping[str, Any]) -> np.ndarray:
     """The float32 output of one node. Its inputs are given in order; all but the one that is fed are initializers."""
     arrays = {name: np.ascontiguousarray(value) for name, value in inputs.items() if value is not None}
     node = helper.make_node(operator, list(arrays), ["output"], domain="com.microsoft", **attributes)

@@ -107,11 +107,12 @@ def run(
 def empty_cache(session: onnxruntime.InferenceSession, batch: int) -> dict[str, onnxruntime.OrtValue]:
     """The cache before the first token: keys and values [batch, kv_heads, 0, head_dim] of every layer."""
     entries = [entry for entry in session.get_inputs() if entry.name.startswith("past_key_values.")]
-    return {entry.name: _no_tokens(batch, *entry.shape[1::2], DTYPES[entry.type]) for entry in entries}
+    return {entry.name: _no_tokens(batch, entry) for entry in entries}
 
 
-def _no_tokens(batch: int, heads: int, width: int, dtype: type) -> onnxruntime.OrtValue:
-    return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, width), dtype))
+def _no_tokens(batch: int, entry: Any) -> onnxruntime.OrtValue:
+    _, heads, _, width = entry.shape
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, width), DTYPES[entry.type]))
 
 
 def set_accuracy_level(model: onnx.ModelProto, level: int) -> None:

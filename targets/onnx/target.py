@@ -29,6 +29,7 @@ from targets.onnx.plan import Plan
 
 EXACT, FAST = 0, 4  # accuracy levels of MatMulNBits
 _ROUNDED = Tolerance(0.5, "activations are rounded to int8, after float32 sums in another order")
+_HALF = Tolerance(0.1, "float16 activations are rounded to 11 bits, after sums in another order")
 _TAKER = {"int4": "onnx-int4", "int8": "onnx-int8"}  # the target for a kind of weights; hf takes every other
 
 
@@ -97,7 +98,9 @@ class _Onnx(Target):
         _require_packages()
         from targets.onnx.session import rounds_activations
 
-        return _ROUNDED if rounds_activations(artifact.root) else super().tolerance(artifact)
+        if rounds_activations(artifact.root):
+            return _ROUNDED
+        return _HALF if self.compute == torch.float16 else super().tolerance(artifact)
 
     def why_not_run(self) -> str | None:
         missing = _missing_package()

@@ -28,7 +28,8 @@ def write_config(schemes: Mapping[str, Scheme], linears: Iterable[str], kv_cache
     nested = {**described, "kv_cache_quant_algo": "FP8" if kv_cache else None, "exclude_modules": left_float}
     write_json(out / "hf_quant_config.json", {"producer": PRODUCER, "quantization": nested})
     # The copy repeats what the loader compares with the file above; ModelOpt's own leaves group_size out.
-    repeated = {key: described[key] for key in ("quant_algo", "group_size", "quantized_layers") if key in described}
+    compared = ("quant_algo", "group_size", "quantized_layers")
+    repeated: dict[str, Any] = {key: described[key] for key in compared if key in described}
     flat: dict[str, Any] = {"quant_method": "modelopt", **repeated, "ignore": left_float, "producer": PRODUCER}
     return flat | {"kv_cache_scheme": FP8_CACHE} if kv_cache else flat
 
