@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from comparison import PEERS, YARDSTICK, Bar, Comparison, accuracy_bars, depth_bars, round_ratios, shape_bar
+from comparison import PEERS, YARDSTICK, Bar, Comparison, Ratio, accuracy_bars, depth_bars, shape_bar
 from pydantic import TypeAdapter
 from rows import Cost, Result, Row, Turns, all_turns, finished
 
@@ -117,7 +117,7 @@ def _cells(found: Comparison, row: Row, runs: Mapping[str, str]) -> tuple[str, .
         row.kind,
         f"{cost.wall_s:.1f}",
         f"{cost.cpu_s:.1f}",
-        f"{ratios[1]:.2f}" if ratios else MISSING,
+        f"{ratios[1].middle:.2f}" if ratios else MISSING,
         f"{cost.peak_rss_bytes / 2**20:.0f}",
         f"{cost.import_s:.1f}",
         f"{judgement.bits:.3f}" if judgement and judgement.bits else MISSING,
@@ -168,20 +168,19 @@ def _outdated(row: Row, result: Result) -> bool:
 
 
 def _turns_table(turns: Turns) -> Table:
-    first = next(iter(turns.costs))
-    headers = ("row", "rounds", "wall s", "CPU s", f"wall / {first}", f"CPU / {first}")
-    return Table("", headers, [_turns_cells(turns, name, first) for name in turns.costs])
+    base = YARDSTICK if YARDSTICK in turns.costs else next(iter(turns.costs))
+    headers = ("row", "rounds", "wall s", "CPU s", f"wall / {base}", f"CPU / {base}")
+    return Table("", headers, [_turns_cells(turns, name, base) for name in turns.costs])
 
 
-def _turns_cells(turns: Turns, name: str, first: str) -> tuple[str, ...]:
+def _turns_cells(turns: Turns, name: str, base: str) -> tuple[str, ...]:
     costs = turns.costs[name]
-    ratios = [round_ratios(turns, name, first, field) for field in ("wall_s", "cpu_s")]
     return (
         name,
         str(len(costs)),
         f"{np.median([cost.wall_s for cost in costs]):.1f}",
         f"{np.median([cost.cpu_s for cost in costs]):.1f}",
-        *(f"{middle:.2f} ({least:.2f} to {most:.2f})" for middle, least, most in ratios),
+        *(str(Ratio.of(turns, name, base, field)) for field in ("wall_s", "cpu_s")),
     )
 
 

@@ -86,8 +86,8 @@ def test_turns_go_before_single_runs() -> None:
     yardstick = comparison.YARDSTICK
     costs = {"gptq": [Cost(s, s, 0, 0, 0) for s in (50, 10, 60)], yardstick: [Cost(100, 100, 0, 0, 0)] * 3}
     found = compared(turns=(Turns("run", "one", costs),))
-    assert found.cost_ratios("gptq", yardstick) == (0.5, 0.5)
-    assert comparison.round_ratios(found.turns[0], "gptq", yardstick, "wall_s") == (0.5, 0.1, 0.6)
+    assert found.cost_ratios("gptq", yardstick) == (comparison.Ratio(0.5, 0.1, 0.6),) * 2
+    assert str(comparison.Ratio(0.5, 0.1, 0.6)) == "0.50 (0.10 to 0.60)"
     assert verdicts(found)[2] is False
 
 
