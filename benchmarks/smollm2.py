@@ -17,7 +17,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from train_lora import train
+from train_lora import STEPS, train
 
 from compressor.ledger import Ledger, load_ledger
 from compressor.report.markdown import grid
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/smollm2"))
     parser.add_argument("--gguf", type=Path, help="the model, if it is here already")
     parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--lora-minutes", type=float, default=4)
+    parser.add_argument("--lora-steps", type=int, default=STEPS)
     parser.add_argument("--remark", default="", help="a sentence for the results, such as what else the machine did")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def main() -> None:
     merged = arguments.out / "merged-lora"
     if not merged.exists():
         imported = arguments.out / "plain" / TARGETS[0] / "steps" / "00-import"
-        train(imported, arguments.lora_texts, merged, arguments.lora_minutes, rank=16)
+        train(imported, arguments.lora_texts, merged, arguments.lora_steps, rank=16)
     tuned = compress_all(str(merged), arguments.out / "tuned", arguments)
     RESULTS.write_text(document({"As downloaded": plain, "With a merged LoRA": tuned}, arguments.remark))
     print(RESULTS.read_text())
