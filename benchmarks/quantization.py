@@ -127,7 +127,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--window-length", type=int, default=512, help="tokens of an evaluation window")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every row")
     parser.add_argument("--again", action="store_true", help="run the rows although they are finished")
-    parser.add_argument("--rounds", type=int, default=0, help="only time the rows, so many times in turns")
+    parser.add_argument("--rounds", type=int, default=0, help="run the rows so many times, in turns")
     parser.add_argument("--shape", choices=SHAPES, help="memory and time on a random model of this shape")
     parser.add_argument("--depth", type=int, help="ours on random models of this depth and four times that")
     parser.add_argument("--width", type=int, default=1024, help="of --depth")
@@ -180,8 +180,9 @@ def _run_real(arguments: argparse.Namespace, rows: list[Row]) -> dict[str, LlmcE
     )
     bench = Bench.open(arguments.out, arguments.model, calibration.tokens, arguments.threads)
     if arguments.rounds:
-        return bench.time_in_turns(rows, arguments.rounds)
-    problems = bench.run_all(rows, arguments.again)
+        problems = bench.time_in_turns(rows, arguments.rounds)
+    else:
+        problems = bench.run_all(rows, arguments.again)
     judge = Judge.of(arguments.model, evaluation.tokens, arguments.out / "reference")
     for row in ROWS:
         judge.judge(bench, row)

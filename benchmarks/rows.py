@@ -182,11 +182,6 @@ class Bench:
         self.save(row, result)
         return result
 
-    def time(self, row: Row) -> Cost:
-        """Run a row for its cost alone; the folder is thrown away."""
-        with self._trial(row) as (_, cost):
-            return cost
-
     def run_all(self, rows: Iterable[Row], again: bool) -> dict[str, LlmcError]:
         """Run the rows that are not finished, or all of them; why the others of them could not be run, by name."""
         problems: dict[str, LlmcError] = {}
@@ -201,13 +196,13 @@ class Bench:
         return problems
 
     def time_in_turns(self, rows: Sequence[Row], rounds: int) -> dict[str, LlmcError]:
-        """Time the rows one after the other, `rounds` times over, and keep the times that they took."""
+        """Run the rows one after the other, `rounds` times over; all times are kept, and what the last round made."""
         costs: dict[str, list[Cost]] = {row.name: [] for row in rows}
         problems: dict[str, LlmcError] = {}
         for _, row in itertools.product(range(rounds), rows):
             if row.name not in problems:
                 try:
-                    costs[row.name].append(self.time(row))
+                    costs[row.name].append(self.run(row).cost)
                 except LlmcError as error:
                     problems[row.name] = error
         whole = {name: taken for name, taken in costs.items() if name not in problems}

@@ -75,7 +75,6 @@ def test_the_table_holds_what_earlier_runs_left_and_names_what_cannot_run(
 
 def test_turns_are_in_the_document(asked: dict[str, Any], copying_row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization, "ROWS", [copying_row("first"), copying_row("second")])
-    quantization.main(words(asked, "first", "second"))
     quantization.main([*words(asked, "first", "second"), "--rounds", "2"])
     assert "| second | 2 |" in asked["results"].read_text()
 
