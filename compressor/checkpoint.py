@@ -20,6 +20,7 @@ from compressor.shards import TensorInfo, read_headers, read_tensors
 Weight = torch.Tensor | QuantizedWeight
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+TABLE_PARTS = ("weight_scale", "weight_zero_point")  # of a quantized embedding, stored again for a head tied to it
 CACHE_SCALES = ("self_attn.k_scale", "self_attn.v_scale")  # of an fp8 key-value cache, [1] each
 
 
@@ -207,5 +208,6 @@ class Checkpoint:
 
 def _is_ignorable(name: str, checkpoint: Checkpoint) -> bool:
     """What says nothing new: cached rotary frequencies, and the second copy of a tied head or of its scales."""
-    copies = ("lm_head.weight", "lm_head.weight_scale") if EMBEDDING in checkpoint.schemes else ("lm_head.weight",)
-    return name.endswith("rotary_emb.inv_freq") or (name in copies and checkpoint.architecture.tied_embeddings)
+    parts = ("weight", *TABLE_PARTS) if EMBEDDING in checkpoint.schemes else ("weight",)
+    is_copy = checkpoint.architecture.tied_embeddings and name in {f"lm_head.{part}" for part in parts}
+    return is_copy or name.endswith("rotary_emb.inv_freq")

@@ -35,7 +35,7 @@ class Decoder:
         """Hidden states before the first decoder block, float32 [samples, length, hidden_size]."""
         table = self.checkpoint.block("embedding").weights[f"{EMBEDDING}.weight"]
         if isinstance(table, QuantizedWeight):
-            return table.codes[tokens].float() * table.scales[tokens]  # one scale a row
+            return table.rows(tokens.flatten()).dequantize().view(*tokens.shape, -1)
         return nn.functional.embedding(tokens, table).float()
 
     def layer(self, block: Block, products: torch.dtype = torch.float32) -> nn.Module:

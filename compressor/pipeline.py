@@ -298,8 +298,8 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
     layout.check_together(schemes, cache_scales)
     linears = {name: scheme for name, scheme in schemes.items() if name != EMBEDDING}
     problems = list(target.problems(checkpoint.architecture, linears))
-    if EMBEDDING in schemes and not target.holds_int8_embedding:
-        problems.append("It holds no int8 embedding; leave out the pass embeddings, or take the target hf.")
+    if EMBEDDING in schemes and not target.holds_quantized_embedding:
+        problems.append("It holds no quantized embedding; leave out the pass embeddings, or take the target hf.")
     elif EMBEDDING in schemes:
         problems += target.embedding_problems(checkpoint.architecture, schemes[EMBEDDING])
     if cache_scales:

@@ -6,7 +6,7 @@ A pass decides these numbers once. Every layout on disk and every target is a re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -54,7 +54,7 @@ class Scheme:
         type: what a code is: an integer, a float (eight bits: fp8 e4m3), or an index into the table of NF4.
         activations: how the layer's inputs are rounded; None leaves them as they are.
         double_quant: whether the scales are themselves rounded to eight bits; NF4 only.
-        table: rows are looked up, as an embedding's are, and stored one code a byte: int8 with a scale a row only.
+        table: integer rows are looked up, as an embedding's are, and stored one code a byte.
         per_tensor: all output channels have one scale in common; fp8 only.
     """
 
@@ -133,6 +133,11 @@ class QuantizedWeight:
         if self.zero_points is not None:
             grouped = grouped - self.zero_points.unsqueeze(-1).float()
         return (grouped * self.scales.unsqueeze(-1)).view(rows, columns)
+
+    def rows(self, indices: torch.Tensor) -> QuantizedWeight:
+        """The weight of some output channels, given by int64 [n]."""
+        zero_points = None if self.zero_points is None else self.zero_points[indices]
+        return replace(self, codes=self.codes[indices], scales=self.scales[indices], zero_points=zero_points)
 
     def same_bits(self, other: QuantizedWeight) -> bool:
         """Whether the other weight has equal codes and zero points, bit for bit, and numerically equal scales."""

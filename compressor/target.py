@@ -106,7 +106,7 @@ class Target(Configurable, ABC):
     preset: ClassVar[tuple[str, ...]] = ()  # passes, as spelled on the command line, when the recipe names none
     baseline: ClassVar[str | None] = None  # target that holds the original model in the same runtime
     holds_cache_scales: ClassVar[bool] = False  # of an fp8 key-value cache
-    holds_int8_embedding: ClassVar[bool] = False
+    holds_quantized_embedding: ClassVar[bool] = False
     reader: ClassVar[str]  # who can read its artifacts back: not our writer
     rules: ClassVar[str | None] = None  # what `broken_rules` asks for; None where there are no rules
 
@@ -126,7 +126,7 @@ class Target(Configurable, ABC):
         return ["It holds no scales of an fp8 key-value cache; kv_cache=false works, or the target hf."]
 
     def embedding_problems(self, architecture: Architecture, scheme: Scheme) -> list[str]:
-        """The same of an embedding quantized like this; asked of targets with `holds_int8_embedding` only."""
+        """The same of an embedding quantized like this; asked of targets with `holds_quantized_embedding` only."""
         return []
 
     @abstractmethod

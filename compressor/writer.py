@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from compressor import layout
 from compressor.architecture import EMBEDDING
-from compressor.checkpoint import CACHE_SCALES, Weight
+from compressor.checkpoint import CACHE_SCALES, TABLE_PARTS, Weight
 from compressor.files import write_json
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.shards import INDEX, SINGLE_SHARD
@@ -81,7 +81,7 @@ class CheckpointWriter:
         self._shards = ShardWriter(folder)
         self._schemes: dict[str, Scheme] = {}
         self._has_head = self._has_cache_scales = False
-        self._row_scales: torch.Tensor | None = None  # of a quantized embedding
+        self._table: dict[str, torch.Tensor] = {}  # scales and zero points of a quantized embedding
 
     def add(self, weights: Mapping[str, Weight]) -> None:
         """Take the weights of the next block; their memory is free again once their shard is flushed."""
@@ -107,14 +107,17 @@ class CheckpointWriter:
         self._schemes[layer] = weight.scheme
         stored = {f"{layer}.{suffix}": tensor for suffix, tensor in layout.encode(weight, self._dtype).items()}
         if layer == EMBEDDING:
-            self._row_scales = stored[f"{layer}.weight_scale"]
+            self._table = {
+                name.replace(EMBEDDING, "lm_head"): tensor
+                for name, tensor in stored.items()
+                if name.endswith(TABLE_PARTS)
+            }
         return stored
 
     def _share_with_head(self) -> None:
-        """A tied head reads the integers of the embedding, and transformers wants scales and a scheme of its own."""
-        assert self._row_scales is not None
+        """A tied head reads the integers of the embedding; transformers wants what else it has, and a scheme, twice."""
         self._schemes["lm_head"] = self._schemes[EMBEDDING]
-        self._shards.add({"lm_head.weight_scale": self._row_scales.clone()})
+        self._shards.add({name: tensor.clone() for name, tensor in self._table.items()})
 
     def _config(self, config: Mapping[str, Any], linears: Iterable[str]) -> dict[str, Any]:
         written = {key: value for key, value in config.items() if key != "quantization_config"}

@@ -1,4 +1,4 @@
-"""int8 embeddings: the table that tokens are looked up in, each row to the nearest codes of a scale of its own.
+"""Quantized embeddings: the table that tokens are looked up in, each row to the nearest codes of its own grid.
 
 A head that is tied to the table shares the very same integers. In small models the table is much of the whole.
 """
@@ -7,44 +7,58 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
 from compressor.architecture import EMBEDDING, Architecture
 from compressor.checkpoint import Block, Checkpoint
 from compressor.errors import InputError
+from compressor.options import option
 from compressor.pass_ import BlockPass, PassContext
 from compressor.quantized import QuantizedWeight, Scheme, stack_rows
 from passes.grid import fit_grid, quantize
 
-SCHEME = Scheme(8, None, table=True)
 ELEMENTS_AT_ONCE = 1 << 22  # a table is rounded in parts, so that float32 copies of it stay small
 
 
-def round_rows(table: torch.Tensor) -> QuantizedWeight:
-    """Round a table [vocab_size, hidden_size] to int8 with one scale a row."""
+def round_rows(table: torch.Tensor, scheme: Scheme, search: bool = False) -> QuantizedWeight:
+    """Round a table [vocab_size, hidden_size]; `search` as in `fit_grid`."""
     parts = []
     for rows in table.split(max(1, ELEMENTS_AT_ONCE // table.shape[1])):
         values = rows.float()
-        parts.append(quantize(values, SCHEME, fit_grid(values, SCHEME, None, search=False)))
+        parts.append(quantize(values, scheme, fit_grid(values, scheme, None, search)))
     return stack_rows(parts)
 
 
 @dataclass(frozen=True)
 class Embeddings(BlockPass):
-    """Round the embedding table to int8."""
+    """Round the embedding table to integers."""
 
     name: ClassVar[str] = "embeddings"
-    summary: ClassVar[str] = "round the embedding table to int8, one scale a token; a tied head shares its integers"
+    summary: ClassVar[str] = "round the embedding table to int8 or int4; a tied head shares its integers"
+
+    bits: Literal[4, 8] = option(8, "bits per weight")
+    group_size: Literal[32, 64, 128, "channel"] = option(
+        "channel", "features that share a scale, or 'channel': one scale a token"
+    )
+    symmetric: bool = option(True, "no zero points")
+    scale_search: bool = option(False, "try clipping each group's range, and keep what has the least squared error")
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme that its options spell."""
+        group_size = None if self.group_size == "channel" else int(self.group_size)
+        return Scheme(self.bits, group_size, self.symmetric, table=True)
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         if EMBEDDING in schemes:
             raise InputError(f"{EMBEDDING} is already {schemes[EMBEDDING]}; a weight is rounded once.")
-        return {**schemes, EMBEDDING: SCHEME}
+        self.scheme.group_width(architecture.hidden_size)  # refuses what does not divide
+        return {**schemes, EMBEDDING: self.scheme}
 
     def edit(self, block: Block, checkpoint: Checkpoint, context: PassContext) -> Block:
         table = block.weights.get(f"{EMBEDDING}.weight")
         if not isinstance(table, torch.Tensor):
             return block
-        return block.with_weights({f"{EMBEDDING}.weight": round_rows(table)})
+        return block.with_weights({f"{EMBEDDING}.weight": round_rows(table, self.scheme, self.scale_search)})

@@ -45,7 +45,7 @@ class HuggingFace(Target):
     runtime = "transformers >= 5.15 with compressed-tensors, or text-generation-inference >= 3.0"
     preset = ("gptq:bits=4",)
     holds_cache_scales = True
-    holds_int8_embedding = True
+    holds_quantized_embedding = True
     reader = f"{compressed_folder.READER}, or {nf4_folder.READER} for NF4"
     rules = CHECKPOINT_RULES
 

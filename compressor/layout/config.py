@@ -230,6 +230,6 @@ def _is_stored(scheme: Scheme, layout: str) -> bool:
         return False
     if expected == PACK:
         return layout == PACK
-    plain = scheme.bits == 8 and scheme.group_size is None and scheme.symmetric
+    plain = scheme.table or (scheme.bits == 8 and scheme.group_size is None and scheme.symmetric)
     of_one_type = scheme.activations is None or scheme.activations.type == scheme.type
     return plain and of_one_type and layout in (expected, NAIVE)

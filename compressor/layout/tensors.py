@@ -1,10 +1,11 @@
 """The tensors that store one quantized weight, in the three compressed-tensors formats; NF4 has its own module.
 
     pack-quantized    weight-only int4 and int8: `weight_packed`, `weight_scale`, `weight_shape`, `weight_zero_point`
-    int-quantized     int8 with rounded activations, and int8 embeddings: `weight` int8, `weight_scale`
+    int-quantized     int8 with rounded activations, and int4 and int8 embeddings, one code a byte: `weight` int8,
+                      `weight_scale`, `weight_zero_point` int8
     float-quantized   fp8, activations rounded or not: `weight` float8_e4m3fn, `weight_scale`
 
-Packed weights lie along the input features, packed zero points along the output features. Scales are
+Packed weights lie along the input features, packed zero points along the output features. Scales and zero points are
 [out_features, groups], or [1] where a tensor has one; static activations add `input_scale` [1].
 Source: vllm-project/compressed-tensors, compressors.
 """
@@ -36,7 +37,7 @@ def encode(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tenso
     """The tensors that store `weight`, by their suffix; scales in the model's `dtype` where that holds them exactly."""
     if weight.scheme.type == "nf4":
         return nf4.encode(weight, dtype)
-    tensors = _packed(weight) if storage_format(weight.scheme) == PACK else {PLAIN: weight.codes}
+    tensors = _packed(weight) if storage_format(weight.scheme) == PACK else _plain(weight)
     scales = weight.scales[0] if weight.scheme.per_tensor else weight.scales
     tensors[SCALE] = narrowed(scales, dtype)
     if weight.input_scale is not None:
@@ -54,7 +55,7 @@ def decode(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeig
     if storage_format(scheme) != PACK:
         if scheme.per_tensor:
             scales = scales.repeat(len(tensors[PLAIN]), 1)
-        return QuantizedWeight(tensors[PLAIN], scales, None, scheme, input_scale)
+        return QuantizedWeight(tensors[PLAIN], scales, tensors.get(ZERO_POINT), scheme, input_scale)
     rows, columns = tensors[SHAPE].tolist()
     zero_points = None
     if not scheme.symmetric:
@@ -76,7 +77,8 @@ def stored_shapes(scheme: Scheme, shape: tuple[int, int]) -> Mapping[str, tuple[
     if _has_input_scale(scheme):
         shapes[INPUT_SCALE] = (1,)
     if storage_format(scheme) != PACK:
-        return {PLAIN: shape, **shapes}
+        zero_points = {} if scheme.symmetric else {ZERO_POINT: (rows, groups)}
+        return {PLAIN: shape, **shapes, **zero_points}
     shapes |= {PACKED: (rows, words_of(columns, scheme.bits)), SHAPE: (2,)}
     return shapes if scheme.symmetric else shapes | {ZERO_POINT: (words_of(rows, scheme.bits), groups)}
 
@@ -95,6 +97,10 @@ def narrowed(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The scale in `dtype`, or in float32 where that would change it: a scale from elsewhere may need every bit."""
     narrow = scale.to(dtype)
     return narrow if torch.equal(narrow.float(), scale) else scale
+
+
+def _plain(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+    return {PLAIN: weight.codes} | ({} if weight.zero_points is None else {ZERO_POINT: weight.zero_points})
 
 
 def _packed(weight: QuantizedWeight) -> dict[str, torch.Tensor]:

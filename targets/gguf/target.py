@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from compressor.architecture import Architecture, resolve
+from compressor.architecture import EMBEDDING, Architecture, resolve
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.options import option
 from compressor.pass_ import Progress
@@ -38,7 +38,7 @@ class GgufTarget(Target):
 
     runtime = f"{RUNTIME} (llama-server)"
     reader = READER
-    holds_int8_embedding = True
+    holds_quantized_embedding = True
     bits: ClassVar[int]  # of at least one layer
     kinds: ClassVar[tuple[str, ...]]  # of codes that a layer may have
 
@@ -51,6 +51,10 @@ class GgufTarget(Target):
         if schemes and not found and self.bits not in {scheme.bits for scheme in schemes.values()}:
             found.append(f"No layer is int{self.bits}; the target gguf-q8_0 takes these.")
         return found + architecture_problems(architecture)
+
+    def embedding_problems(self, architecture: Architecture, scheme: Scheme) -> list[str]:
+        shape = (architecture.vocab_size, architecture.hidden_size)
+        return [f"{EMBEDDING}: {reason}." for reason in self._layer_reasons(scheme, *shape)]
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         caster = Caster(self.dtype, checkpoint)

@@ -163,7 +163,7 @@ class OnnxFp16(_Float):
 @dataclass(frozen=True)
 class _Quantized(_Onnx):
     baseline = "onnx-fp32"
-    holds_int8_embedding = True
+    holds_quantized_embedding = True
     bits: ClassVar[int]
     beside: ClassVar[tuple[str, ...]] = ()  # kinds that some layers may have, next to others of its own bits
 

@@ -36,14 +36,15 @@ def read_folder(root: Path) -> Iterator[tuple[str, Weight]]:
         elif part in ("weight", "weight_packed"):
             parts = {part: read_tensor(f"{layer}.{part}", holders) for part in PARTS if f"{layer}.{part}" in holders}
             yield f"{layer}.weight", _restored(layer, parts, config)
-        elif part == "weight_scale" and not {f"{layer}.weight", f"{layer}.weight_packed"} & holders.keys():
+        elif not {f"{layer}.weight", f"{layer}.weight_packed"} & holders.keys():
             _check_shared(name, holders)
 
 
-def _check_shared(scale: str, holders: Mapping[str, Any]) -> None:
-    """A head that is tied to a quantized embedding has nothing of its own but a copy of its scales."""
-    if not torch.equal(read_tensor(scale, holders), read_tensor(f"{EMBEDDING}.weight_scale", holders)):
-        raise RunError(f"{scale} differs from the scales of {EMBEDDING}, whose integers it shares.")
+def _check_shared(name: str, holders: Mapping[str, Any]) -> None:
+    """A head that is tied to a quantized embedding has nothing of its own but copies of scales and zero points."""
+    original = name.replace("lm_head", EMBEDDING)
+    if not torch.equal(read_tensor(name, holders), read_tensor(original, holders)):
+        raise RunError(f"{name} differs from {original}, whose integers it shares.")
 
 
 class _Config:
@@ -97,7 +98,7 @@ def _plain(parts: Mapping[str, torch.Tensor], group: Any) -> QuantizedWeight:
     scheme, scales = _scheme(group), parts["weight_scale"].float()
     if scheme.per_tensor:
         scales = scales.expand(len(parts["weight"]), 1)
-    return QuantizedWeight(parts["weight"], scales, None, scheme, input_scale)
+    return QuantizedWeight(parts["weight"], scales, parts.get("weight_zero_point"), scheme, input_scale)
 
 
 def _decompressed(parts: Mapping[str, torch.Tensor], group: Any, stored_as: str) -> torch.Tensor:

@@ -103,6 +103,25 @@ def test_an_int8_embedding_is_blocks_that_repeat_its_row_scales(tiny_model, quan
     assert_means_the_same(imported(artifact, tmp_path), checkpoint)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_int4_embedding_is_q4_0(tiny_model, quantize, lower, verified, tmp_path, tied):
+    table = Scheme(4, 32, table=True)
+    checkpoint = quantize(tiny_model("llama", tied=tied), Scheme(4, 32), {EMBEDDING: table})
+    assert GgufQ4().embedding_problems(checkpoint.architecture, table) == []
+    artifact, _ = lower(GgufQ4(), checkpoint)
+    assert verified(GgufQ4(), artifact, checkpoint).mismatches == []
+    assert GgufFile.open(artifact.root / "model.gguf").tensors["token_embd.weight"].kind == "Q4_0"
+    assert_means_the_same(imported(artifact, tmp_path), checkpoint)
+
+
+def test_embeddings_that_no_block_holds_are_refused(tiny_model):
+    shape = Checkpoint.open(tiny_model("llama")).architecture
+    (problem,) = GgufQ4().embedding_problems(shape, Scheme(4, 32, False, table=True))
+    assert problem == "model.embed_tokens: Q4_0 has no zero points; symmetric=true works."
+    (problem,) = GgufQ8().embedding_problems(shape, Scheme(4, 32, table=True))
+    assert problem.startswith("model.embed_tokens: int4 is not what this target holds")
+
+
 def test_rows_of_a_llama_are_rotary_pairs(tiny_model, quantize, lower):
     checkpoint = quantize(tiny_model("llama"), Scheme(8, 32))
     artifact, _ = lower(GgufQ8(), checkpoint)

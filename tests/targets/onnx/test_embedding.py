@@ -16,6 +16,12 @@ BODY = Scheme(4, 32)
 OTHER_TABLES = [
     Scheme(bits, group, symmetric) for bits in (4, 8) for group in (32, None) for symmetric in (True, False)
 ]
+TABLES = [
+    Scheme(bits, group, symmetric, table=True)
+    for bits in (4, 8)
+    for group in (32, 96, None)
+    for symmetric in (True, False)
+]
 
 
 def initializers(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
@@ -46,6 +52,19 @@ def test_int8_embedding(tiny_model, quantize, assert_exact, target, family, tied
     assert {name for name in stored if EMBEDDING in name} == {
         f"{EMBEDDING}.weight.{part}" for part in ("rows", "scales", *(["codes"] if tied else []))
     }
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("scheme", TABLES, ids=str)
+def test_embeddings_of_every_scheme(tiny_model, quantize, assert_exact, scheme, tied):
+    """96 features are three groups of 32: zero points of int4 end in half a byte."""
+    checkpoint = quantize(tiny_model("llama", tied, hidden_size=96), BODY, {EMBEDDING: scheme})
+    assert checkpoint.schemes[EMBEDDING] == scheme
+    model = assert_exact(OnnxInt4(), checkpoint)
+    stored = initializers(model)
+    rows, codes = (stored.get(f"{EMBEDDING}.weight.{part}") for part in ("rows", "codes"))
+    assert codes == (rows if tied else None)
+    assert int(rows[2]) == 96 * scheme.bits // 8 * checkpoint.architecture.vocab_size
 
 
 @pytest.mark.parametrize("scheme", OTHER_TABLES, ids=str)
@@ -126,7 +145,7 @@ def test_what_is_refused(tiny_model, quantize):
     assert problem == "onnxruntime looks up int4 and int8 embeddings, not fp8 channel; choose target hf."
     (problem,) = target.embedding_problems(architecture, Scheme(4, 24))
     assert "use group_size=32, 64 or 128" in problem
-    assert [one.holds_int8_embedding for one in (OnnxFp32, OnnxFp16, OnnxInt8, OnnxInt4)] == [False, False, True, True]
+    assert [one.holds_quantized_embedding for one in (OnnxFp32, OnnxFp16, OnnxInt8, OnnxInt4)] == [False, False, True, True]
 
 
 def test_widths_that_would_be_padded_are_refused(tiny_model):
