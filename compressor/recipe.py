@@ -72,6 +72,11 @@ class Recipe(_Section):
         """The recipe for a model whose linears have these schemes: the target's preset is for float models only."""
         return self.model_copy(update={"passes": []}) if schemes and self.passes is None else self
 
+    def with_target_options(self, options: Mapping[str, Any]) -> Recipe:
+        """The recipe with these options of its target, in the place of those that it has."""
+        name, given = _named(self.target)
+        return self.model_copy(update={"target": {name: {**given, **options}}})
+
     def written_out(self) -> dict[str, Any]:
         """The recipe with every default in its place, ready to be run again."""
         target = self.build_target()

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     type=float,
     help="Bits per weight, in the place of the preset's: 4 or 8, or an average that each layer gets its share of.",
 )
+@click.option(
+    "--accuracy-level",
+    type=click.Choice(["0", "4"]),
+    help="How onnx-int4 computes: 0 with float activations, 4 with activations rounded to int8, faster.  [default: 4]",
+)
 @click.option("--calibration", metavar="TEXT", help="Calibration text: .txt, .jsonl, .parquet or a datasets id.")
 @click.option("--samples", type=click.IntRange(1), help="Calibration windows.  [default: 128]")
 @click.option("--length", type=click.IntRange(8), help="Tokens of a calibration window.  [default: 512]")
@@ -72,6 +77,8 @@ def compress_command(
 
     check_installation()
     recipe = _recipe(model, recipe_file, options)
+    if options["accuracy_level"] is not None:
+        recipe = recipe.with_target_options({"accuracy_level": int(options["accuracy_level"])})
     if options["dry_run"]:
         _show_plan(recipe, options, as_json)
         return

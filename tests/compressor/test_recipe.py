@@ -32,6 +32,14 @@ def test_bits_change_the_preset(target, bits, expected):
     assert [one.spelled() for one in recipe.build_passes()] == expected
 
 
+@pytest.mark.parametrize("target", ["onnx-int4", "onnx-int4:accuracy_level=4", {"onnx-int4": {"accuracy_level": 4}}])
+def test_options_of_the_target_are_replaced(target):
+    recipe = Recipe(model="m", target=target).with_target_options({"accuracy_level": 0})
+    assert recipe.build_target().options()["accuracy_level"] == 0
+    with pytest.raises(InputError, match="'trt-int4' has no option 'accuracy_level'"):
+        Recipe(model="m", target="trt-int4").with_target_options({"accuracy_level": 0}).build_target()
+
+
 def test_the_rest_of_the_preset_is_kept():
     width = Recipe(model="m", target="hf", passes=preset_with_bits(Grouped(), 8)).build_passes()
     assert [one.spelled() for one in width] == ["rotate", "gptq:bits=8,group_size=64,symmetric=false,sweeps=1"]

@@ -81,6 +81,13 @@ def test_dry_run_does_nothing(llmc, tiny_model, tmp_path):
     assert not out.exists()
 
 
+def test_accuracy_level_is_an_option_of_the_target(llmc, tiny_model):
+    words = ("compress", tiny_model("llama"), "-t", "onnx-int4", "--pass", "rtn:group_size=32", "--dry-run", "--json")
+    for given, level in ((("--accuracy-level", "0"), 0), ((), 4)):
+        code, shown, _ = llmc(*words, *given)
+        assert (code, json.loads(shown)["recipe"]["target"]) == (0, {"onnx-int4": {"accuracy_level": level}})
+
+
 def test_bits_in_between_are_shared_out_and_the_recipe_says_how(llmc, tiny_model, tmp_path, workload):
     out = tmp_path / "out"
     code, shown, _ = llmc("compress", tiny_model("llama"), "-t", "hf", "--bits", "4.75", "-o", out, *workload)
@@ -136,6 +143,7 @@ def test_what_a_pass_chose_is_asked_of_the_target_again(llmc, tiny_model, tmp_pa
         (["compress", "MODEL", "-t", "hf", "--bits", "3"], "smallest candidates take"),
         (["compress", "MODEL", "-t", "trt-int4", "--bits", "4.5"], "trt-int4 cannot take this"),
         (["compress", "MODEL", "-t", "onnx-fp32", "--bits", "8"], "no pass with bits"),
+        (["compress", "MODEL", "-t", "trt-int4", "--accuracy-level", "0"], "has no option 'accuracy_level'"),
         (["comprss"], "did you mean 'compress'?"),
         (["inspect", "no-such-thing"], "does not exist"),
         (["report", "no-such-thing"], "There is no ledger"),
