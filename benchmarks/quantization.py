@@ -179,10 +179,7 @@ def _run_real(arguments: argparse.Namespace, rows: list[Row]) -> dict[str, LlmcE
         arguments.evaluation, tokenizer, samples=arguments.windows, length=arguments.window_length, seed=None
     )
     bench = Bench.open(arguments.out, arguments.model, calibration.tokens, arguments.threads)
-    if arguments.rounds:
-        problems = bench.time_in_turns(rows, arguments.rounds)
-    else:
-        problems = bench.run_all(rows, arguments.again)
+    problems = bench.time_in_turns(rows, arguments.rounds) if arguments.rounds else bench.run_all(rows, arguments.again)
     judge = Judge.of(arguments.model, evaluation.tokens, arguments.out / "reference")
     for row in ROWS:
         judge.judge(bench, row)
