@@ -44,4 +44,4 @@ def _fields(configurable: Any) -> Any:
 def _spell(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return "+".join(value) if isinstance(value, tuple) else str(value)
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -53,12 +53,18 @@ class Pass(Configurable, ABC):
     Options, command-line spelling (`name:key=value`), recipe keys and listings all come from the fields.
     """
 
+    comes_first: ClassVar[bool] = False  # its weights fit the model as it was trained, and no other
     chooses_schemes: ClassVar[bool] = False  # while it runs; its plan then shows each one that a linear may get
 
     @property
     def needs(self) -> frozenset[Need]:
         """What it wants beside the checkpoint, which may depend on its options."""
         return frozenset()
+
+    @property
+    def pickles(self) -> list[str]:
+        """Pickle files that it would open; refused unless the run allows them."""
+        return []
 
     @property
     def key(self) -> str:
@@ -84,6 +90,10 @@ class Pass(Configurable, ABC):
             InputError: they are there, and would not fit any more.
         """
         return present
+
+    def original(self, checkpoint: Checkpoint) -> Checkpoint:
+        """What later rows are compared with, seen from what it was before this pass; the same for most passes."""
+        return checkpoint
 
     @abstractmethod
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:

@@ -34,6 +34,12 @@ from compressor.target import Artifact, Session, Target
 from compressor.tokenizer import load_tokenizer
 from compressor.writer import STEP_FILE
 
+BASE = "base, without the adapter"
+MERGED = (
+    "the model with its adapter, as it was fine-tuned: merged in float32 and not rounded. Everything else is compared "
+    "with this, not with the base"
+)
+
 
 class TokenSet(Protocol):
     """Windows of tokens, and where they come from. `tokens` is int64 [windows, length]."""
@@ -77,6 +83,7 @@ class Run:
     passes: list[Pass] = field(init=False)
     target: Target = field(init=False)
     ledger: Ledger = field(init=False)
+    original: Checkpoint = field(init=False)  # what every row is compared with
     evaluator: Evaluator = field(init=False)
     shipped: StepRecord = field(init=False)  # the artifact's own row, always the ledger's last
     earlier: dict[str, StepRecord] = field(init=False)  # rows of the run that is resumed, by key
@@ -90,14 +97,18 @@ class Run:
                 source = self._open_source()
                 self.recipe = self.recipe.for_model(source.checkpoint.schemes)
                 self.passes = self.recipe.build_passes()
+                check_pickles(self.passes, self.settings.allow_pickle)
                 check_plan(source.checkpoint, self.passes, self.target)
+                self.original = source.checkpoint
+                for one in self.passes:
+                    self.original = one.original(self.original)
                 self._start_ledger()
                 calibration = self._load_texts(source.checkpoint, scratch)
             self._record_original(source)
             final = self._run_passes(source.checkpoint, calibration)
             self._check_outcome(final)
             artifact = self._make_artifact(final)
-            self._measure_artifact(artifact, source.checkpoint, scratch)
+            self._measure_artifact(artifact, self.original, scratch)
         return self.ledger
 
     # ---- before the first pass
@@ -144,7 +155,7 @@ class Run:
         if measure.texts is None and measure.effort != "none":
             self.ledger.warnings.append("Accuracy was not measured: no held-out text was given (--eval).")
         tokens = None if evaluation is None else evaluation.tokens
-        self.evaluator = Evaluator(checkpoint, tokens, measure, scratch, self.progress)
+        self.evaluator = Evaluator(self.original, tokens, measure, scratch, self.progress)
         return calibration
 
     def _wants_calibration(self) -> bool:
@@ -168,10 +179,18 @@ class Run:
     # ---- rows
 
     def _record_original(self, source: Source) -> None:
-        key = source.checkpoint.digest
         notes = [source.imported] if source.imported else []
-        fresh = StepRecord("original", key=key, notes=notes, **_size(source.checkpoint))
-        self._record(self.earlier.get(key, fresh), source.checkpoint)
+        merged = self.original is not source.checkpoint
+        key = self.original.digest
+        fresh = StepRecord("original", key=key, notes=notes + [MERGED] * merged, **_size(source.checkpoint))
+        self._record(self.earlier.get(key, fresh), self.original)
+        if merged and self.evaluator.tokens is not None:
+            self._record_base(source.checkpoint)
+
+    def _record_base(self, base: Checkpoint) -> None:
+        """What the model was before its adapter: how much there is to lose."""
+        key = base.digest
+        self._record(self.earlier.get(key, StepRecord(BASE, key=key, **_size(base))), base)
 
     def _run_passes(self, checkpoint: Checkpoint, calibration: TokenSet | None) -> Checkpoint:
         for number, one in enumerate(self.passes, start=1):
@@ -292,6 +311,9 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
     """
     schemes: Mapping[str, Scheme] = checkpoint.schemes
     cache_scales = checkpoint.kv_cache
+    late = next((one.name for one in passes[1:] if one.comes_first), None)
+    if late is not None:
+        raise InputError(f"{late} comes first: what it brings fits the model as it was trained, and once.")
     for one in passes:
         schemes = one.plan(checkpoint.architecture, schemes)
         cache_scales = one.cache_scales(checkpoint.architecture, cache_scales)
@@ -307,6 +329,19 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
     if problems:
         raise InputError(f"{target.name} cannot take this: " + " ".join(problems))
     return schemes
+
+
+def check_pickles(passes: list[Pass], allowed: bool) -> None:
+    """Refuse pickle files that passes would open.
+
+    Raises:
+        InputError: there is one, and the run does not allow it.
+    """
+    first = next((path for one in passes for path in one.pickles), None)
+    if first is not None and not allowed:
+        raise InputError(
+            f"{first} is a pickle, which can run code when opened.", "Pass --allow-pickle if you trust its source."
+        )
 
 
 def step_key(one: Pass, checkpoint: Checkpoint, calibration: TokenSet | None, seed: int) -> str:

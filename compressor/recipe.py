@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from compressor import registry
 from compressor.errors import InputError, nearest
@@ -15,6 +15,7 @@ from compressor.pass_ import Pass
 from compressor.quantized import Scheme
 from compressor.target import Target
 
+MERGE = "lora-merge"  # the pass that an adapter stands for
 MIXED = "mixed"  # the pass that takes an average number of bits
 WIDTHS = (4, 8)
 
@@ -54,19 +55,39 @@ class Recipe(_Section):
     """One run: model, passes in their order, target, and what is measured."""
 
     model: str
+    adapter: dict[str, float] | None = None  # folders or hub ids, and what each is multiplied by
     calibration: CalibrationSection | None = None
     passes: list[str | dict[str, Any]] | None = None  # None: what the target suggests for a float model
     target: str | dict[str, Any]
     measure: MeasureSection = MeasureSection()
     seed: int = 0
 
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _weigh_adapters(cls, value: Any) -> Any:
+        """`./lora`, `[./style, {./facts: 0.5}]` and `{./style: 1, ./facts: 0.5}` are the ways to write it."""
+        if not isinstance(value, str | list):
+            return value
+        entries = value if isinstance(value, list) else [value]
+        weighted = [entry if isinstance(entry, dict) else {entry: 1.0} for entry in entries]
+        merged = {source: weight for entry in weighted for source, weight in entry.items()}
+        if len(merged) < sum(map(len, weighted)):
+            raise ValueError("An adapter is given twice; give it once, with the sum of its weights")
+        return merged
+
     def build_target(self) -> Target:
         return registry.make_target(*_named(self.target))
 
     def build_passes(self) -> list[Pass]:
-        """The passes in run order; the target's preset when the recipe names none."""
+        """The passes in run order: adapters are merged first, then the target's preset when the recipe names none."""
         entries = self.build_target().preset if self.passes is None else self.passes
-        return [registry.make_pass(*_named(entry)) for entry in entries]
+        return [registry.make_pass(*_named(entry)) for entry in [*self._merging(), *entries]]
+
+    def _merging(self) -> list[dict[str, Any]]:
+        if not self.adapter:
+            return []
+        weights = [] if set(self.adapter.values()) == {1.0} else list(self.adapter.values())
+        return [{MERGE: {"adapter": list(self.adapter), "weights": weights}}]
 
     def for_model(self, schemes: Mapping[str, Scheme]) -> Recipe:
         """The recipe for a model whose linears have these schemes: the target's preset is for float models only."""
@@ -80,7 +101,7 @@ class Recipe(_Section):
     def written_out(self) -> dict[str, Any]:
         """The recipe with every default in its place, ready to be run again."""
         target = self.build_target()
-        plain = self.model_dump(mode="json")
+        plain = self.model_dump(mode="json", exclude={"adapter"})  # it stands among the passes
         plain["passes"] = [{one.name: _plain(one.options())} for one in self.build_passes()]
         plain["target"] = {target.name: _plain(target.options())}
         return plain

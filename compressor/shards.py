@@ -56,13 +56,13 @@ def read_headers(root: Path) -> dict[str, TensorInfo]:
             shards = sorted(set(weight_map.values()))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index_path} is not a safetensors index.") from error
-        tensors = {info.name: info for shard in shards for info in _read_header(root, shard)}
+        tensors = {info.name: info for shard in shards for info in read_header(root, shard)}
         for name, shard in weight_map.items():
             if name not in tensors or tensors[name].shard != shard:
                 raise InputError(f"{index_path} places tensor {name} in {shard}, which does not hold it.")
         return tensors
     if (root / SINGLE_SHARD).is_file():
-        return {info.name: info for info in _read_header(root, SINGLE_SHARD)}
+        return {info.name: info for info in read_header(root, SINGLE_SHARD)}
     pickles = sorted(path.name for path in root.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
     if pickles:
         raise InputError(
@@ -101,7 +101,12 @@ def tensor_ranges(path: Path) -> dict[str, tuple[int, int]]:
     return {name: (8 + length + start, 8 + length + end) for name, (start, end) in ranges.items()}
 
 
-def _read_header(root: Path, shard: str) -> list[TensorInfo]:
+def read_header(root: Path, shard: str) -> list[TensorInfo]:
+    """Every tensor of one safetensors file of a folder.
+
+    Raises:
+        InputError: it is missing, truncated, or holds a dtype that is not known here.
+    """
     with _open_shard(root / shard) as file:
         infos = []
         for name in file.keys():  # noqa: SIM118 -- a safe_open is no mapping

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from compressor.adapter import is_adapter
 from compressor.architecture import Architecture, read_config, resolve
 from compressor.checkpoint import Checkpoint
 from compressor.convert import converted_before, write_converted
@@ -78,6 +79,10 @@ def open_model(
 def _open_folder(
     root: Path, import_to: Path, allow_pickle: bool, trust_remote_code: bool, progress: Progress
 ) -> Source:
+    if is_adapter(root):
+        raise InputError(
+            f"{root} is an adapter, not a model.", f"Give the model it was trained on, and --adapter {root}."
+        )
     check_tokenizer_code(root, trust_remote_code)
     if allow_pickle and not _has_safetensors(root) and _pickle_shards(root):
         return _import_pickles(root, import_to, progress)
@@ -95,18 +100,23 @@ def _has_safetensors(root: Path) -> bool:
 
 def _download(model: str, allow_pickle: bool) -> Path:
     """The local snapshot of a hub model; pickle weights only when there are no others."""
-    root = _snapshot(model, HUB_FILES)
+    root = snapshot(model, HUB_FILES)
     if not _has_safetensors(root):
         if not allow_pickle:
             raise InputError(
                 f"{model} on the Hugging Face hub has no safetensors weights.",
                 "Pass --allow-pickle if it has pytorch_model.bin and you trust its source.",
             )
-        root = _snapshot(model, HUB_FILES + HUB_PICKLES)
+        root = snapshot(model, HUB_FILES + HUB_PICKLES)
     return root
 
 
-def _snapshot(model: str, patterns: list[str]) -> Path:
+def snapshot(model: str, patterns: list[str]) -> Path:
+    """The local copy of a hub repository's files that match; fetched where it is not there.
+
+    Raises:
+        InputError: there is no such repository, it is gated, or the hub cannot be reached.
+    """
     import httpx
     from huggingface_hub import errors, snapshot_download
 
@@ -167,14 +177,19 @@ def _pickled_tensors(
     """The tensors of all shards one by one; the files are memory-mapped, and code in them does not run."""
     for number, shard in enumerate(shards):
         progress("converting pickle weights", number, len(shards))
-        for name, tensor in _load_pickle(root / shard).items():
+        for name, tensor in load_pickle(root / shard).items():
             # A second copy of a tied head would untie it.
             if not (name == "lm_head.weight" and architecture.tied_embeddings):
                 yield {name: tensor.clone()}
     progress("converting pickle weights", len(shards), len(shards))
 
 
-def _load_pickle(path: Path) -> Mapping[str, torch.Tensor]:
+def load_pickle(path: Path) -> Mapping[str, torch.Tensor]:
+    """The named tensors of a pickle, memory-mapped; code in it does not run.
+
+    Raises:
+        InputError: it holds something else, or is truncated.
+    """
     state = _load_tensors(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} is not a state dict: it holds something other than named tensors.")

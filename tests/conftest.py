@@ -3,11 +3,12 @@
 `tiny_model` is a factory, `tiny_model(family, tied=True, **overrides) -> Path`, for an ordinary Hugging Face folder
 in float32: hidden 64, intermediate 128, 2 layers, 4 heads, 2 key-value heads, head_dim 16, vocabulary 288 (a multiple
 of 32, as the packed formats want; the tokenizer uses the first 259 ids). Overrides are keys of config.json. Equal
-arguments give equal bytes; every call makes a folder of its own.
+arguments give equal bytes; every call makes a folder of its own. `adapter_of` makes PEFT adapters for them.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,32 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Any) ->
         model.save_pretrained(root)
         byte_tokenizer.save_pretrained(root)
         return root
+
+    return make
+
+
+@pytest.fixture
+def adapter_of(tmp_path: Path) -> Callable[..., Path]:
+    """A factory: a PEFT adapter of this configuration for a model folder, its tensors drawn at random.
+
+    `adapter_of(root, config, name="lora", dtype=torch.float32, seed=0) -> Path`.
+    """
+
+    def make(root: Path, config: Any, name: str = "lora", dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+        from peft import get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            model = get_peft_model(AutoModelForCausalLM.from_pretrained(root, dtype=torch.float32), config)
+            for key, parameter in model.named_parameters():
+                if parameter.requires_grad and "magnitude" in key:
+                    parameter.data *= torch.rand_like(parameter) + 0.5
+                elif parameter.requires_grad:
+                    parameter.data += 0.1 * torch.randn_like(parameter)
+            model.to(dtype).save_pretrained(tmp_path / name)
+        return tmp_path / name
 
     return make
 

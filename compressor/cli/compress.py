@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 @click.option("-t", "--target", help="Where it will run: onnx-int4, trt-int4, vllm-int4 ... (`llmc targets`).")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.  [default: MODEL-TARGET]")
 @click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="DIR[:WEIGHT]",
+    help="A PEFT adapter (LoRA ...) to merge first: a folder or hub id; repeat for several.",
+)
+@click.option(
     "--recipe", "recipe_file", type=click.Path(path_type=Path), help="YAML recipe; options given here win over it."
 )
 @click.option(
@@ -66,12 +73,13 @@ if TYPE_CHECKING:
 def compress_command(
     model: str | None, recipe_file: Path | None, output: Path | None, as_json: bool, **options: Any
 ) -> None:
-    """Compress MODEL (a Hugging Face folder, a .gguf file or a hub id) for a target.
+    """Compress MODEL (a Hugging Face folder, a .gguf file or a hub id) for a target, with a LoRA if one is given.
 
     \b
     llmc compress ./my-model --target onnx-int4 --calibration train.jsonl --eval held-out.txt
     llmc compress ./my-model --target trt-int4 --pass gptq:group_size=64 --calibration train.jsonl
     llmc compress ./my-model --target onnx-int4 --bits 4.5 --calibration train.jsonl
+    llmc compress ./base --adapter ./my-lora --target onnx-int4 --calibration train.jsonl --eval held-out.txt
     """
     from compressor.registry import check_installation
 
@@ -132,12 +140,22 @@ def _given(model: str | None, options: dict[str, Any]) -> dict[str, Any]:
     }
     values = {
         "model": model,
+        "adapter": [_weighted(text) for text in options["adapters"]] or None,
         "target": options["target"],
         "passes": list(options["passes"]) or None,
         "calibration": _set(calibration) or None,
         "measure": _set(measure) or None,
     }
     return _set(values)
+
+
+def _weighted(text: str) -> str | dict[str, float]:
+    """An adapter, or one with its weight behind a colon."""
+    source, _, weight = text.rpartition(":")
+    try:
+        return text if not source or Path(text).exists() else {source: float(weight)}
+    except ValueError:
+        return text
 
 
 def _set(values: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +195,7 @@ def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
 
     from compressor.cli import emit_json
     from compressor.cli.progress import ConsoleProgress
-    from compressor.pipeline import check_plan
+    from compressor.pipeline import check_pickles, check_plan
     from compressor.source import open_model
 
     with tempfile.TemporaryDirectory() as scratch, ConsoleProgress() as progress:
@@ -189,6 +207,7 @@ def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
             progress=progress,
         )
         recipe = recipe.for_model(source.checkpoint.schemes)
+        check_pickles(recipe.build_passes(), options["allow_pickle"])
         schemes = check_plan(source.checkpoint, recipe.build_passes(), recipe.build_target())
     linears = source.checkpoint.architecture.linears()
     counts = Counter(str(schemes[name]) if name in schemes else "left as it is" for name in linears)

@@ -20,7 +20,7 @@ PACKAGES = {
     "gguf": ("gguf", "reading .gguf models; GGUF targets"),
     "datasets": ("data", "datasets ids as text"),
     "pyarrow": ("data", "parquet files as text"),
-    "peft": ("lora", "LoRA adapters"),
+    "peft": ("lora", "training LoRA adapters; merging them needs nothing more"),
 }
 
 

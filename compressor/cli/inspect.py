@@ -1,4 +1,4 @@
-"""`llmc inspect`: what a model folder, a .gguf file, an artifact or a run's folder is, from headers only."""
+"""`llmc inspect`: what a model, an adapter, a .gguf file, an artifact or a run's folder is, from headers only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect_command(path: Path, as_json: bool) -> None:
-    """Tell what PATH is: a model folder, a .gguf file, an artifact or a run's folder. Reads no weights."""
+    """Tell what PATH is: a model folder, an adapter, a .gguf file, an artifact or a run's folder. Reads no weights."""
     from compressor.cli import emit_json
 
     facts = describe(path)
@@ -38,6 +38,7 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is nothing that is known here.
     """
+    from compressor.adapter import is_adapter
     from compressor.ledger import LEDGER_FILE
     from compressor.target import MANIFEST
 
@@ -49,6 +50,8 @@ def describe(path: Path) -> dict[str, Any]:
         return _artifact(path, MANIFEST)
     if (path / LEDGER_FILE).is_file():
         return _run(path)
+    if is_adapter(path):
+        return _adapter(path)
     return _model(path)
 
 
@@ -68,6 +71,28 @@ def _model(path: Path) -> dict[str, Any]:
         "weights": f"{size(checkpoint.nbytes)} in {len({info.shard for info in checkpoint.tensors.values()})} shards",
         "quantized linears": dict(schemes),
         **cached,
+    }
+
+
+def _adapter(path: Path) -> dict[str, Any]:
+    from compressor.adapter.folder import WHOLE, open_adapter
+    from compressor.report.tables import size
+
+    adapter = open_adapter(str(path))
+    low_rank = Counter(module.rpartition(".")[2] for module, parts in adapter.modules.items() if parts.keys() - WHOLE)
+    trained = Counter(module.rpartition(".")[2] for module, parts in adapter.modules.items() if parts.keys() <= WHOLE)
+    scalings = sorted({adapter.scaling(module) for module, parts in adapter.modules.items() if parts.keys() - WHOLE})
+    return {
+        "kind": f"{adapter.kind} adapter",
+        "base": adapter.base or "not said",
+        "revision": adapter.config.get("revision") or "not said",
+        "rank": ", ".join(map(str, adapter.ranks)),
+        "scaling": ", ".join(f"{scaling:g}" for scaling in scalings),
+        "changes": dict(low_rank),
+        **({"trained whole": dict(trained)} if trained else {}),
+        "parameters": f"{adapter.parameters:,}",
+        "weights": size(adapter.nbytes),
+        "made by": f"peft {adapter.config.get('peft_version', '(version not said)')}",
     }
 
 

@@ -41,7 +41,7 @@ def _rich(table: tables.Table) -> RichTable:
         padding=(0, 1, 0, 0),
     )
     for number, header in enumerate(table.headers):
-        drawn.add_column(header, justify="left" if number == 0 else "right", no_wrap=True)
+        drawn.add_column(header, justify="left" if number == 0 else "right", no_wrap=number > 0)
     for row in table.rows:
         drawn.add_row(*map(escape, row))
     return drawn

@@ -1,0 +1,5 @@
+"""Adapters that PEFT leaves beside a model: what they are, and which parameters their tensors change."""
+
+from compressor.adapter.folder import CONFIG_FILE, Adapter, is_adapter, open_adapter
+
+__all__ = ["CONFIG_FILE", "Adapter", "is_adapter", "open_adapter"]

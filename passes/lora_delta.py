@@ -1,0 +1,177 @@
+"""What adapters add to a weight, computed a few rows at a time in float32.
+
+Papers: Hu et al., "LoRA", 2021; Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024; Hyeon-Woo et al.,
+"FedPara" (LoHa), 2021; Yeh et al., "LyCORIS" (LoKr), 2023. Formulas and their order of operations are those of
+huggingface/peft 0.21, whose `merge_and_unload` is equalled bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+ELEMENTS_AT_ONCE = 1 << 20  # of a weight in float32: parts that stay in the cache
+
+
+@dataclass(frozen=True)
+class Delta(ABC):
+    """A change of a weight [out_features, in_features]; `scaling` is what all of it is multiplied by."""
+
+    scaling: float
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Of the weight that it is added to."""
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows of it, float32 [stop - start, in_features]."""
+
+    def times(self, weight: float) -> Delta:
+        """It times a number."""
+        return replace(self, scaling=self.scaling * weight)
+
+
+@dataclass(frozen=True)
+class LowRank(Delta):
+    """(B A) * scaling, of B [out_features, rank] and A [rank, in_features]."""
+
+    b: torch.Tensor
+    a: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.b), self.a.shape[1]
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        return (self.b[start:stop] @ self.a).mul_(self.scaling)
+
+
+@dataclass(frozen=True)
+class LowRankTable(LowRank):
+    """(B A)ᵀ * scaling, of a table [vocab_size, hidden_size]: B [hidden_size, rank], A [rank, vocab_size]."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.a.shape[1], len(self.b)
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        return (self.b @ self.a[:, start:stop]).T.mul_(self.scaling)
+
+
+@dataclass(frozen=True)
+class Hadamard(Delta):
+    """LoHa: (B1 A1) * (B2 A2) * scaling, element by element."""
+
+    b1: torch.Tensor
+    a1: torch.Tensor
+    b2: torch.Tensor
+    a2: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.b1), self.a1.shape[1]
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        return (self.b1[start:stop] @ self.a1).mul_(self.b2[start:stop] @ self.a2).mul_(self.scaling)
+
+
+@dataclass(frozen=True)
+class Kronecker(Delta):
+    """LoKr: the Kronecker product of W1 and W2, times scaling."""
+
+    w1: torch.Tensor
+    w2: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.w1) * len(self.w2), self.w1.shape[1] * self.w2.shape[1]
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        height = len(self.w2)
+        first, last = start // height, math.ceil(stop / height)  # rows of W1, each of which makes `height` rows
+        made = torch.kron(self.w1[first:last], self.w2).mul_(self.scaling)
+        return made[start - first * height : stop - first * height]
+
+
+def combine(deltas: Sequence[Delta], weights: Sequence[float], combination: str) -> list[Delta]:
+    """Several adapters' changes of one weight, each times its weight; what is returned is to be summed.
+
+    LoRAs become one, as peft's `add_weighted_adapter` makes it. `cat`: B side by side, A over each other, which is the
+    sum of the products. `linear`: the factors are summed, each times the root of its weight, which adds products of one
+    adapter's B with another's A.
+    """
+    weighted = list(zip(deltas, weights, strict=True))
+    low_rank = [(delta, weight) for delta, weight in weighted if isinstance(delta, LowRank)]
+    if len(low_rank) < 2:
+        return [delta.times(weight) for delta, weight in weighted]
+    others = [delta.times(weight) for delta, weight in weighted if not isinstance(delta, LowRank)]
+    return [_concatenated(low_rank) if combination == "cat" else _summed(low_rank), *others]
+
+
+def _concatenated(deltas: Sequence[tuple[LowRank, float]]) -> LowRank:
+    a = torch.cat([delta.a * weight * delta.scaling for delta, weight in deltas])
+    return replace(deltas[0][0], b=torch.cat([delta.b for delta, _ in deltas], dim=1), a=a, scaling=1.0)
+
+
+def _summed(deltas: Sequence[tuple[LowRank, float]]) -> LowRank:
+    scales = [weight * delta.scaling for delta, weight in deltas]
+    roots = [math.sqrt(abs(scale)) for scale in scales]
+    signed = [math.copysign(root, scale) for root, scale in zip(roots, scales, strict=True)]
+    a = torch.stack([delta.a * root for (delta, _), root in zip(deltas, signed, strict=True)]).sum(0)
+    b = torch.stack([delta.b * root for (delta, _), root in zip(deltas, roots, strict=True)]).sum(0)
+    return replace(deltas[0][0], b=b, a=a, scaling=1.0)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Everything that is done to one weight, in this order.
+
+    Attributes:
+        deltas: what is added.
+        magnitude: DoRA's length of each row, or of each column of an embedding table.
+        by_column: whether magnitudes are those of columns.
+        row_indices: rows that are replaced, int64.
+        new_rows: what by, float32 [rows, in_features].
+    """
+
+    deltas: Sequence[Delta] = ()
+    magnitude: torch.Tensor | None = None
+    by_column: bool = False
+    row_indices: torch.Tensor | None = None
+    new_rows: torch.Tensor | None = None
+
+    def apply(self, weight: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the changed weight into `out`, which may be `weight` itself, rounded once to its dtype."""
+        norms = self._column_norms(weight) if self.magnitude is not None and self.by_column else None
+        for start, stop in _parts(weight):
+            values = self._added(weight, start, stop)
+            if self.magnitude is not None and norms is not None:
+                values = (self.magnitude / norms).unsqueeze(0) * values
+            elif self.magnitude is not None:
+                values = (self.magnitude[start:stop] / torch.linalg.norm(values, dim=1)).unsqueeze(1) * values
+            out[start:stop] = values
+        if self.row_indices is not None and self.new_rows is not None:
+            out[self.row_indices] = self.new_rows.to(out.dtype)
+
+    def _added(self, weight: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        values = weight[start:stop].float()
+        for delta in self.deltas:
+            values = values + delta.rows(start, stop)
+        return values
+
+    def _column_norms(self, weight: torch.Tensor) -> torch.Tensor:
+        squares = torch.zeros(weight.shape[1], dtype=torch.float64)
+        for start, stop in _parts(weight):
+            squares += self._added(weight, start, stop).double().square().sum(0)
+        return squares.sqrt().float()
+
+
+def _parts(weight: torch.Tensor) -> list[tuple[int, int]]:
+    rows = max(1, ELEMENTS_AT_ONCE // weight.shape[1])
+    return [(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows)]

@@ -1,0 +1,161 @@
+"""Merging adapters: a LoRA fine-tune and its base become one ordinary checkpoint.
+
+Nothing but one tensor at a time is held. Each weight is read, changed in float32 and rounded once to the dtype it is
+stored in, as peft's `merge_and_unload` does it (peft rounds more than once where several adapters are merged in turn).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+
+from compressor.adapter import Adapter, open_adapter
+from compressor.adapter.folder import pickle_of
+from compressor.architecture import Architecture
+from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.errors import InputError
+from compressor.files import digest_json
+from compressor.options import option
+from compressor.pass_ import Pass, PassContext
+from compressor.quantized import Scheme
+from passes.lora_base import base_notes
+from passes.lora_place import EMBEDDING, HEAD, Edits, place
+
+
+@dataclass(frozen=True)
+class AdaptedCheckpoint(Checkpoint):
+    """A float checkpoint that is read with adapters in it: the fine-tuned model.
+
+    Attributes:
+        base: the checkpoint without them.
+        rounded: whether changed parameters come in the dtype they are stored in, or in float32 as they were computed.
+        adapters_digest: of what decides the change.
+    """
+
+    base: Checkpoint = field(kw_only=True)
+    edits: Edits = field(kw_only=True, repr=False)
+    rounded: bool = field(kw_only=True)
+    adapters_digest: str = field(kw_only=True)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the base and of the adapters."""
+        return digest_json({"base": self.base.digest, "adapters": self.adapters_digest, "rounded": self.rounded})
+
+    def read(self, parameters: list[str]) -> dict[str, Weight]:
+        return {name: self._read(name) for name in parameters}
+
+    def _read(self, parameter: str) -> torch.Tensor:
+        stored = EMBEDDING if parameter == HEAD and self.base.architecture.tied_embeddings else parameter
+        weight = self.base.read([stored])[stored]
+        assert isinstance(weight, torch.Tensor)  # `plan` refuses quantized checkpoints
+        return self.edits.apply(parameter, weight, weight.dtype if self.rounded else torch.float32)
+
+
+@dataclass(frozen=True)
+class LoraMerge(Pass):
+    """Merge PEFT adapters into the model they were trained on."""
+
+    name: ClassVar[str] = "lora-merge"
+    summary: ClassVar[str] = "merge LoRA, DoRA, LoHa or LoKr adapters; what --adapter stands for"
+    comes_first: ClassVar[bool] = True
+
+    adapter: tuple[str, ...] = option((), "adapter folders or hub ids")
+    weights: tuple[float, ...] = option((), "what each adapter's change is multiplied by; 1 when none are given")
+    combination: Literal["cat", "linear"] = option(
+        "cat", "several LoRAs: cat sums their changes, linear their factors (peft's add_weighted_adapter)"
+    )
+    dtype: Literal["auto", "float32"] = option("auto", "auto rounds to what the checkpoint has; float32 does not round")
+
+    @property
+    def key(self) -> str:
+        return f"{self.name} {self._digest} {self.dtype}"
+
+    @property
+    def pickles(self) -> list[str]:
+        found = [pickle_of(source) for source in self.adapter]
+        return [str(path) for path in found if path is not None]
+
+    def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+        if schemes:
+            first = next(iter(schemes))
+            raise InputError(
+                f"{first} is {schemes[first]}; an adapter is merged into float weights, which are rounded afterwards.",
+                "Start from the float model that was quantized, and merge into it first.",
+            )
+        place(self._adapters, self._factors, self.combination, architecture)
+        for adapter in self._adapters:
+            adapter.check_finite()
+        return {}
+
+    def cache_scales(self, architecture: Architecture, present: bool) -> bool:
+        if present:
+            raise InputError(
+                "The model has scales of an fp8 key-value cache, which were calibrated without the adapter.",
+                "Merge first, and calibrate the cache afterwards.",
+            )
+        return False
+
+    def original(self, checkpoint: Checkpoint) -> Checkpoint:
+        return self._adapted(checkpoint, rounded=False)
+
+    def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
+        adapted = self._adapted(checkpoint, rounded=self.dtype == "auto")
+        counter, total = itertools.count(1), len(adapted.block_names)
+
+        def report(block: Block) -> Block:
+            context.progress(self.name, next(counter), total)
+            return block
+
+        provenance = {**context.provenance, "adapters": self._described()}
+        dtype = None if self.dtype == "auto" else torch.float32
+        result = adapted.rewrite(context.out, report, provenance, dtype)
+        context.notes.extend(note for one in self._adapters for note in base_notes(one, checkpoint))
+        context.notes.extend(adapted.edits.notes)
+        return result
+
+    @cached_property
+    def _adapters(self) -> list[Adapter]:
+        if not self.adapter:
+            raise InputError("The pass lora-merge needs an adapter.", "--adapter DIR, or lora-merge:adapter=DIR")
+        twice = next((source for source in self.adapter if self.adapter.count(source) > 1), None)
+        if twice is not None:
+            raise InputError(f"The adapter {twice} is given twice.", "Give it once, with the sum of its weights.")
+        return [open_adapter(source) for source in self.adapter]
+
+    @property
+    def _factors(self) -> tuple[float, ...]:
+        if self.weights and len(self.weights) != len(self.adapter):
+            raise InputError(f"There are {len(self.adapter)} adapters and {len(self.weights)} weights.")
+        return self.weights or (1.0,) * len(self.adapter)
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest_json({"adapters": self._described(), "combination": self.combination})
+
+    def _described(self) -> list[dict[str, object]]:
+        """The adapters' content, and how much of each, for provenance."""
+        return [
+            {"digest": one.digest, "weight": weight, "base": one.base, "revision": one.config.get("revision")}
+            for one, weight in zip(self._adapters, self._factors, strict=True)
+        ]
+
+    def _adapted(self, checkpoint: Checkpoint, rounded: bool) -> AdaptedCheckpoint:
+        edits = place(self._adapters, self._factors, self.combination, checkpoint.architecture)
+        tied = checkpoint.architecture.tied_embeddings and not edits.unties
+        return AdaptedCheckpoint(
+            checkpoint.root,
+            checkpoint.config if not edits.unties else {**checkpoint.config, "tie_word_embeddings": False},
+            replace(checkpoint.architecture, tied_embeddings=tied),
+            checkpoint.tensors,
+            checkpoint.schemes,
+            base=checkpoint,
+            edits=edits,
+            rounded=rounded,
+            adapters_digest=self._digest,
+        )
