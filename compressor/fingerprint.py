@@ -41,4 +41,5 @@ def _parts(weight: QuantizedWeight) -> dict[str, torch.Tensor | None]:
         "scales": weight.scales,
         "zero points": weight.zero_points,
         "input scale": weight.input_scale,
+        "tensor scale": weight.tensor_scale,
     }

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from compressor import nf4
+from compressor import nf4, nvfp4
 from compressor.errors import InputError
 
 # Scales are numbers that float16 and bfloat16 both hold, so that every runtime multiplies by the same one.
@@ -28,12 +28,12 @@ WeightType = Literal["int", "float", "nf4"]
 
 @dataclass(frozen=True)
 class Activations:
-    """How the inputs of a linear are rounded while the model runs: to eight bits, symmetric.
+    """How the inputs of a linear are rounded while the model runs, symmetric.
 
     Attributes:
-        type: "int" codes are -128 to 127; "float" is fp8 (e4m3).
+        type: "int" codes are -128 to 127; "float" is fp8 (e4m3), or NVFP4 in four bits.
         dynamic: one scale a token, found while running; otherwise one scale a tensor, found on calibration text
-            and stored as `QuantizedWeight.input_scale`.
+            and stored as `QuantizedWeight.input_scale`. NVFP4 has that, and block scales found while running.
     """
 
     bits: int = 8
@@ -41,7 +41,7 @@ class Activations:
     dynamic: bool = True
 
     def __str__(self) -> str:
-        kind = f"{_prefix(self.type)}{self.bits} activations"
+        kind = f"{'fp' if self.type == 'float' else 'int'}{self.bits} activations"
         return f"{kind} per token" if self.dynamic else f"static {kind}"
 
 
@@ -51,7 +51,8 @@ class Scheme:
 
     Attributes:
         group_size: input features that share a scale; None is one scale per output channel.
-        type: what a code is: an integer, a float (eight bits: fp8 e4m3), or an index into the table of NF4.
+        type: what a code is: an integer, a float (eight bits: fp8 e4m3; four: NVFP4, in groups of 16), or an index
+            into the table of NF4.
         activations: how the layer's inputs are rounded; None leaves them as they are.
         double_quant: whether the scales are themselves rounded to eight bits; NF4 only.
         table: integer rows are looked up, as an embedding's are, and stored one code a byte.
@@ -79,8 +80,10 @@ class Scheme:
 
     @property
     def kind(self) -> str:
-        """What the codes are: int4, int8, fp8 or nf4."""
-        return "nf4" if self.type == "nf4" else f"{_prefix(self.type)}{self.bits}"
+        """What the codes are: int4, int8, fp8, nvfp4 or nf4."""
+        if self.type == "float":
+            return "fp8" if self.bits == 8 else "nvfp4"
+        return "nf4" if self.type == "nf4" else f"int{self.bits}"
 
     def group_width(self, in_features: int) -> int:
         """Input features that share one scale.
@@ -110,7 +113,7 @@ class QuantizedWeight:
 
     Attributes:
         codes: [out_features, in_features]: int8, each in [-2^(bits-1), 2^(bits-1) - 1]; of fp8, float8_e4m3fn; of
-            NF4, uint8 indices into its table.
+            NVFP4, float8_e4m3fn too, which has all numbers of e2m1; of NF4, uint8 indices into its table.
         scales: float32 [out_features, groups]; one that is shared by the tensor is repeated.
         zero_points: int8 [out_features, groups] in the range of the codes, or None when symmetric.
         input_scale: the one scale of the layer's inputs, float32 [], or None unless activations are static.
@@ -122,7 +125,7 @@ class QuantizedWeight:
     zero_points: torch.Tensor | None
     scheme: Scheme
     input_scale: torch.Tensor | None = None
-    rounded_scales: nf4.RoundedScales | None = None
+    rounded_scales: nf4.RoundedScales | nvfp4.BlockScales | None = None
 
     def dequantize(self) -> torch.Tensor:
         """The value of the weight, float32 [out_features, in_features]: (code - zero_point) * scale."""
@@ -147,13 +150,27 @@ class QuantizedWeight:
             and _equal(self.scales, other.scales)
             and _equal(self.zero_points, other.zero_points)
             and _equal(self.input_scale, other.input_scale)
+            and _equal(self.tensor_scale, other.tensor_scale)
         )
+
+    @property
+    def tensor_scale(self) -> torch.Tensor | None:
+        """The scale that the block scales of NVFP4 are multiplied by, float32 []; None of other weights."""
+        return self.rounded_scales.tensor_scale if isinstance(self.rounded_scales, nvfp4.BlockScales) else None
+
+    @property
+    def block_scales(self) -> nvfp4.BlockScales:
+        """The scales of an NVFP4 weight as they are stored."""
+        assert isinstance(self.rounded_scales, nvfp4.BlockScales)
+        return self.rounded_scales
 
     @property
     def storage_bits(self) -> int:
         """Bits that the codes, 16-bit scales and zero points take when packed without padding."""
         if self.scheme.type == "nf4":
             return self.codes.numel() * 4 + nf4.scale_bits(self.scales.numel(), self.scheme.double_quant)
+        if self.scheme.kind == "nvfp4":
+            return self.codes.numel() * 4 + self.scales.numel() * 8 + 32 * (1 + (self.input_scale is not None))
         zero_bits = 0 if self.zero_points is None else self.zero_points.numel() * self.scheme.bits
         scales = (1 if self.scheme.per_tensor else self.scales.numel()) + (self.input_scale is not None)
         return self.codes.numel() * self.scheme.bits + scales * 16 + zero_bits
@@ -193,10 +210,6 @@ def shared_scale(scales: torch.Tensor, bits: int) -> torch.Tensor:
     on_fp16_grid = (scales / FP16_STEP).round() * FP16_STEP
     nearest = torch.where(scales < FP16_COARSER_BELOW, on_fp16_grid, scales.to(torch.bfloat16).float())
     return nearest.clamp(min=floor)
-
-
-def _prefix(kind: str) -> str:
-    return "fp" if kind == "float" else "int"
 
 
 def _bytes(codes: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressor import nvfp4
 from compressor.quantized import FP8, FP8_LARGEST, Activations, QuantizedWeight
 
 FP8_INPUTS = Activations(8, "float", dynamic=False)
@@ -19,6 +20,8 @@ INT8_LARGEST = 127.0
 
 def activation_scale(largest: torch.Tensor, activations: Activations) -> torch.Tensor:
     """The scale at which `largest`, an absolute maximum, is still in range; that of nothing but zeros is positive."""
+    if activations.bits == 4:
+        return nvfp4.tensor_scale_of(largest)
     scale = largest / (FP8_LARGEST if activations.type == "float" else INT8_LARGEST)
     return torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
 
@@ -30,6 +33,9 @@ def round_inputs(inputs: torch.Tensor, activations: Activations, scale: torch.Te
         scale: the stored scale; None finds one for each token.
     """
     values = inputs.float()
+    if activations.bits == 4:
+        assert scale is not None  # NVFP4 is never without
+        return nvfp4.round_inputs(values, scale).to(inputs.dtype)
     if scale is None:
         low, high = values.aminmax(dim=-1, keepdim=True)
         scale = activation_scale(torch.maximum(-low, high), activations)

@@ -121,9 +121,11 @@ class CheckpointWriter:
 
     def _config(self, config: Mapping[str, Any], linears: Iterable[str]) -> dict[str, Any]:
         written = {key: value for key, value in config.items() if key != "quantization_config"}
-        if self._cast:
+        # compressed-tensors gives NVFP4 weights in bfloat16 only, so that transformers can run the model in no other.
+        has_nvfp4 = any(scheme.kind == "nvfp4" for scheme in self._schemes.values())
+        if self._cast or has_nvfp4:
             written.pop("torch_dtype", None)  # the spelling of transformers 4
-            written["dtype"] = str(self._dtype).removeprefix("torch.")
+            written["dtype"] = "bfloat16" if has_nvfp4 else str(self._dtype).removeprefix("torch.")
         if self._has_head:
             written["tie_word_embeddings"] = False
         if self._schemes or self._has_cache_scales:

@@ -28,6 +28,7 @@ from targets.packing import compressed_folder, nf4_folder
 from targets.structure import CHECKPOINT_RULES, broken_checkpoint_rules
 
 _ROUNDED = Tolerance(0.5, "activations are rounded to eight bits, after sums in another order")
+_ROUNDED_TO_FOUR = Tolerance(2.0, "activations are rounded to four bits, after sums in another order")
 # By the dtype that the model computes in.
 _TOLERANCES = {
     torch.float32: Tolerance(1e-3, "float32 sums are taken in another order"),
@@ -50,7 +51,7 @@ class HuggingFace(Target):
     rules = CHECKPOINT_RULES
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
-        if _is_nf4(schemes) and find_spec("bitsandbytes") is None:
+        if _has(schemes, "nf4") and find_spec("bitsandbytes") is None:
             return ["NF4 is read back by bitsandbytes, which is missing; pip install 'llmc-compiler[bitsandbytes]'."]
         return []
 
@@ -65,12 +66,12 @@ class HuggingFace(Target):
         return []
 
     def reader_of(self, schemes: Mapping[str, Scheme]) -> str:
-        return nf4_folder.READER if _is_nf4(schemes) else compressed_folder.READER
+        return nf4_folder.READER if _has(schemes, "nf4") else compressed_folder.READER
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         # A folder from elsewhere may hold what transformers ignores: a tied head's second copy, rotary tables.
         checkpoint = Checkpoint.open(artifact.root)
-        read = nf4_folder.read_folder if _is_nf4(checkpoint.schemes) else compressed_folder.read_folder
+        read = nf4_folder.read_folder if _has(checkpoint.schemes, "nf4") else compressed_folder.read_folder
         return (pair for pair in read(artifact.root) if pair[0] in checkpoint.parameters)
 
     def broken_rules(self, artifact: Artifact) -> list[str]:
@@ -78,8 +79,12 @@ class HuggingFace(Target):
 
     def tolerance(self, artifact: Artifact) -> Tolerance:
         checkpoint = Checkpoint.open(artifact.root)
-        rounds = checkpoint.kv_cache or any(scheme.activations for scheme in checkpoint.schemes.values())
-        return _ROUNDED if rounds else _TOLERANCES[checkpoint.dtype]
+        bits = {scheme.activations.bits for scheme in checkpoint.schemes.values() if scheme.activations}
+        if 4 in bits:
+            return _ROUNDED_TO_FOUR
+        if bits or checkpoint.kv_cache:
+            return _ROUNDED
+        return _TOLERANCES[torch.bfloat16 if _has(checkpoint.schemes, "nvfp4") else checkpoint.dtype]
 
     def why_not_run(self) -> str | None:
         return None
@@ -95,13 +100,16 @@ class HuggingFace(Target):
         return session
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
-        if (config.get("quantization_config") or {}).get("quant_method") == nf4_folder.READER:
-            # text-generation-inference makes NF4 of float folders only.
+        quantization = config.get("quantization_config") or {}
+        groups = (quantization.get("config_groups") or {}).values()
+        formats = {quantization.get("format"), *(group.get("format") for group in groups)}
+        if quantization.get("quant_method") == nf4_folder.READER or compressed_folder.NVFP4 in formats:
+            # text-generation-inference makes NF4 of float folders only, and has no kernels for NVFP4.
             return shlex.join(["vllm", "serve", path, "--port", "8000"])
         if EMBEDDING in layout.read_schemes(config, [EMBEDDING]):
             return shlex.join(["transformers", "serve", path, "--port", "8080"])  # the servers hold float tables only
         return shlex.join(["text-generation-launcher", "--model-id", path, "--port", "8080"])
 
 
-def _is_nf4(schemes: Mapping[str, Scheme]) -> bool:
-    return any(scheme.type == "nf4" for scheme in schemes.values())
+def _has(schemes: Mapping[str, Scheme], kind: str) -> bool:
+    return any(scheme.kind == kind for scheme in schemes.values())

@@ -66,7 +66,7 @@ class ServedFolder(Target):
         for name, weight in block.weights.items():
             if isinstance(weight, QuantizedWeight):
                 layer = name.removesuffix(".weight")
-                if self.scales_are_served_in_dtype:
+                if self.scales_are_served_in_dtype and weight.rounded_scales is None:
                     caster.check_scales(layer, weight)
                 yield from self.stored_linear(layer, weight, caster.dtype).items()
             elif name.endswith(CACHE_SCALES):

@@ -1,4 +1,4 @@
-"""Folders that vLLM serves, and its own three: int4, W8A8 and fp8 weights in the layouts of compressed-tensors.
+"""Folders that vLLM serves, and its own four: int4, W8A8, fp8 and NVFP4 weights in the layouts of compressed-tensors.
 
 What is refused is what vLLM 0.32 has no kernel for, or reads as something else: vllm-project/vllm,
 model_executor/layers/quantization (compressed_tensors, auto_gptq.py, auto_awq.py) and model_executor/kernels/linear.
@@ -29,6 +29,11 @@ from targets.structure import CHECKPOINT_RULES, broken_checkpoint_rules
 
 RUNTIME = "vLLM"
 GROUP_SIZES = (128, 64, 32)
+# Scales that layers have to share which become one matrix, and what works otherwise.
+ONE_IF_FUSED = {
+    "input_scale": "activations=dynamic works, and so do static scales made by llmc",
+    "tensor_scale": "Start from the float checkpoint: the pass nvfp4 gives them one",
+}
 
 
 @dataclass(frozen=True)
@@ -96,19 +101,7 @@ class _EightBits(CompressedTensors):
     scales_are_served_in_dtype = False
 
     def check_block(self, block: Block, architecture: Architecture) -> None:
-        if block.index is None:
-            return
-        for group in architecture.fused_linears(block.index):
-            weights = [block.weights[f"{layer}.weight"] for layer in group]
-            scales = {
-                float(w.input_scale) for w in weights if isinstance(w, QuantizedWeight) and w.input_scale is not None
-            }
-            if len(scales) > 1:
-                names = "/".join(layer.rpartition(".")[2] for layer in group)
-                raise InputError(
-                    f"{RUNTIME} reads one input scale for {names} of {block.name}, and theirs differ.",
-                    "activations=dynamic works, and so do static scales made by llmc.",
-                )
+        check_fused_scales(block, architecture)
 
 
 @dataclass(frozen=True)
@@ -144,6 +137,42 @@ class VllmFp8(_EightBits):
             yield f"{scheme.kind} is not what this target holds; {self.preset[-1]} works"
         elif scheme.activations is not None and scheme.activations.type != "float":
             yield f"{scheme.activations} under fp8 weights have no kernel in {RUNTIME}; fp8:activations=dynamic works"
+
+
+@dataclass(frozen=True)
+class VllmNvfp4(CompressedTensors):
+    """NVFP4 weights, and inputs in NVFP4 or left alone; an fp8 key-value cache if it has scales."""
+
+    name = "vllm-nvfp4"
+    summary = "NVFP4 weights, activations too if they have scales, for vLLM (compressed-tensors, nvfp4-pack-quantized)"
+    preset = ("nvfp4",)
+    runtime = "vLLM >= 0.14"
+    holds_cache_scales = True
+
+    def layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
+        if scheme.kind != "nvfp4":
+            yield f"{scheme.kind} is not what this target holds; {self.preset[-1]} works"
+
+    def check_block(self, block: Block, architecture: Architecture) -> None:
+        check_fused_scales(block, architecture)
+
+
+def check_fused_scales(block: Block, architecture: Architecture) -> None:
+    """See that layers which vLLM makes one of share the scale of their inputs, and that of an NVFP4 tensor.
+
+    Raises:
+        InputError: they do not.
+    """
+    for group in architecture.fused_linears(block.index) if block.index is not None else ():
+        weights = [weight for name in group if isinstance(weight := block.weights[f"{name}.weight"], QuantizedWeight)]
+        for part, works in ONE_IF_FUSED.items():
+            scales = {float(scale) for weight in weights if (scale := getattr(weight, part)) is not None}
+            if len(scales) > 1:
+                names = "/".join(layer.rpartition(".")[2] for layer in group)
+                raise InputError(
+                    f"{RUNTIME} reads one {part.replace('_', ' ')} for {names} of {block.name}, and theirs differ.",
+                    f"{works}.",
+                )
 
 
 def packed_reasons(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:

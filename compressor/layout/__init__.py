@@ -1,6 +1,7 @@
 """The layouts of compressed-tensors and, for NF4, of bitsandbytes, in which quantized weights lie between passes."""
 
 from compressor.layout.config import check_together, quantization_config, read_schemes, reads_kv_cache
+from compressor.layout.nvfp4 import pack_e2m1
 from compressor.layout.tensors import (
     decode,
     encode,
@@ -17,6 +18,7 @@ __all__ = [
     "decode",
     "encode",
     "narrowed",
+    "pack_e2m1",
     "pack_words",
     "plain_dtype",
     "quantization_config",

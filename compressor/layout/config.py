@@ -12,15 +12,19 @@ import torch
 
 from compressor.architecture import EMBEDDING
 from compressor.errors import InputError
-from compressor.layout import nf4
+from compressor.layout import nf4, nvfp4
 from compressor.layout.tensors import FLOAT, INT, PACK, storage_format
 from compressor.quantized import Activations, Scheme
 
 METHOD, MIXED, DENSE = "compressed-tensors", "mixed-precision", "dense"
 NAIVE = "naive-quantized"  # what the library calls int-quantized and float-quantized when nobody names the format
-READABLE = (PACK, INT, FLOAT, MIXED, NAIVE, DENSE)
+READABLE = (PACK, INT, FLOAT, nvfp4.FORMAT, MIXED, NAIVE, DENSE)
 
 TABLES = (EMBEDDING, "lm_head")  # may be one and the same
+
+# Of weights and of activations; the library's name for what has block scales and one for the tensor.
+NVFP4 = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": nvfp4.BLOCK}
+BLOCK_SCALES = {"scale_dtype": str(nvfp4.SCALE_DTYPE)}
 
 KV_CACHE = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
 
@@ -95,6 +99,8 @@ def _groups(schemes: Mapping[str, Scheme], mixed: bool) -> dict[str, Any]:
 
 
 def _weight_arguments(scheme: Scheme) -> dict[str, Any]:
+    if scheme.kind == "nvfp4":
+        return NVFP4 | BLOCK_SCALES | {"dynamic": False}
     whole = "tensor" if scheme.per_tensor else "channel"
     arguments = {
         "num_bits": scheme.bits,
@@ -109,6 +115,8 @@ def _weight_arguments(scheme: Scheme) -> dict[str, Any]:
 def _activation_arguments(activations: Activations | None) -> dict[str, Any] | None:
     if activations is None:
         return None
+    if activations.bits == 4:
+        return NVFP4 | BLOCK_SCALES | {"dynamic": "local"}  # block scales are found while running
     return {
         "num_bits": activations.bits,
         "type": activations.type,
@@ -179,8 +187,10 @@ def _specificity(name: str, target: str) -> int:
 def _scheme(group: Mapping[str, Any], layout: str, may_be_table: bool) -> Scheme:
     weights, inputs = group["weights"], group.get("input_activations") or None
     activations = None if inputs is None else _activations(inputs)
+    is_nvfp4 = weights.get("type") == "float" and weights.get("num_bits") == 4
+    strategies = ("tensor_group",) if is_nvfp4 else ("group", "channel", "tensor")
     supported = (
-        weights.get("strategy") in ("group", "channel", "tensor")
+        weights.get("strategy") in strategies
         and weights.get("type") in ("int", "float")
         and weights.get("num_bits") in (4, 8)
         and not weights.get("dynamic")
@@ -189,7 +199,7 @@ def _scheme(group: Mapping[str, Any], layout: str, may_be_table: bool) -> Scheme
         and (inputs is None or activations is not None)
     )
     if supported:
-        group_size = weights.get("group_size") if weights["strategy"] == "group" else None
+        group_size = weights.get("group_size") if weights["strategy"].endswith("group") else None
         stored_as = group.get("format") or layout
         scheme = Scheme(
             weights["num_bits"],
@@ -204,8 +214,8 @@ def _scheme(group: Mapping[str, Any], layout: str, may_be_table: bool) -> Scheme
         if _is_stored(scheme, stored_as):
             return scheme
     raise InputError(
-        "The folder's layers are quantized in a way that cannot be read; weight-only int4 and int8, and int8 and fp8 "
-        "with one scale a channel (fp8: or a tensor) and activations of their own type, can.",
+        "The folder's layers are quantized in a way that cannot be read; weight-only int4 and int8, int8 and fp8 with "
+        "one scale a channel (fp8: or a tensor) and activations of their own type, and NVFP4 can.",
         "Start from the float checkpoint.",
     )
 
@@ -213,6 +223,8 @@ def _scheme(group: Mapping[str, Any], layout: str, may_be_table: bool) -> Scheme
 def _activations(arguments: Mapping[str, Any]) -> Activations | None:
     """What the arguments describe, or None if it has no `Activations`."""
     dynamic = arguments.get("dynamic", False)
+    if dynamic == "local" and all(arguments.get(key, True) == value for key, value in NVFP4.items()):
+        return Activations(4, "float", dynamic=False)
     fits = (
         arguments.get("num_bits") == 8
         and arguments.get("type") in ("int", "float")
@@ -225,11 +237,13 @@ def _activations(arguments: Mapping[str, Any]) -> Activations | None:
 
 def _is_stored(scheme: Scheme, layout: str) -> bool:
     """Whether the format that a group names is the one in which its scheme is kept."""
-    expected = storage_format(scheme)
+    expected, activations = storage_format(scheme), scheme.activations
+    of_one_type = activations is None or (activations.type, activations.bits) == (scheme.type, scheme.bits)
+    if scheme.kind == "nvfp4":
+        return of_one_type and layout == expected and scheme.group_size == nvfp4.BLOCK and scheme.symmetric
     if scheme.per_tensor and scheme.type != "float":
         return False
     if expected == PACK:
         return layout == PACK
     plain = scheme.table or (scheme.bits == 8 and scheme.group_size is None and scheme.symmetric)
-    of_one_type = scheme.activations is None or scheme.activations.type == scheme.type
     return plain and of_one_type and layout in (expected, NAIVE)

@@ -46,6 +46,7 @@ def encode(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tenso
     if rounded is None:
         tensors[SCALES] = weight.scales.flatten()
     else:
+        assert isinstance(rounded, RoundedScales)
         tensors |= {SCALES: rounded.codes.flatten(), BLOCK_SCALES: rounded.block_scales, SCALE_MAP: rounded.table}
         state |= {
             "nested_blocksize": SCALES_PER_BLOCK,

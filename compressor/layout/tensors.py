@@ -1,4 +1,5 @@
-"""The tensors that store one quantized weight, in the three compressed-tensors formats; NF4 has its own module.
+"""The tensors that store one quantized weight, in three compressed-tensors formats; NVFP4 and NF4 have modules of
+their own.
 
     pack-quantized    weight-only int4 and int8: `weight_packed`, `weight_scale`, `weight_shape`, `weight_zero_point`
     int-quantized     int8 with rounded activations, and int4 and int8 embeddings, one code a byte: `weight` int8,
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 
 import torch
 
-from compressor.layout import nf4
+from compressor.layout import nf4, nvfp4
 from compressor.layout.words import pack_words, unpack_words, words_of
 from compressor.quantized import FP8, QuantizedWeight, Scheme
 
@@ -28,7 +29,7 @@ PLAIN, SCALE, INPUT_SCALE = "weight", "weight_scale", "input_scale"
 def storage_format(scheme: Scheme) -> str:
     """The compressed-tensors format in which weights of this scheme are stored."""
     if scheme.type == "float":
-        return FLOAT
+        return FLOAT if scheme.bits == 8 else nvfp4.FORMAT
     # transformers initializes and ties embeddings by their `weight`, so that must be what holds the codes.
     return INT if scheme.activations or scheme.table else PACK
 
@@ -37,6 +38,8 @@ def encode(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tenso
     """The tensors that store `weight`, by their suffix; scales in the model's `dtype` where that holds them exactly."""
     if weight.scheme.type == "nf4":
         return nf4.encode(weight, dtype)
+    if weight.scheme.kind == "nvfp4":
+        return nvfp4.encode(weight)
     tensors = _packed(weight) if storage_format(weight.scheme) == PACK else _plain(weight)
     scales = weight.scales[0] if weight.scheme.per_tensor else weight.scales
     tensors[SCALE] = narrowed(scales, dtype)
@@ -50,6 +53,8 @@ def decode(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeig
     """The weight that `encode` stored."""
     if scheme.type == "nf4":
         return nf4.decode(tensors, scheme)
+    if scheme.kind == "nvfp4":
+        return nvfp4.decode(tensors, scheme)
     scales = tensors[SCALE].float()
     input_scale = tensors[INPUT_SCALE].float().reshape(()) if _has_input_scale(scheme) else None
     if storage_format(scheme) != PACK:
@@ -71,6 +76,8 @@ def stored_shapes(scheme: Scheme, shape: tuple[int, int]) -> Mapping[str, tuple[
     """
     if scheme.type == "nf4":
         return nf4.stored_shapes(scheme, shape)
+    if scheme.kind == "nvfp4":
+        return nvfp4.stored_shapes(scheme, shape)
     rows, columns = shape
     groups = columns // scheme.group_width(columns)
     shapes: dict[str, tuple[int, ...]] = {SCALE: (1,) if scheme.per_tensor else (rows, groups)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from compressor.architecture import EMBEDDING
 from compressor.checkpoint import Weight
 from compressor.errors import RunError
-from compressor.quantized import Activations, QuantizedWeight, Scheme
+from compressor.nvfp4 import BlockScales
+from compressor.quantized import FP8, Activations, QuantizedWeight, Scheme
 from targets.packing.stored import read_tensor, tensor_holders
 
 READER = "compressed-tensors"
-PACKED = "pack-quantized"
-PARTS = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "input_scale")
+PACKED, NVFP4 = "pack-quantized", "nvfp4-pack-quantized"
+PARTS = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "input_scale",
+         "weight_global_scale", "input_global_scale")  # fmt: skip
 
 
 def read_folder(root: Path) -> Iterator[tuple[str, Weight]]:
@@ -74,8 +77,9 @@ class _Config:
 
 def _restored(layer: str, parts: Mapping[str, torch.Tensor], config: _Config) -> QuantizedWeight:
     group, stored_as = config.group(layer)
-    weight = _unpacked(parts, group) if stored_as == PACKED else _plain(parts, group)
-    if not torch.equal(_decompressed(parts, group, stored_as), weight.dequantize()):
+    restore = {PACKED: _unpacked, NVFP4: _nvfp4}.get(stored_as, _plain)
+    weight = restore(parts, group)
+    if not torch.equal(_decompressed(parts, group, stored_as), _values(weight)):
         raise RunError(f"{READER} decompresses {layer} to other values than its codes and scales mean.")
     return weight
 
@@ -101,16 +105,39 @@ def _plain(parts: Mapping[str, torch.Tensor], group: Any) -> QuantizedWeight:
     return QuantizedWeight(parts["weight"], scales, parts.get("weight_zero_point"), scheme, input_scale)
 
 
+def _nvfp4(parts: Mapping[str, torch.Tensor], group: Any) -> QuantizedWeight:
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+
+    packed, input_scale = parts["weight_packed"], parts.get("input_global_scale")
+    codes = unpack_fp4_from_uint8(packed, len(packed), 2 * packed.shape[1], torch.float32).to(FP8)
+    scales = BlockScales(parts["weight_scale"], 1 / parts["weight_global_scale"].reshape(()))
+    inputs = None if input_scale is None else 1 / input_scale.reshape(())
+    return QuantizedWeight(codes, scales.values(), None, _scheme(group), inputs, scales)
+
+
 def _decompressed(parts: Mapping[str, torch.Tensor], group: Any, stored_as: str) -> torch.Tensor:
-    """The library's own value of the weight, in float32 so that nothing is rounded on the way."""
+    """The library's own value of the weight, in float32 so that nothing is rounded on the way.
+
+    It gives NVFP4 in bfloat16, which holds the product of a code and its block's scale, but with the tensor's scale
+    only if that is a power of two: it is left out.
+    """
     from compressed_tensors.compressors import BaseCompressor
 
     library = BaseCompressor.get_value_from_registry(stored_as)
-    return library.decompress({**parts, "weight_scale": parts["weight_scale"].float()}, group)["weight"]
+    given = {**parts, "weight_scale": parts["weight_scale"].float()}
+    if stored_as == NVFP4:
+        given["weight_global_scale"] = torch.ones(1)
+    return library.decompress(given, group)["weight"].float()
+
+
+def _values(weight: QuantizedWeight) -> torch.Tensor:
+    scales = weight.rounded_scales
+    return weight.dequantize() if scales is None else replace(weight, scales=scales.codes.float()).dequantize()
 
 
 def _scheme(group: Any) -> Scheme:
     weights, inputs = group.weights, group.input_activations
-    activations = None if inputs is None else Activations(inputs.num_bits, inputs.type, bool(inputs.dynamic))
+    # "local" has block scales that are found while running, under a stored one.
+    activations = None if inputs is None else Activations(inputs.num_bits, inputs.type, inputs.dynamic is True)
     whole = weights.strategy == "tensor"
     return Scheme(weights.num_bits, weights.group_size, weights.symmetric, weights.type, activations, per_tensor=whole)

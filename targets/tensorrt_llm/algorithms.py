@@ -4,6 +4,8 @@
     W8A16                       int8, symmetric, one scale a channel
     FP8                         e4m3, one scale a tensor, inputs rounded with a stored scale
     FP8_PER_CHANNEL_PER_TOKEN   e4m3, one scale a channel, inputs rounded with a scale found for each token
+    NVFP4                       e2m1, a scale for every 16 and one a tensor, inputs rounded in the same way
+    W4A16_NVFP4                 the same, inputs as they are
 
 Sources: NVIDIA/TensorRT-LLM, tensorrt_llm/_torch/modules/linear.py (`get_quant_method` and the methods it returns);
 NVIDIA/Model-Optimizer, modelopt/torch/export/quant_utils.py (`process_layer_quant_config`).
@@ -16,6 +18,7 @@ from typing import Any
 
 import torch
 
+from compressor.layout import pack_e2m1
 from compressor.quantized import QuantizedWeight, Scheme
 from targets.packing.output_pairs import pack_output_pairs
 
@@ -23,7 +26,8 @@ RUNTIME = "TensorRT-LLM"
 GROUP_SIZES = (128, 64)
 # What widths must be multiples of, (output channels, inputs): preprocess_weights_for_mixed_gemm
 # (tensorrt_llm/quantization/functional.py) asserts it of integers, cublas_scaled_mm (cpp/tensorrt_llm/thop) of fp8.
-MULTIPLES = {"int4": (16, 64), "int8": (8, 64), "fp8": (16, 16)}
+# NVFP4 is padded to its multiples by newer versions (`NVFP4LinearMethod.post_load_weights`), and by older ones not.
+MULTIPLES = {"int4": (16, 64), "int8": (8, 64), "fp8": (16, 16), "nvfp4": (32, 32)}
 # Linears that the runtime does not fuse: int4 ones read an activation scale and fail without one.
 UNFUSED = ("self_attn.o_proj", "mlp.down_proj")
 
@@ -35,28 +39,40 @@ def layer_config(scheme: Scheme) -> dict[str, Any]:
         return awq | {"has_zero_point": False, "pre_quant_scale": True}
     if scheme.kind == "int8":
         return {"quant_algo": "W8A16"}
+    if scheme.kind == "nvfp4":
+        return {"quant_algo": "NVFP4" if scheme.activations else "W4A16_NVFP4", "group_size": scheme.group_size}
     return {"quant_algo": "FP8" if scheme.per_tensor else "FP8_PER_CHANNEL_PER_TOKEN"}
 
 
 def stored_linear(layer: str, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The tensors, by full name, of a linear that is served in `dtype`."""
-    scheme = weight.scheme
-    if scheme.kind == "int4":
-        tensors = {f"{layer}.weight": pack_output_pairs(weight.codes), f"{layer}.weight_scale": weight.scales}
-        if layer.endswith(UNFUSED):
-            tensors[f"{layer}.pre_quant_scale"] = torch.ones(weight.codes.shape[1], dtype=dtype)
-        return tensors
-    scales = weight.scales[0, 0] if scheme.per_tensor else weight.scales[:, 0]
-    tensors = {f"{layer}.weight": weight.codes, f"{layer}.weight_scale": scales.clone()}
+    parts = _stored_parts(weight)
+    if weight.scheme.kind == "int4" and layer.endswith(UNFUSED):
+        parts["pre_quant_scale"] = torch.ones(weight.codes.shape[1], dtype=dtype)
     if weight.input_scale is not None:
-        # Layers that read the same input may share the very tensor, which a shard does not store twice.
-        tensors[f"{layer}.input_scale"] = weight.input_scale.clone()
-    return tensors
+        parts["input_scale"] = weight.input_scale
+    # Layers may share the very tensor of a scale, which a shard does not store twice.
+    return {f"{layer}.{part}": tensor if tensor.dim() else tensor.clone() for part, tensor in parts.items()}
+
+
+def _stored_parts(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+    kind = weight.scheme.kind
+    if kind == "int4":
+        return {"weight": pack_output_pairs(weight.codes), "weight_scale": weight.scales}
+    if kind == "nvfp4":
+        scales = weight.block_scales
+        packed = pack_e2m1(weight.codes)
+        return {"weight": packed, "weight_scale": scales.codes, "weight_scale_2": scales.tensor_scale}
+    return {
+        "weight": weight.codes,
+        "weight_scale": weight.scales[0, 0] if weight.scheme.per_tensor else weight.scales[:, 0].clone(),
+    }
 
 
 def layer_reasons(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
     """Why none of the algorithms holds a linear of this shape and scheme, whose kind is one of theirs."""
-    yield from _fp8_reasons(scheme) if scheme.kind == "fp8" else _integer_reasons(scheme)
+    if scheme.kind != "nvfp4":
+        yield from _fp8_reasons(scheme) if scheme.kind == "fp8" else _integer_reasons(scheme)
     outputs, inputs = MULTIPLES[scheme.kind]
     if in_features % inputs:
         yield f"the input width {in_features} is no multiple of {inputs}, which {RUNTIME} needs; skip these layers"

@@ -19,9 +19,10 @@ from compressor.architecture import Architecture
 from compressor.errors import InputError
 
 AWQ, INT8, FP8, ROWWISE = "W4A16_AWQ", "W8A16", "FP8", "FP8_PER_CHANNEL_PER_TOKEN"
-ALGORITHMS = (AWQ, INT8, FP8, ROWWISE)
+NVFP4, NVFP4_WEIGHTS = "NVFP4", "W4A16_NVFP4"
+ALGORITHMS = (AWQ, INT8, FP8, ROWWISE, NVFP4, NVFP4_WEIGHTS)
 MIXED = "MIXED_PRECISION"
-GROUP_SIZES = (64, 128)  # of int4; the others have no groups
+GROUP_SIZES = {AWQ: (64, 128), NVFP4: (16,), NVFP4_WEIGHTS: (16,)}  # the others have no groups
 CACHE_ALGORITHMS = (None, "FP8", "INT8", "NVFP4")
 
 
@@ -133,7 +134,8 @@ def _settings_rules(of_layer: str, settings: Mapping[str, Any]) -> Iterator[str]
     algorithm, group_size = settings.get("quant_algo"), settings.get("group_size")
     if algorithm not in ALGORITHMS:
         yield f"quant_algo{of_layer} is {algorithm}, not one of {', '.join(ALGORITHMS)}."
-    elif algorithm == AWQ and group_size not in GROUP_SIZES:
-        yield f"group_size{of_layer} is {group_size}; the kernels take 64 and 128."
+    elif group_size not in GROUP_SIZES.get(algorithm, (group_size,)):
+        taken = " and ".join(str(size) for size in GROUP_SIZES[algorithm])
+        yield f"group_size{of_layer} is {group_size}; the kernels take {taken}."
     if settings.get("has_zero_point"):
         yield f"has_zero_point{of_layer} is true, but zero points are never read."

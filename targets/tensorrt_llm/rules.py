@@ -2,8 +2,9 @@
 
 Each rule is something the loader raises on, asserts, or gets silently wrong.
 Sources, NVIDIA/TensorRT-LLM: tensorrt_llm/_torch/modules/linear.py (W4A16_AWQ_LinearMethod,
-WeightOnlyQuantLinearMethod, FP8QDQLinearMethod, FP8RowwiseLinearMethod), tensorrt_llm/quantization/functional.py
-(preprocess_weights_for_mixed_gemm), cpp/tensorrt_llm/thop/cublasScaledMM.cpp; loader_config.py has those of settings.
+WeightOnlyQuantLinearMethod, FP8QDQLinearMethod, FP8RowwiseLinearMethod, NVFP4LinearMethod),
+tensorrt_llm/quantization/functional.py (preprocess_weights_for_mixed_gemm), cpp/tensorrt_llm/thop/cublasScaledMM.cpp;
+loader_config.py has those of settings.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from targets.tensorrt_llm.loader_config import (
     AWQ,
     FP8,
     INT8,
+    NVFP4,
+    NVFP4_WEIGHTS,
     ROWWISE,
     Layer,
     quantization_rules,
@@ -34,7 +37,7 @@ SAFETENSORS_NAMES = {"float16": "F16", "bfloat16": "BF16"}
 LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38}
 PACKED_BYTES, FLOAT8, FLOATS = ("U8", "I8"), ("F8_E4M3",), ("F32", "F16", "BF16")
 # What the widths of one GPU's share must be multiples of: output channels, inputs.
-MULTIPLES = {AWQ: (16, 64), INT8: (8, 64), FP8: (16, 16), ROWWISE: (16, 16)}
+MULTIPLES = {AWQ: (16, 64), INT8: (8, 64), FP8: (16, 16), ROWWISE: (16, 16), NVFP4: (32, 32), NVFP4_WEIGHTS: (32, 32)}
 COLUMN_PARALLEL = (
     "q_proj",
     "k_proj",
@@ -44,6 +47,12 @@ COLUMN_PARALLEL = (
 )  # the fused ones; the others split their inputs
 CACHE_SCALES = ("k_proj.k_scale", "v_proj.v_scale")
 SCALAR = ()  # may be stored as [1] too
+# Scales that a fused matrix has one of.
+TENSOR_SCALES = {
+    FP8: ("weight_scale", "input_scale"),
+    NVFP4: ("weight_scale_2", "input_scale"),
+    NVFP4_WEIGHTS: ("weight_scale_2",),
+}
 
 Wanted = tuple[tuple[str, ...], tuple[int, ...]]  # dtypes that are taken, shape
 
@@ -58,11 +67,11 @@ class Folder:
     tensors: Mapping[str, Header]
     tp_size: int
 
-    def fused_fp8(self) -> Iterator[tuple[str, ...]]:
-        """Groups of layers that become one matrix with one scale."""
+    def fused(self, *algorithms: str) -> Iterator[tuple[str, ...]]:
+        """Groups of layers, with one of these algorithms, that become one matrix."""
         for index in range(self.architecture.layers):
             for group in self.architecture.fused_linears(index):
-                if group[0] in self.layers and self.layers[group[0]].algorithm == FP8:
+                if group[0] in self.layers and self.layers[group[0]].algorithm in algorithms:
                     yield group
 
 
@@ -148,7 +157,7 @@ def _tensor_rules(seen: Folder) -> Iterator[str]:
 def _why_not_read(name: str) -> str:
     if name.endswith("pre_quant_scale"):
         return ", since the layer is fused; it has to be folded into the norm before it"
-    return f", since the layer is not {FP8}" if name.endswith(CACHE_SCALES) else ""
+    return f", since the layer is neither {FP8} nor {NVFP4}" if name.endswith(CACHE_SCALES) else ""
 
 
 def _expected_tensors(seen: Folder) -> dict[str, Wanted]:
@@ -174,6 +183,8 @@ def _parts(layer: Layer, served: tuple[str, ...], unfused: bool) -> dict[str, Wa
         if unfused:
             parts["pre_quant_scale"] = (served, (columns,))
         return parts
+    if layer.algorithm in (NVFP4, NVFP4_WEIGHTS):
+        return _nvfp4_parts(layer)
     if layer.algorithm == INT8:
         return {"weight": (("I8",), (rows, columns)), "weight_scale": (FLOATS, (rows,))}
     if layer.algorithm == ROWWISE:
@@ -186,9 +197,20 @@ def _parts(layer: Layer, served: tuple[str, ...], unfused: bool) -> dict[str, Wa
     }
 
 
+def _nvfp4_parts(layer: Layer) -> dict[str, Wanted]:
+    rows, columns = layer.shape
+    parts: dict[str, Wanted] = {
+        "weight": (("U8",), (rows, columns // 2)),
+        "weight_scale": (FLOAT8, (rows, columns // 16)),
+        "weight_scale_2": (FLOATS, SCALAR),
+    }
+    return parts | {"input_scale": (FLOATS, SCALAR)} if layer.algorithm == NVFP4 else parts
+
+
 def _cache_scales(seen: Folder) -> dict[str, Wanted]:
-    """Scales of an fp8 key-value cache, which the loader reads where q, k and v are FP8, if they are stored."""
-    attentions = [group[0].removesuffix("q_proj") for group in seen.fused_fp8() if group[0].endswith("q_proj")]
+    """Scales of a key-value cache, which the loader reads where q, k and v are FP8 or NVFP4, if they are stored."""
+    groups = (group[0] for group in seen.fused(FP8, NVFP4))
+    attentions = [first.removesuffix("q_proj") for first in groups if first.endswith("q_proj")]
     return {f"{attention}{scale}": (FLOATS, SCALAR) for attention in attentions for scale in CACHE_SCALES}
 
 
@@ -225,20 +247,23 @@ def _scale_rules(seen: Folder) -> Iterator[str]:
     for name, layer in seen.layers.items():
         # Those of integers are cast to the model's dtype, those of fp8 stay float32.
         held_in = seen.dtype if layer.algorithm in (AWQ, INT8) else "float32"
-        for part in ("weight_scale", "input_scale"):
+        for part in ("weight_scale", "weight_scale_2", "input_scale"):
             scales = _numbers(seen, f"{name}.{part}")
             if not bool((np.isfinite(scales) & (np.abs(scales) <= LARGEST[held_in])).all()):
                 yield f"{name}.{part} holds a value that {held_in} does not."
 
 
 def _fused_rules(seen: Folder) -> Iterator[str]:
-    """A fused fp8 matrix has one scale; parts with a smaller one are rounded again, at the largest."""
-    for group in seen.fused_fp8():
-        for part in ("weight_scale", "input_scale"):
+    """A fused matrix has one scale: fp8 parts with a smaller one are rounded again, NVFP4 parts have to agree."""
+    for group in seen.fused(*TENSOR_SCALES):
+        algorithm = seen.layers[group[0]].algorithm
+        for part in TENSOR_SCALES[algorithm]:
             found = [_numbers(seen, f"{name}.{part}") for name in group]
             if not all(np.array_equal(scale.ravel(), found[0].ravel()) for scale in found):
                 names = "/".join(name.rpartition(".")[2] for name in group)
-                yield f"{group[0]}.{part}: {names} differ; the loader takes the largest and rounds the others again."
+                then = "takes the largest and rounds the others again" if algorithm == FP8 else "wants one for all"
+                yield f"{group[0]}.{part}: {names} differ; the loader {then}."
+    for group in seen.fused(FP8):
         for scale in _numbers(seen, f"{group[0]}.weight_scale").ravel():
             if seen.dtype == "float16" and not 2**-14 <= scale <= 65504 / 448:
                 yield f"{group[0]}.weight_scale is {scale:.3g}; fusing rounds in float16, which loses bits there."

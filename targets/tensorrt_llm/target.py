@@ -33,11 +33,15 @@ from targets.tensorrt_llm.rules import check_loadable
 
 SERVING_OPTIONS = "--host 0.0.0.0 --port 8000 --tp_size 1 --max_batch_size 8 --max_num_tokens 8192"
 MEMORY_OPTION = "--kv_cache_free_gpu_memory_fraction 0.9"
-TAKERS = {"int4": "trt-int4", "int8": "trt-int8", "fp8": "trt-fp8"}
+TAKERS = {"int4": "trt-int4", "int8": "trt-int8", "fp8": "trt-fp8", "nvfp4": "trt-nvfp4"}
 # tensorrt_llm/_torch/modules/attention.py hands the scales of an NVFP4 cache to its kernels, those of fp8 to none.
 CACHE_NOTE = (
     f"the scales of the fp8 key-value cache are stored where {RUNTIME} and TensorRT-Edge-LLM load them; the attention "
     f"of {RUNTIME} was seen to take 1 for an fp8 cache whatever is stored"
+)
+WEIGHTS_ONLY_NOTE = (
+    f"W4A16_NVFP4, weights alone, is served by {RUNTIME} later than 1.2 (its pull request 16511, July 2026); "
+    "nvfp4:activations=static makes NVFP4, which 1.2 serves"
 )
 
 
@@ -141,13 +145,41 @@ class TrtFp8(_TensorRTLLM):
     holds_cache_scales = True
 
     def cache_problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
-        projections = [name for name in architecture.linears() if name.endswith(("k_proj", "v_proj"))]
-        if all(name in schemes for name in projections) and all(scheme.per_tensor for scheme in schemes.values()):
-            return []
-        return [
-            f"{RUNTIME} loads the scales of an fp8 key-value cache beside fp8 weights with one scale a tensor only; "
-            "fp8:scales=tensor,activations=static works, and so does kv_cache=false."
-        ]
+        return _cache_problems(architecture, schemes, self.preset[0])
+
+
+@dataclass(frozen=True)
+class TrtNvfp4(_TensorRTLLM):
+    """NVFP4 weights and activations, for Blackwell, or weights alone; some layers may be fp8."""
+
+    name = "trt-nvfp4"
+    summary = "NVFP4 weights and activations for TensorRT-LLM (ModelOpt unified checkpoint, NVFP4 or W4A16_NVFP4)"
+    preset = ("nvfp4:activations=static",)
+    kind = "nvfp4"
+    beside = ("fp8",)  # integers have no kernels on most GPUs that NVFP4 is for
+    holds_cache_scales = True
+
+    def cache_problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
+        return _cache_problems(architecture, schemes, self.preset[0])
+
+    def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
+        notes = super().lower(checkpoint, out, progress)
+        weights_only = any(not scheme.activations for scheme in checkpoint.schemes.values())
+        return [*notes, WEIGHTS_ONLY_NOTE] if weights_only else notes
+
+
+def _cache_problems(architecture: Architecture, schemes: Mapping[str, Scheme], works: str) -> list[str]:
+    projections = [name for name in architecture.linears() if name.endswith(("k_proj", "v_proj"))]
+    if all(name in schemes and _loads_cache_scales(schemes[name]) for name in projections):
+        return []
+    return [
+        f"{RUNTIME} loads the scales of an fp8 key-value cache beside fp8 weights with one scale a tensor, and NVFP4 "
+        f"with activations, only; {works} works, and so does kv_cache=false."
+    ]
+
+
+def _loads_cache_scales(scheme: Scheme) -> bool:
+    return scheme.per_tensor or (scheme.kind == "nvfp4" and scheme.activations is not None)
 
 
 def _stored_cache_scale(name: str) -> str:

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from compressed_tensors.quantization.utils.fp4_utils import cast_to_fp4
 
 from compressor.checkpoint import Block, Checkpoint
 from compressor.ledger import Verification
+from compressor.nvfp4 import BlockScales
 from compressor.quantized import FP8, FP8_LARGEST, QuantizedWeight, Scheme, shared_scale
 from compressor.target import Artifact, Target
 from compressor.verify import verify
@@ -26,6 +28,12 @@ def round_to_nearest(weight: torch.Tensor, scheme: Scheme, shared_scales: bool) 
     static = scheme.activations is not None and not scheme.activations.dynamic
     # Small enough that some of the tiny models' activations are clipped.
     input_scale = torch.tensor(2.0**-7 if scheme.type == "float" else 2.0**-5) if static else None
+    if scheme.kind == "nvfp4":
+        # One for all layers, and such that the scales of most blocks are normal numbers of e4m3.
+        blocks = BlockScales((grouped.abs().amax(-1) / 6 * 2**10).to(FP8), torch.tensor(2.0**-10))
+        codes = cast_to_fp4(grouped / blocks.values().unsqueeze(-1)).to(FP8).view_as(weight)
+        small = None if input_scale is None else input_scale / 2**6
+        return QuantizedWeight(codes, blocks.values(), None, scheme, small, blocks)
     if scheme.type == "float":
         peaks = weight.abs().amax(-1, keepdim=True)
         # One for all layers, so that those which a runtime fuses share it.

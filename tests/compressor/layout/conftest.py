@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from compressor.nvfp4 import NUMBERS, BlockScales
 from compressor.quantized import FP8, QuantizedWeight, Scheme
 
 
@@ -17,14 +18,21 @@ def make_weight(scheme: Scheme, rows: int, columns: int, seed: int) -> Quantized
     def integers(*shape: int) -> torch.Tensor:
         return torch.randint(scheme.lowest, scheme.highest + 1, shape, dtype=torch.int8, generator=generator)
 
+    static = scheme.activations is not None and not scheme.activations.dynamic
+    input_scale = torch.rand((), generator=generator).bfloat16().float() if static else None
+    if scheme.kind == "nvfp4":
+        blocks = BlockScales(
+            (torch.rand(rows, groups, generator=generator) * 448).to(FP8), torch.rand((), generator=generator) + 2**-8
+        )
+        numbers = torch.tensor([*NUMBERS, *(-number for number in NUMBERS)])
+        codes = numbers[torch.randint(0, 16, (rows, columns), generator=generator)].to(FP8)
+        return QuantizedWeight(codes, blocks.values(), None, scheme, input_scale, blocks)
     codes = integers(rows, columns)
     if scheme.type == "float":
         codes = (torch.randn(rows, columns, generator=generator) * 100).clamp(-448, 448).to(FP8)
     scales = (torch.rand(rows, groups, generator=generator) + 2**-8).bfloat16().float()
     if scheme.per_tensor:
         scales = scales[:1].repeat(rows, 1)
-    static = scheme.activations is not None and not scheme.activations.dynamic
-    input_scale = torch.rand((), generator=generator).bfloat16().float() if static else None
     return QuantizedWeight(codes, scales, None if scheme.symmetric else integers(rows, groups), scheme, input_scale)
 
 

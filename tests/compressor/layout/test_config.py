@@ -14,6 +14,9 @@ INT4, INT8 = Scheme(4, 128), Scheme(8, None, symmetric=False)
 W8A8 = Scheme(8, None, activations=Activations())
 FP8_TENSOR = Scheme(8, None, type="float", activations=Activations(8, "float", dynamic=False), per_tensor=True)
 FP8, FP8_ONLY = Scheme(8, None, type="float", activations=Activations(type="float")), Scheme(8, None, type="float")
+NVFP4, NVFP4_INPUTS = (
+    Scheme(4, 16, type="float", activations=activations) for activations in (None, Activations(4, "float", False))
+)
 STATIC = [
     Scheme(8, None, activations=Activations(dynamic=False)),
     Scheme(8, None, type="float", activations=Activations(type="float", dynamic=False)),
@@ -31,13 +34,17 @@ STATIC = [
         dict.fromkeys(LINEARS[:-1], W8A8),
         dict.fromkeys(LINEARS[:-1], FP8),
         dict.fromkeys(LINEARS[:-1], FP8_ONLY),
+        dict.fromkeys(LINEARS[:-1], NVFP4),
+        dict.fromkeys(LINEARS[:-1], NVFP4_INPUTS),
+        {name: FP8 if "down" in name else NVFP4_INPUTS for name in LINEARS[:-1]},
         *(dict.fromkeys(LINEARS[:-1], scheme) for scheme in STATIC),
         {name: INT8 if "down" in name else INT4 for name in LINEARS[:-1]},
         {name: FP8 if "down" in name else INT4 for name in LINEARS[:-1]},
         {name: W8A8 if "down" in name else STATIC[0] for name in LINEARS[:-1]},
         dict.fromkeys(LINEARS[2:4], INT4),
     ],
-    ids=["none", "all", "no head", "int8", "w8a8", "fp8", "fp8 weights", "w8a8 static", "fp8 static", "fp8 tensor",
+    ids=["none", "all", "no head", "int8", "w8a8", "fp8", "fp8 weights", "nvfp4 weights", "nvfp4",
+         "fp8 and nvfp4", "w8a8 static", "fp8 static", "fp8 tensor",
          "int8 and int4", "fp8 and int4", "dynamic and static", "two"],
 )  # fmt: skip
 @pytest.mark.parametrize("kv_cache", [False, True])
@@ -70,6 +77,35 @@ def test_config_is_accepted_by_compressed_tensors(scheme):
         )
     assert (parsed.kv_cache_scheme.num_bits, parsed.kv_cache_scheme.type) == (8, "float")
     assert parsed.ignore == ["lm_head"]
+
+
+@pytest.mark.parametrize(("preset", "scheme"), [("NVFP4A16", NVFP4), ("NVFP4", NVFP4_INPUTS)])
+def test_nvfp4_is_described_as_the_library_describes_it(preset, scheme):
+    written = layout.quantization_config(dict.fromkeys(LINEARS[:-1], scheme), LINEARS)
+    ours = QuantizationConfig.model_validate(written).config_groups["group_0"].model_dump()
+    library = QuantizationConfig(config_groups={preset: ["Linear"]}).config_groups[preset].model_dump()
+    for part in ("weights", "input_activations"):
+        for said in (ours[part], library[part]):
+            if said is not None:
+                del said["observer"]  # how a quantizer finds the scales
+        assert ours[part] == library[part]
+
+
+@pytest.mark.parametrize(
+    ("part", "changed"),
+    [
+        ("weights", {"strategy": "group"}),
+        ("weights", {"group_size": 32}),
+        ("weights", {"symmetric": False}),
+        ("input_activations", {"dynamic": True}),
+        ("input_activations", {"dynamic": False}),
+        ("input_activations", {"num_bits": 8, "strategy": "tensor", "dynamic": False}),
+        (None, {"format": "mxfp4-pack-quantized"}),
+        (None, {"format": "float-quantized"}),
+    ],
+)
+def test_other_four_bit_floats_are_refused(part, changed):
+    refused(NVFP4_INPUTS, part, changed)
 
 
 def test_groups_name_their_format_where_they_differ():
@@ -113,9 +149,9 @@ def test_other_formats_are_refused():
     with pytest.raises(InputError, match="already quantized") as caught:
         layout.read_schemes({"quantization_config": {"quant_method": "gptq", "bits": 4}}, LINEARS)
     assert "float checkpoint" in caught.value.hint
-    nvfp4 = layout.quantization_config({"x": INT4}, []) | {"format": "nvfp4-pack-quantized"}
-    with pytest.raises(InputError, match="nvfp4"):
-        layout.read_schemes({"quantization_config": nvfp4}, LINEARS)
+    mxfp4 = layout.quantization_config({"x": INT4}, []) | {"format": "mxfp4-pack-quantized"}
+    with pytest.raises(InputError, match="mxfp4"):
+        layout.read_schemes({"quantization_config": mxfp4}, LINEARS)
 
 
 def refused(scheme, part, changed):
@@ -176,6 +212,8 @@ def test_other_key_value_caches_are_refused(changed):
         ("W8A8", "int-quantized", W8A8),
         ("FP8_DYNAMIC", "float-quantized", FP8),
         ("FP8", "float-quantized", FP8_TENSOR),
+        ("NVFP4A16", "nvfp4-pack-quantized", NVFP4),
+        ("NVFP4", "nvfp4-pack-quantized", NVFP4_INPUTS),
         ("W4A16", "pack-quantized", INT4),
         ("W8A16", "pack-quantized", Scheme(8, 128)),
     ],
