@@ -38,9 +38,7 @@ ROWS = (
     FIRST,
     FIRST + NOT_POWERS,
     "nvfp4:scale_search=false",
-    "nvfp4:scale_search=false" + NOT_POWERS,
     "nvfp4:activations=static",
-    "rtn:group_size=32,scale_search=true",
 )
 
 
@@ -110,9 +108,9 @@ def render(found: dict[str, tuple[np.ndarray, float]], given: argparse.Namespace
     first = found[FIRST][0]
     yield from ("# NVFP4: the search of block scales, and tensor scales that are powers of two", "")
     yield f"Printed by `benchmarks/nvfp4.py` on {environment()['cpu']}, model {given.model.name}: calibrated on"
-    yield f"{given.samples} x {given.length} tokens (for input scales only), judged on {given.windows} x {given.length} tokens."
-    yield f"KL is from the original, in nats a token; the last column is how it differs from that of `{FIRST}` in the same"
-    yield "windows. ± is one standard error."
+    yield f"{given.samples} x {given.length} tokens (for input scales only), judged on {given.windows} x {given.length}"
+    yield "tokens. KL is from the original, in nats a token; the last column is its difference from the first row in"
+    yield "the same windows. ± is one standard error."
     yield from (
         "",
         "| pass | bits a weight | perplexity | KL | top-1 | KL, difference |",
