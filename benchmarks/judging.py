@@ -14,7 +14,7 @@ from rows import Bench, Judgement, Row
 from calibration.dataset import digest_tokens
 from compressor.checkpoint import Checkpoint
 from compressor.errors import LlmcError
-from compressor.measure.accuracy import Reference, Report, checkpoint_windows
+from compressor.measure.accuracy import Reference, Report, checkpoint_scores
 from compressor.quantized import QuantizedWeight
 
 
@@ -52,7 +52,7 @@ class Judge:
     def _judgement(self, folder: Path, name: str) -> Judgement:
         try:
             checkpoint = Checkpoint.open(folder)
-            windows = checkpoint_windows(checkpoint, self.reference, _report(name))
+            windows = checkpoint_scores(checkpoint, self.reference, _report(name)).windows()
             return Judgement(self.key, windows.tolist(), linear_bits(checkpoint), checkpoint.nbytes)
         except LlmcError as error:
             return Judgement(self.key, problem=str(error))

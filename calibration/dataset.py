@@ -45,6 +45,8 @@ class TokenSet:
         source: where the text came from, as it was asked for.
         documents: how many documents the windows were drawn from.
         notes: how documents were joined, what was skipped, how the sample was drawn.
+        origins: number of the document that each token is of, in the order they were read, int64 [samples, length];
+            None for running text, which does not say where a document ends.
     """
 
     tokens: torch.Tensor
@@ -52,6 +54,7 @@ class TokenSet:
     source: str
     documents: int
     notes: tuple[str, ...]
+    origins: torch.Tensor | None = None
 
 
 def load_tokens(
@@ -82,11 +85,11 @@ def pack(
     if length < 1 or (samples is not None and samples < 1):
         raise InputError(f"{samples} windows of {length} tokens were asked for; both must be at least 1.")
     if seed is None:
-        windows, tally = _first_windows(corpus, tokenizer, samples, length)
+        windows, origins, tally = _first_windows(corpus, tokenizer, samples, length)
         wanted = 1
     else:
         assert samples is not None, "a draw needs to know how many"
-        windows, tally = _drawn_windows(corpus, tokenizer, samples, length, seed)
+        windows, origins, tally = _drawn_windows(corpus, tokenizer, samples, length, seed)
         wanted = samples
     if len(windows) < wanted:
         raise InputError(
@@ -94,7 +97,8 @@ def pack(
             f"Give more text or samples={len(windows)}." if len(windows) else f"Give more text than {length} tokens.",
         )
     tokens = torch.from_numpy(windows)
-    return TokenSet(tokens, digest_tokens(tokens), source, tally.tokenized, tally.notes(seed is not None))
+    known = None if "running" in tally.kinds else torch.from_numpy(origins)
+    return TokenSet(tokens, digest_tokens(tokens), source, tally.tokenized, tally.notes(seed is not None), known)
 
 
 def digest_tokens(tokens: torch.Tensor) -> str:
@@ -131,23 +135,27 @@ class _Tally:
         return tuple(found)
 
 
-def _first_windows(corpus: Corpus, tokenizer: Any, samples: int | None, length: int) -> tuple[np.ndarray, _Tally]:
+def _first_windows(
+    corpus: Corpus, tokenizer: Any, samples: int | None, length: int
+) -> tuple[np.ndarray, np.ndarray, _Tally]:
     tally = _Tally()
     documents = _present(corpus.documents(ORDERED_CHARACTERS), tally)
-    return _windows(_tokenize(documents, tokenizer, tally), length, samples), tally
+    return *_windows(_tokenize(documents, tokenizer, tally), length, samples), tally
 
 
-def _drawn_windows(corpus: Corpus, tokenizer: Any, samples: int, length: int, seed: int) -> tuple[np.ndarray, _Tally]:
+def _drawn_windows(
+    corpus: Corpus, tokenizer: Any, samples: int, length: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, _Tally]:
     budget = POOL * samples * length * CHARACTERS_PER_TOKEN
     while True:
         tally = _Tally()
         chosen = _sample(_present(corpus.documents(PASSAGE_CHARACTERS), tally), budget, seed)
-        windows = _windows(_tokenize(chosen, tokenizer, tally), length)
+        windows, origins = _windows(_tokenize(chosen, tokenizer, tally), length)
         if len(windows) >= samples or tally.tokenized == tally.met:
             break
         budget *= 4
-    order = np.random.default_rng(seed).permutation(len(windows))
-    return windows[order[:samples]], tally
+    order = np.random.default_rng(seed).permutation(len(windows))[:samples]
+    return windows[order], origins[order], tally
 
 
 def _present(documents: Iterable[Document | None], tally: _Tally) -> Iterator[Document]:
@@ -175,8 +183,11 @@ def _sample(documents: Iterable[Document], budget: int, seed: int) -> list[Docum
     return [document for _, _, document in sorted(kept, key=lambda entry: entry[1])]
 
 
-def _windows(pieces: Iterable[np.ndarray], length: int, enough: int | None = None) -> np.ndarray:
-    """Consecutive windows of the stream, int64 [windows, length]; stops reading at `enough` of them."""
+def _windows(pieces: Iterable[np.ndarray], length: int, enough: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Consecutive windows of the stream and the number of each token's piece, both int64 [windows, length].
+
+    Stops reading at `enough` windows.
+    """
     gathered: list[np.ndarray] = []
     count = 0
     for piece in pieces:
@@ -186,7 +197,9 @@ def _windows(pieces: Iterable[np.ndarray], length: int, enough: int | None = Non
             break
     whole = count // length if enough is None else min(enough, count // length)
     stream = np.concatenate(gathered) if gathered else np.empty(0, dtype=np.int64)
-    return stream[: whole * length].reshape(whole, length)
+    origins = np.repeat(np.arange(len(gathered)), [len(piece) for piece in gathered])
+    end = whole * length
+    return stream[:end].reshape(whole, length), origins[:end].reshape(whole, length)
 
 
 def _tokenize(documents: Iterable[Document], tokenizer: Any, tally: _Tally) -> Iterator[np.ndarray]:

@@ -167,10 +167,8 @@ class ParquetFile:
     tokenizer: Any
 
     def documents(self, characters: int) -> Iterator[Document | None]:
-        try:
-            from pyarrow import ArrowInvalid, parquet
-        except ImportError as error:
-            raise MissingExtra("pyarrow", "data", f"Reading {self.path}") from error
+        from pyarrow import ArrowInvalid, parquet
+
         try:
             file = parquet.ParquetFile(self.path)
         except ArrowInvalid as error:

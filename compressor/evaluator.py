@@ -15,8 +15,9 @@ import torch
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, RunError
 from compressor.files import digest_json
-from compressor.ledger import StepRecord
-from compressor.measure.accuracy import Reference, checkpoint_quality, session_quality
+from compressor.ledger import SamplesRecord, StepRecord
+from compressor.measure import samples
+from compressor.measure.accuracy import Reference, TokenScores, checkpoint_scores, session_scores
 from compressor.measure.latency import Workload, measure_latency
 from compressor.measure.torch_session import TorchSession
 from compressor.pass_ import Progress
@@ -32,6 +33,8 @@ class Evaluator:
         original: the model that all quality is relative to.
         tokens: held-out tokens, int64 [windows, length], or None when there is no text to judge by.
         scratch: folder for the original's hidden states.
+        out: the run's folder, where what was measured of every token is kept.
+        origins: number of the document of each token, int32 [windows, length]; None for running text.
     """
 
     original: Checkpoint
@@ -39,6 +42,8 @@ class Evaluator:
     settings: MeasureSection
     scratch: Path
     progress: Progress
+    out: Path
+    origins: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         longest = self.settings.latency.prompt + self.settings.latency.output
@@ -57,7 +62,10 @@ class Evaluator:
     def key(self) -> str:
         """Digest of what decides a measurement, apart from the thing measured."""
         tokens = None if self.tokens is None else sha256(self.tokens.numpy().tobytes()).hexdigest()
-        return digest_json({"settings": self.settings.model_dump(), "tokens": tokens, "original": self.original.digest})
+        measured = {"settings": self.settings.model_dump(), "tokens": tokens, "original": self.original.digest}
+        if self.origins is not None:
+            measured["origins"] = sha256(self.origins.tobytes()).hexdigest()
+        return digest_json(measured)
 
     @cached_property
     def reference(self) -> Reference:
@@ -67,14 +75,22 @@ class Evaluator:
         store = self.scratch / "reference-states.npy"
         return Reference.make(self.original, self.tokens, store, self._report("judging the original"))
 
+    def has_measured(self, row: StepRecord) -> bool:
+        """Whether an earlier run measured this row with the same tokens and workload, and left its samples intact."""
+        if row.measured_with != self.key:
+            return False
+        if self.tokens is None:
+            return True
+        return row.samples is not None and samples.is_intact(self.out, row.samples)
+
     def measure_checkpoint(self, checkpoint: Checkpoint, row: StepRecord) -> None:
         """Fill the quality and latency of a step's row."""
-        row.quality, row.latency, row.not_run = None, [], None
+        row.quality, row.samples, row.latency, row.not_run = None, None, [], None
         if not self.enabled:
             row.not_run = "measuring was switched off"
             return
         if self.tokens is not None:
-            row.quality = checkpoint_quality(checkpoint, self.reference, self._report(f"judging {row.name}"))
+            self._judged(row, checkpoint_scores(checkpoint, self.reference, self._report(f"judging {row.name}")))
         try:
             with closing(TorchSession.of(checkpoint)) as session:
                 self._time({row.name: session}, {row.name: row})
@@ -85,11 +101,19 @@ class Evaluator:
     def measure_sessions(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> None:
         """Fill the rows of artifacts in their own runtime; for latency they take turns."""
         for row in rows.values():
-            row.quality, row.latency, row.measured_with = None, [], self.key
+            row.quality, row.samples, row.latency, row.measured_with = None, None, [], self.key
         if self.tokens is not None:
             for name, session in sessions.items():
-                rows[name].quality = session_quality(session, self.reference, self._report(f"judging {name}"))
+                self._judged(rows[name], session_scores(session, self.reference, self._report(f"judging {name}")))
         self._time(sessions, rows)
+
+    def _judged(self, row: StepRecord, scores: TokenScores) -> None:
+        """Keep the scores of every token beside the ledger, and their summary in the row."""
+        assert self.tokens is not None
+        path = self.out / samples.path_of(row.name, str(row.key))
+        digest = samples.write(path, samples.table(self.tokens.numpy(), self.origins, scores))
+        row.samples = SamplesRecord(path.relative_to(self.out).as_posix(), digest, scores.loss.size)
+        row.quality = scores.quality
 
     def _time(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> None:
         plan = self.settings.latency

@@ -51,16 +51,30 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Remove temporary folders that a killed run left in `parent`."""
+    """Remove temporary folders and files that a killed run left in `parent`."""
     for leftover in parent.glob(TEMPORARY_PREFIX + "*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the body ends well, and vanishes when it does not."""
+    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that a reader never sees half of it."""
-    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
-    temporary.write_text(text)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text)
 
 
 def write_json(path: Path, value: Any) -> None:

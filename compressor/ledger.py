@@ -16,9 +16,25 @@ from compressor.files import write_json
 from compressor.measure.accuracy import Quality
 from compressor.measure.latency import Latency
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # what 2 adds to 1 may be absent
 LEDGER_FILE = "ledger.json"
 REPORTED_PACKAGES = ("torch", "transformers", "compressed-tensors", "onnxruntime", "onnxruntime-genai")
+
+
+@dataclass
+class SamplesRecord:
+    """The file with what was measured of every token of a row.
+
+    Attributes:
+        path: below the run's folder.
+        sha256: of the file's bytes.
+        count: predicted tokens in it.
+    """
+
+    path: str
+    sha256: str
+    count: int
 
 
 @dataclass
@@ -35,6 +51,7 @@ class StepRecord:
         not_run: why a measurement is missing.
         key: digest of everything that decides the step's bytes.
         measured_with: digest of what decides the measurements.
+        samples: where the results of every token are that `quality` summarizes.
     """
 
     name: str
@@ -49,6 +66,7 @@ class StepRecord:
     notes: list[str] = field(default_factory=list)
     key: str | None = None
     measured_with: str | None = None
+    samples: SamplesRecord | None = None
 
 
 @dataclass
@@ -74,13 +92,18 @@ class ArtifactRecord:
 
 @dataclass
 class TextRecord:
-    """Tokens that were used: where from, how many, and their hash."""
+    """Tokens that were used: where from, how many, and their hash.
+
+    Attributes:
+        documents: how many documents the tokens are of; None for running text, which does not say where one ends.
+    """
 
     source: str
     windows: int
     length: int
     digest: str
     notes: list[str] = field(default_factory=list)
+    documents: int | None = None
 
 
 @dataclass
@@ -120,8 +143,9 @@ def load_ledger(path: Path) -> Ledger:
         raise InputError(f"There is no ledger at {file}.") from error
     except ValidationError as error:
         raise InputError(f"{file} is not a ledger: {error.errors()[0]['msg']}.") from error
-    if ledger.schema != SCHEMA:
-        raise InputError(f"{file} has ledger schema {ledger.schema}; this version reads {SCHEMA}.")
+    if ledger.schema not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise InputError(f"{file} has ledger schema {ledger.schema}; this version reads {known}.")
     return ledger
 
 

@@ -25,6 +25,7 @@ from compressor.files import TEMPORARY_PREFIX, digest_json, folder_bytes, remove
 from compressor.ledger import ArtifactRecord, Ledger, StepRecord, TextRecord
 from compressor.lowering import Lowering, artifact_bits
 from compressor.measure.memory import PeakMemory
+from compressor.measure.samples import SAMPLES_FOLDER
 from compressor.pass_ import Need, Pass, PassContext, Progress
 from compressor.quantized import Scheme
 from compressor.recipe import Recipe
@@ -42,10 +43,14 @@ MERGED = (
 
 
 class TokenSet(Protocol):
-    """Windows of tokens, and where they come from. `tokens` is int64 [windows, length]."""
+    """Windows of tokens, and where they come from. `tokens` is int64 [windows, length], and so is `origins`, the
+    number of each token's document; None for running text.
+    """
 
     @property
     def tokens(self) -> torch.Tensor: ...
+    @property
+    def origins(self) -> torch.Tensor | None: ...
     @property
     def digest(self) -> str: ...
     @property
@@ -117,7 +122,7 @@ class Run:
     def _scratch(self) -> Iterator[Path]:
         """A folder for what measuring needs and nobody keeps; leftovers of a killed run go first."""
         out = self.settings.out
-        for folder in (out, out / "steps"):
+        for folder in (out, out / "steps", out / SAMPLES_FOLDER):
             remove_leftovers(folder)
         scratch = out / f"{TEMPORARY_PREFIX}scratch"
         try:
@@ -149,13 +154,14 @@ class Run:
         evaluation = self.texts.evaluation(self.recipe, tokenizer) if judged else None
         for role, text in (("calibration", calibration), ("evaluation", evaluation)):
             if text is not None:
-                windows, length = text.tokens.shape
-                self.ledger.texts[role] = TextRecord(text.source, windows, length, text.digest, list(text.notes))
+                self.ledger.texts[role] = _text_record(text)
         self.ledger.warnings += self.texts.warnings(calibration, evaluation)
         if measure.texts is None and measure.effort != "none":
             self.ledger.warnings.append("Accuracy was not measured: no held-out text was given (--eval).")
         tokens = None if evaluation is None else evaluation.tokens
-        self.evaluator = Evaluator(self.original, tokens, measure, scratch, self.progress)
+        origins = None if evaluation is None or evaluation.origins is None else evaluation.origins.int().numpy()
+        out = self.settings.out
+        self.evaluator = Evaluator(self.original, tokens, measure, scratch, self.progress, out, origins)
         return calibration
 
     def _wants_calibration(self) -> bool:
@@ -228,7 +234,7 @@ class Run:
     def _record(self, row: StepRecord, checkpoint: Checkpoint) -> None:
         """Add a row, measured unless an earlier run measured it with the same tokens and workload."""
         self._add(row)  # on disk before measuring, so that a killed run keeps the pass's time and memory
-        if row.measured_with is None or row.measured_with != self.evaluator.key:
+        if not self.evaluator.has_measured(row):
             self.evaluator.measure_checkpoint(checkpoint, row)
             self.ledger.save(self.settings.out)
 
@@ -263,7 +269,7 @@ class Run:
         if reason is not None:
             self.shipped.not_run = reason
             rows = [self.shipped]
-        elif any(row.measured_with != self.evaluator.key for row in rows):
+        elif not all(self.evaluator.has_measured(row) for row in rows):
             try:
                 self._run_artifact(rows, artifact, original, scratch)
             except RunError as error:  # the artifact is made and verified; only running it here failed
@@ -393,6 +399,12 @@ def _finished_step(folder: Path, key: str) -> Checkpoint:
             "Remove it to compute it again, or choose another output folder.",
         )
     return Checkpoint.open(folder)
+
+
+def _text_record(text: TokenSet) -> TextRecord:
+    windows, length = text.tokens.shape
+    documents = None if text.origins is None else len(text.origins.unique())
+    return TextRecord(text.source, windows, length, text.digest, list(text.notes), documents)
 
 
 def _size(checkpoint: Checkpoint) -> dict[str, Any]:

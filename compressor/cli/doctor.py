@@ -15,11 +15,11 @@ PACKAGES = {
     "torch": (None, "running models block by block"),
     "transformers": (None, "layer code and tokenizers"),
     "compressed-tensors": (None, "the independent reader of steps"),
+    "pyarrow": (None, "what was measured of every token; parquet files as text"),
     "onnxruntime": ("onnx", "ONNX targets: reading back and running"),
     "onnxruntime-genai": ("onnx", "generating with ONNX artifacts"),
     "gguf": ("gguf", "reading .gguf models; GGUF targets"),
     "datasets": ("data", "datasets ids as text"),
-    "pyarrow": ("data", "parquet files as text"),
     "peft": ("lora", "training LoRA adapters; merging them needs nothing more"),
 }
 

@@ -8,7 +8,7 @@ Standard errors are over windows: tokens of one window are not independent of ea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,36 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class TokenScores:
+    """What the original and another model make of every predicted token. All arrays are [windows, length - 1].
+
+    Attributes:
+        original_loss: negative log-likelihood of the token under the original, in nats, float32.
+        loss: the same under the other model.
+        kl: KL(original || other) of the two predictions, in nats, float32.
+        same_top1: whether both find the same token most likely.
+        original_correct: whether the token is the one that the original found most likely.
+        correct: whether it is the one that the other model found most likely.
+    """
+
+    original_loss: np.ndarray
+    loss: np.ndarray
+    kl: np.ndarray
+    same_top1: np.ndarray
+    original_correct: np.ndarray
+    correct: np.ndarray
+
+    def windows(self) -> np.ndarray:
+        """Means over each window as `summarize` takes them, float64 [windows, 4]."""
+        kept = (self.original_loss, self.loss, self.kl, self.same_top1)
+        return np.stack([column.mean(axis=1, dtype=np.float64) for column in kept], axis=1)
+
+    @property
+    def quality(self) -> Quality:
+        return summarize(self.windows())
+
+
+@dataclass(frozen=True)
 class Reference:
     """The original model on the evaluation tokens.
 
@@ -63,13 +93,8 @@ class Reference:
         return cls(checkpoint, tokens, states)
 
 
-def checkpoint_quality(checkpoint: Checkpoint, reference: Reference, progress: Report) -> Quality:
-    """Quality of a step, run block by block with transformers' layer code in float32."""
-    return summarize(checkpoint_windows(checkpoint, reference, progress))
-
-
-def checkpoint_windows(checkpoint: Checkpoint, reference: Reference, progress: Report) -> np.ndarray:
-    """What `summarize` takes, window by window, so that two checkpoints can be compared in pairs."""
+def checkpoint_scores(checkpoint: Checkpoint, reference: Reference, progress: Report) -> TokenScores:
+    """Scores of a step, run block by block with transformers' layer code in float32."""
     if checkpoint is reference.checkpoint:
         states = reference.states
     else:
@@ -83,8 +108,8 @@ def checkpoint_windows(checkpoint: Checkpoint, reference: Reference, progress: R
     return _compare(reference, chunks)
 
 
-def session_quality(session: Session, reference: Reference, progress: Report) -> Quality:
-    """Quality of an artifact in its own runtime."""
+def session_scores(session: Session, reference: Reference, progress: Report) -> TokenScores:
+    """Scores of an artifact in its own runtime."""
     windows = reference.tokens.shape[0]
 
     def chunks(window: int) -> Iterator[tuple[int, torch.Tensor]]:
@@ -92,7 +117,7 @@ def session_quality(session: Session, reference: Reference, progress: Report) ->
             yield start, torch.from_numpy(logits)
         progress(window + 1, windows)
 
-    return summarize(_compare(reference, chunks))
+    return _compare(reference, chunks)
 
 
 def summarize(windows: np.ndarray) -> Quality:
@@ -116,19 +141,20 @@ def _final_states(checkpoint: Checkpoint, tokens: torch.Tensor, progress: Report
     return Decoder(checkpoint).final_states(tokens, lambda index: progress(index, layers))
 
 
-def _compare(reference: Reference, candidate: Callable[[int], Iterator[tuple[int, torch.Tensor]]]) -> np.ndarray:
+def _compare(reference: Reference, candidate: Callable[[int], Iterator[tuple[int, torch.Tensor]]]) -> TokenScores:
     head = Decoder(reference.checkpoint).head()
-    windows = range(len(reference.tokens))
-    return np.array([_compare_window(reference, head, window, candidate(window)) for window in windows])
+    windows = [_compare_window(reference, head, at, candidate(at)) for at in range(len(reference.tokens))]
+    names = [field.name for field in fields(TokenScores)]
+    return TokenScores(**{name: np.stack([window[name] for window in windows]) for name in names})
 
 
 @torch.no_grad()
 def _compare_window(
     reference: Reference, head: torch.Tensor, window: int, candidate: Iterator[tuple[int, torch.Tensor]]
-) -> np.ndarray:
-    """Means over one window's predicted tokens: original's loss, candidate's loss, KL, agreement."""
+) -> dict[str, np.ndarray]:
+    """The fields of `TokenScores` for one window, [length - 1] each."""
     tokens, states = reference.tokens[window], reference.states[window]
-    sums = torch.zeros(4, dtype=torch.float64)
+    parts: list[dict[str, torch.Tensor]] = []
     for start, logits in candidate:
         for offset, part in _parts(logits, logits.shape[1]):
             first = start + offset
@@ -136,21 +162,22 @@ def _compare_window(
             kept = len(targets)  # the last position of a window predicts a token we do not have
             ours = torch.log_softmax(part[:kept], dim=-1)
             original = torch.log_softmax(states[first : first + kept] @ head.T, dim=-1)
-            sums += _token_sums(original, ours, targets)
-    return (sums / (len(tokens) - 1)).numpy()
+            parts.append(_token_scores(original, ours, targets))
+    return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
 
-def _token_sums(original: torch.Tensor, ours: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _token_scores(original: torch.Tensor, ours: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
     picked = targets.unsqueeze(1)
-    divergence = torch.nn.functional.kl_div(ours, original, reduction="sum", log_target=True)
-    return torch.stack(
-        [
-            -original.gather(1, picked).double().sum(),
-            -ours.gather(1, picked).double().sum(),
-            divergence.double(),
-            (original.argmax(-1) == ours.argmax(-1)).double().sum(),
-        ]
-    )
+    divergence = torch.nn.functional.kl_div(ours, original, reduction="none", log_target=True)
+    first, second = original.argmax(-1), ours.argmax(-1)
+    return {
+        "original_loss": -original.gather(1, picked).squeeze(1),
+        "loss": -ours.gather(1, picked).squeeze(1),
+        "kl": divergence.sum(-1),
+        "same_top1": first == second,
+        "original_correct": first == targets,
+        "correct": second == targets,
+    }
 
 
 def _parts(rows: torch.Tensor, vocab_size: int) -> Iterator[tuple[int, torch.Tensor]]:

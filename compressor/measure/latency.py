@@ -33,6 +33,8 @@ class Latency:
         ttft_ms: time to first token (prompt processing), p50 and p95 over the repeats.
         itl_ms: time per further token, p50 and p95 over all of them.
         tokens_per_s: generated tokens over the batch per second of decoding, with its standard error over repeats.
+        repeats: of each repeat, in the order they ran: `ttft_ms`, and `itl_ms` as the mean over its further tokens.
+        turns: names of the rows that took turns, this one among them: repeats of two such rows are pairs.
     """
 
     batch: int
@@ -41,6 +43,8 @@ class Latency:
     ttft_ms: dict[str, float]
     itl_ms: dict[str, float]
     tokens_per_s: Estimate
+    repeats: dict[str, list[float]] = field(default_factory=dict)
+    turns: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -66,7 +70,7 @@ def measure_latency(
                 times[name].first.append(first)
                 times[name].next.append(following)
         progress(repeat + 2, workload.repeats + 1)
-    return {name: _summary(workload, taken) for name, taken in times.items()}
+    return {name: _summary(workload, taken, list(sessions)) for name, taken in times.items()}
 
 
 def _generate(session: Session, prompt: np.ndarray, output: int) -> tuple[float, list[float]]:
@@ -82,7 +86,7 @@ def _generate(session: Session, prompt: np.ndarray, output: int) -> tuple[float,
     return first, following
 
 
-def _summary(workload: Workload, times: _Times) -> Latency:
+def _summary(workload: Workload, times: _Times, turns: list[str]) -> Latency:
     speeds = np.array([workload.batch * len(steps) / sum(steps) for steps in times.next])
     return Latency(
         batch=workload.batch,
@@ -91,4 +95,9 @@ def _summary(workload: Workload, times: _Times) -> Latency:
         ttft_ms=percentiles([1e3 * seconds for seconds in times.first]),
         itl_ms=percentiles([1e3 * seconds for steps in times.next for seconds in steps]),
         tokens_per_s=mean(speeds),
+        repeats={
+            "ttft_ms": [1e3 * seconds for seconds in times.first],
+            "itl_ms": [1e3 * sum(steps) / len(steps) for steps in times.next],
+        },
+        turns=turns,
     )

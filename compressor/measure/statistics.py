@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LARGEST_EXPONENT = 709.0  # exp of more is no float: the loss of a model that is broken
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -25,7 +27,7 @@ def mean(observations: np.ndarray) -> Estimate:
 
 def exponential(estimate: Estimate, shift: float = 0.0) -> Estimate:
     """exp(x) + shift of an estimated x, its error by the delta method."""
-    value = math.exp(estimate.value)
+    value = math.exp(estimate.value) if estimate.value < LARGEST_EXPONENT else math.inf
     return Estimate(value + shift, None if estimate.stderr is None else value * estimate.stderr)
 
 

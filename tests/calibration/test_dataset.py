@@ -210,6 +210,20 @@ def test_token_set_says_where_it_comes_from(tmp_path, byte_tokenizer):
     assert found.digest == digest_tokens(found.tokens)
 
 
+@pytest.mark.parametrize("seed", [None, 0])
+def test_every_token_knows_its_document(byte_tokenizer, seed):
+    texts = ["a" * 7, "", "b" * 5, "c" * 20, "d" * 9]
+    found = windows(Listed(texts), byte_tokenizer, 3, 12, seed)
+    letters = ids(byte_tokenizer, "abcd")
+    for token, document in zip(found.tokens.flatten(), found.origins.flatten(), strict=True):
+        assert token == EOS or letters[document] == token
+    assert len(found.origins.unique()) > 1
+
+
+def test_running_text_does_not_say_where_documents_end(byte_tokenizer):
+    assert windows(Listed(["ab", "cd"], "running"), byte_tokenizer, 1, 4).origins is None
+
+
 def test_digest_knows_values_and_shape():
     tokens = torch.arange(12)
     assert digest_tokens(tokens.view(3, 4)) == digest_tokens(tokens.clone().view(3, 4))

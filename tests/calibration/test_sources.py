@@ -152,11 +152,10 @@ def test_truncated_parquet(tmp_path, byte_tokenizer):
         documents(tmp_path / "a.parquet", byte_tokenizer)
 
 
-def test_missing_package_is_named(tmp_path, byte_tokenizer, monkeypatch):
-    write_parquet(tmp_path / "a.parquet", {"text": ["x"]})
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtra, match="needs the package pyarrow") as caught:
-        documents(tmp_path / "a.parquet", byte_tokenizer)
+def test_missing_package_is_named(byte_tokenizer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtra, match="needs the package datasets") as caught:
+        documents("org/name", byte_tokenizer)
     assert "[data]" in caught.value.hint
 
 

@@ -1,9 +1,12 @@
 """The command line as a user meets it: results on stdout, one sentence on stderr, the right exit code."""
 
+import hashlib
 import json
+import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 
@@ -37,10 +40,10 @@ def test_the_whole_way_leaves_what_scripts_rely_on(llmc, tiny_model, tmp_path, w
     assert code == 0
     assert "bit-identical" in shown
     names = {path.name for path in out.iterdir()}
-    assert names == {"artifact", "steps", "ledger.json", "report.md", "recipe.yaml", "run.sh"}
+    assert names == {"artifact", "steps", "samples", "ledger.json", "report.md", "recipe.yaml", "run.sh"}
     assert [path.name for path in (out / "steps").iterdir()] == ["01-gptq"]
     ledger = json.loads((out / "ledger.json").read_text())
-    assert ledger["schema"] == 1
+    assert ledger["schema"] == 2
     assert [row["name"] for row in ledger["steps"]] == ["original", "gptq:group_size=32", "hf"]
     step = ledger["steps"][1]
     assert step["seconds"] > 0
@@ -287,7 +290,7 @@ def test_resume_computes_nothing_twice(llmc, tiny_model, tmp_path, workload, mon
         raise AssertionError("computed twice")
 
     monkeypatch.setattr(GPTQ, "apply", forbidden)
-    monkeypatch.setattr("compressor.evaluator.checkpoint_quality", forbidden)
+    monkeypatch.setattr("compressor.evaluator.checkpoint_scores", forbidden)
     code, _, err = compress(llmc, root, out, *workload, "--resume")
     assert code == 0, err
     after = json.loads((out / "ledger.json").read_text())
@@ -305,6 +308,57 @@ def test_resume_measures_again_when_the_held_out_text_is_another(llmc, tiny_mode
     after = json.loads((out / "ledger.json").read_text())["steps"][1]
     assert after["seconds"] == before["seconds"]
     assert after["quality"] != before["quality"]
+
+
+def test_every_row_keeps_what_was_measured_of_every_token(llmc, tiny_model, tmp_path, workload):
+    from compressor.ledger import load_ledger
+    from compressor.measure import samples
+
+    out = tmp_path / "out"
+    compress(llmc, tiny_model("llama"), out, *workload)
+    ledger = load_ledger(out)
+    original, *others = [samples.read(out, row.samples) for row in ledger.steps]
+    assert len(others) == 2
+    for row, found in zip(ledger.steps[1:], others, strict=True):
+        assert found["loss"].mean() == pytest.approx(math.log(row.quality.perplexity.value), rel=1e-5)
+        assert np.array_equal(found["original_loss"], original["loss"])
+        assert np.array_equal(found["token"], original["token"])
+        assert len(row.latency[0].repeats["ttft_ms"]) == 5
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_resume_measures_again_what_lost_its_samples(llmc, tiny_model, tmp_path, workload, damage):
+    root, out = tiny_model("llama"), tmp_path / "out"
+    compress(llmc, root, out, *workload)
+    before = json.loads((out / "ledger.json").read_text())["steps"][1]["samples"]
+    damage(out / before["path"])
+    assert compress(llmc, root, out, *workload, "--resume")[0] == 0
+    assert json.loads((out / "ledger.json").read_text())["steps"][1]["samples"] == before
+    assert hashlib.sha256((out / before["path"]).read_bytes()).hexdigest() == before["sha256"]
+
+
+def test_the_documents_of_records_are_known(llmc, tiny_model, tmp_path, workload):
+    from compressor.ledger import load_ledger
+    from compressor.measure import samples
+
+    texts, out = tmp_path / "text.jsonl", tmp_path / "out"
+    texts.write_text("\n".join(json.dumps({"text": line}) for line in TEXT.splitlines()[:12]) + "\n\n")
+    workload[workload.index("--eval") + 1] = texts
+    compress(llmc, tiny_model("llama"), out, *workload)
+    ledger = load_ledger(out)
+    found = samples.read(out, ledger.steps[1].samples)
+    assert ledger.texts["evaluation"].documents == len(set(found["document"])) > 8
+    assert ledger.texts["calibration"].documents is None
+
+
+def test_held_out_text_that_is_not_utf8_is_refused(llmc, tiny_model, tmp_path, workload):
+    text = tmp_path / "latin.txt"
+    text.write_bytes(TEXT.encode() + b"\xe9\n\n" + TEXT.encode())
+    workload[workload.index("--eval") + 1] = text
+    code, _, err = compress(llmc, tiny_model("llama"), tmp_path / "out", *workload)
+    assert code == 2
+    assert "is not UTF-8 text" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_resume_refuses_a_step_of_another_recipe(llmc, tiny_model, tmp_path, workload):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from compressor.checkpoint import Checkpoint
-from compressor.measure.accuracy import Reference, checkpoint_quality, session_quality
+from compressor.measure.accuracy import Reference, checkpoint_scores, session_scores
 from compressor.quantized import Scheme
 from passes.grid import fit_grid, quantize
 
@@ -46,7 +46,7 @@ def by_hand(original, candidate):
 
 def test_figures_equal_those_from_whole_logits(original, rounded, tmp_path):
     reference = Reference.make(original, TOKENS, tmp_path / "states.npy", silent)
-    quality = checkpoint_quality(rounded, reference, silent)
+    quality = checkpoint_scores(rounded, reference, silent).quality
     losses, kl, same = by_hand(original, rounded)
     assert quality.perplexity.value == pytest.approx(losses.mean().exp().item(), rel=1e-5)
     assert quality.kl.value == pytest.approx(kl.mean().item(), rel=1e-3)
@@ -57,7 +57,7 @@ def test_figures_equal_those_from_whole_logits(original, rounded, tmp_path):
 
 def test_the_original_does_not_differ_from_itself(original, tmp_path):
     reference = Reference.make(original, TOKENS, tmp_path / "states.npy", silent)
-    quality = checkpoint_quality(original, reference, silent)
+    quality = checkpoint_scores(original, reference, silent).quality
     assert quality.kl.value == 0
     assert quality.top1.value == 1
     assert quality.perplexity_increase.value == 0
@@ -73,24 +73,36 @@ def test_a_session_gives_the_same_figures_whatever_its_chunks(original, rounded,
                 yield start, whole[start : start + 7]
 
     reference = Reference.make(original, TOKENS, tmp_path / "states.npy", silent)
-    streamed = checkpoint_quality(rounded, reference, silent)
-    session = session_quality(Chunked.of(rounded), reference, silent)
+    streamed = checkpoint_scores(rounded, reference, silent).quality
+    session = session_scores(Chunked.of(rounded), reference, silent).quality
     for name in ("perplexity", "kl", "top1", "perplexity_increase"):
         assert getattr(session, name).value == pytest.approx(getattr(streamed, name).value, abs=1e-4)
 
 
 def test_many_small_parts_equal_one_large_one(original, rounded, tmp_path, monkeypatch):
     reference = Reference.make(original, TOKENS, tmp_path / "states.npy", silent)
-    whole = checkpoint_quality(rounded, reference, silent)
+    whole = checkpoint_scores(rounded, reference, silent).quality
     monkeypatch.setattr("compressor.measure.accuracy.LOGITS_AT_ONCE", 288 * 5)
-    parts = checkpoint_quality(rounded, reference, silent)
+    parts = checkpoint_scores(rounded, reference, silent).quality
     assert parts.kl.value == pytest.approx(whole.kl.value, rel=1e-4)
     assert parts.top1.value == whole.top1.value
 
 
+def test_scores_are_those_of_every_token(original, rounded, tmp_path):
+    reference = Reference.make(original, TOKENS, tmp_path / "states.npy", silent)
+    found = checkpoint_scores(rounded, reference, silent)
+    losses, kl, same = (values.detach().numpy() for values in by_hand(original, rounded))
+    assert found.loss == pytest.approx(losses, abs=1e-4)
+    assert found.kl == pytest.approx(kl, abs=1e-4)
+    assert np.array_equal(found.same_top1, same.astype(bool))
+    own = checkpoint_scores(original, reference, silent)
+    assert np.array_equal(own.loss, found.original_loss)
+    assert np.array_equal(own.correct, found.original_correct)
+
+
 def test_one_window_has_no_standard_error(original, tmp_path):
     reference = Reference.make(original, TOKENS[:1], tmp_path / "states.npy", silent)
-    assert checkpoint_quality(original, reference, silent).perplexity.stderr is None
+    assert checkpoint_scores(original, reference, silent).quality.perplexity.stderr is None
 
 
 def test_reference_states_live_on_disk(original, tmp_path):

@@ -31,6 +31,8 @@ def test_sessions_take_turns_and_the_first_round_is_not_counted():
     assert all(shape == (3, 16) for _, what, shape in log if what == "prefill")
     assert sum(what == "decode" for _, what, _ in log) == 3 * 2 * 3
     assert result["a"].batch == 3
+    assert result["a"].turns == result["b"].turns == ["a", "b"]
+    assert len(result["a"].repeats["itl_ms"]) == 2
     assert result["a"].ttft_ms["p50"] <= result["a"].ttft_ms["p95"]
 
 
@@ -43,3 +45,4 @@ def test_tokens_per_second_count_the_whole_batch(monkeypatch):
     assert result.ttft_ms["p50"] == 500.0
     assert result.tokens_per_s.value == pytest.approx(8.0)
     assert result.tokens_per_s.stderr == pytest.approx(0.0)
+    assert result.repeats == {"ttft_ms": [500.0, 500.0], "itl_ms": [500.0, 500.0]}

@@ -20,5 +20,9 @@ def test_exponential_carries_the_error():
     assert exponential(Estimate(0.0, None), shift=-1) == Estimate(0.0, None)
 
 
+def test_a_loss_beyond_all_bounds_is_an_infinite_perplexity():
+    assert exponential(Estimate(1000.0, 1.0)).value == math.inf
+
+
 def test_percentiles():
     assert percentiles(list(range(101))) == {"p50": 50.0, "p95": 95.0}

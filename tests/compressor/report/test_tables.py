@@ -80,12 +80,3 @@ def test_markdown_has_tables_of_equal_width(ledger):
 def test_the_ledger_file_round_trips(ledger, tmp_path):
     ledger.save(tmp_path)
     assert load_ledger(tmp_path) == ledger
-
-
-def test_a_ledger_of_another_schema_is_refused(ledger, tmp_path):
-    from compressor.errors import InputError
-
-    ledger.schema = 99
-    ledger.save(tmp_path)
-    with pytest.raises(InputError, match="schema 99"):
-        load_ledger(tmp_path)
