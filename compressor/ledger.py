@@ -19,7 +19,14 @@ from compressor.measure.latency import Latency
 SCHEMA = 2
 READABLE = (1, 2)  # what 2 adds to 1 may be absent
 LEDGER_FILE = "ledger.json"
-REPORTED_PACKAGES = ("torch", "transformers", "compressed-tensors", "onnxruntime", "onnxruntime-genai")
+REPORTED_PACKAGES = (
+    "torch",
+    "transformers",
+    "compressed-tensors",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "tensorrt-rtx-cu13-bindings",
+)
 
 
 @dataclass

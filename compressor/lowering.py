@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from compressor.probe import Probe, open_session, record
 from compressor.target import Artifact, Target
 from compressor.verify import verify
 
+ENGINE = ".engine"  # what is deployed where there is one, whatever lies beside it
 WEIGHT_FILES = (".safetensors", ".onnx", ".data", ".gguf")
 
 
@@ -111,5 +113,8 @@ class Lowering:
 
 def artifact_bits(folder: Path, checkpoint: Checkpoint) -> float:
     """Bits per weight: 8 x bytes of the weight files / parameters of the model."""
-    weights = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in WEIGHT_FILES)
-    return 8 * weights / checkpoint.architecture.parameters
+    sizes: Counter[bool] = Counter()
+    for path in folder.rglob("*"):
+        if path.suffix in (ENGINE, *WEIGHT_FILES):
+            sizes[path.suffix == ENGINE] += path.stat().st_size
+    return 8 * (sizes[True] or sizes[False]) / checkpoint.architecture.parameters

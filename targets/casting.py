@@ -17,7 +17,7 @@ DTYPE_HELP = (
     "dtype of what stays unquantized; auto keeps a 16-bit one and makes float32 bfloat16, which cannot overflow"
 )
 
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -25,7 +25,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def cast_dtype(choice: ServedDtype, stored: torch.dtype) -> torch.dtype:
+def cast_dtype(choice: ServedDtype | Literal["float32"], stored: torch.dtype) -> torch.dtype:
     """The dtype that a tensor stored in `stored` gets."""
     if choice != "auto":
         return _DTYPES[choice]
@@ -63,7 +63,12 @@ class Caster:
         InputError: `choice` is auto, and the checkpoint's tensors would end in two different dtypes.
     """
 
-    def __init__(self, choice: ServedDtype, checkpoint: Checkpoint, remedy: str = "dtype=bfloat16 works.") -> None:
+    def __init__(
+        self,
+        choice: ServedDtype | Literal["float32"],
+        checkpoint: Checkpoint,
+        remedy: str = "dtype=bfloat16 works.",
+    ) -> None:
         self.dtype, self._remedy = _common_dtype(choice, checkpoint), remedy
         self._casts: Counter[torch.dtype] = Counter()
         self._flushed = 0
@@ -131,7 +136,7 @@ def _legacy_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_theta": rope["rope_theta"], "rope_scaling": None if rope.get("rope_type") == "default" else scaling}
 
 
-def _common_dtype(choice: ServedDtype, checkpoint: Checkpoint) -> torch.dtype:
+def _common_dtype(choice: ServedDtype | Literal["float32"], checkpoint: Checkpoint) -> torch.dtype:
     # Codes that are stored as they are lie under the name of the weight.
     codes = {f"{layer}.weight" for layer in checkpoint.schemes}
     parameters = checkpoint.architecture.tensor_shapes().keys() - codes

@@ -18,6 +18,7 @@ PACKAGES = {
     "pyarrow": (None, "what was measured of every token; parquet files as text"),
     "onnxruntime": ("onnx", "ONNX targets: reading back and running"),
     "onnxruntime-genai": ("onnx", "generating with ONNX artifacts"),
+    "tensorrt-rtx-cu13-bindings": ("trtrtx", "building TensorRT-RTX engines"),
     "gguf": ("gguf", "reading .gguf models; GGUF targets"),
     "datasets": ("data", "datasets ids as text"),
     "peft": ("lora", "training LoRA adapters; merging them needs nothing more"),

@@ -38,8 +38,13 @@ def write_config(
     architecture: Architecture,
     out: Path,
     cache_dtype: torch.dtype = torch.float32,
+    shares_cache: bool = True,
 ) -> None:
-    """Write genai_config.json for the model folder `model` into `out`."""
+    """Write genai_config.json for the model folder `model` into `out`.
+
+    Args:
+        shares_cache: whether the graph can write the new part of the cache into the buffer that holds the old one.
+    """
     generation = _read_json(model / "generation_config.json")
     value = {
         "model": {
@@ -51,6 +56,7 @@ def write_config(
         },
         "search": _search(architecture, generation, cache_dtype),
     }
+    value["search"]["past_present_share_buffer"] &= shares_cache
     write_json(out / CONFIG_FILE, value)
 
 

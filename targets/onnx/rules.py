@@ -30,6 +30,17 @@ def external_tensors(root: Path) -> Iterator[StoredTensor]:
             yield StoredTensor(place.location, tensor.name, start, start + (place.length or 0))
 
 
+def operators(root: Path) -> set[str]:
+    """The operators of the graph, those of other domains than ONNX's with their domain."""
+    nodes = onnx.load(root / GRAPH, load_external_data=False).graph.node
+    return {f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes}
+
+
+def foreign_operators(root: Path) -> list[str]:
+    """A sentence for each operator that the ONNX standard does not have."""
+    return [f"{GRAPH} has the operator {name}, which is not ONNX's." for name in sorted(operators(root)) if "." in name]
+
+
 def check_folder(root: Path) -> list[str]:
     """Every rule that the folder breaks, a sentence each."""
     try:

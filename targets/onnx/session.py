@@ -88,6 +88,8 @@ class OnnxSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads or 0
         options.log_severity_level = 3
+        # Of products with dequantized weights, which become MatMulNBits: no rounding of activations.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         return options
 
 

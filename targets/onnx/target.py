@@ -57,7 +57,7 @@ class _Onnx(Target):
         return None
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
-        _require_packages()
+        require_packages()
         import onnx
 
         from targets.onnx import genai, graph, weights
@@ -74,7 +74,7 @@ class _Onnx(Target):
         return _widening_notes(checkpoint) if caster is None else caster.notes
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
-        _require_packages()
+        require_packages()
         from targets.onnx.reader import read_weights
 
         return read_weights(artifact.root)
@@ -83,19 +83,19 @@ class _Onnx(Target):
         return weight if isinstance(weight, QuantizedWeight) else weight.to(self.compute)
 
     def stored_tensors(self, artifact: Artifact) -> Iterator[StoredTensor]:
-        _require_packages()
+        require_packages()
         from targets.onnx.rules import external_tensors
 
         return external_tensors(artifact.root)
 
     def broken_rules(self, artifact: Artifact) -> list[str]:
-        _require_packages()
+        require_packages()
         from targets.onnx.rules import check_folder
 
         return check_folder(artifact.root)
 
     def tolerance(self, artifact: Artifact) -> Tolerance:
-        _require_packages()
+        require_packages()
         from targets.onnx.session import rounds_activations
 
         if rounds_activations(artifact.root):
@@ -103,7 +103,7 @@ class _Onnx(Target):
         return _HALF if self.compute == torch.float16 else super().tolerance(artifact)
 
     def why_not_run(self) -> str | None:
-        missing = _missing_package()
+        missing = missing_package()
         return None if missing is None else f"{missing} is not installed (pip install 'llmc-compiler[onnx]')"
 
     def open(self, artifact: Artifact, **options: Any) -> Session:
@@ -112,21 +112,13 @@ class _Onnx(Target):
         Args:
             options: `accuracy_level` and `threads`, see `targets.onnx.session.OnnxSession`.
         """
-        _require_packages()
+        require_packages()
         from targets.onnx.session import OnnxSession
 
         return OnnxSession(artifact.root, **options)
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
-        return "python -c " + shlex.quote(
-            "import onnxruntime_genai as og; "
-            f"model = og.Model({json.dumps(path)}); tokenizer = og.Tokenizer(model); "
-            "parameters = og.GeneratorParams(model); parameters.set_search_options(max_length=100); "
-            "generator = og.Generator(model, parameters); "
-            'generator.append_tokens(tokenizer.encode("Once upon a time")); '
-            "any(generator.generate_next_token() for _ in iter(generator.is_done, True)); "
-            "print(tokenizer.decode(generator.get_sequence(0)))"
-        )
+        return run_with_genai(path)
 
 
 @dataclass(frozen=True)
@@ -234,12 +226,27 @@ class OnnxInt4(_Quantized):
         return self.accuracy_level
 
 
-def _missing_package() -> str | None:
+def run_with_genai(path: str) -> str:
+    """The command line that generates with the folder at `path`."""
+    return "python -c " + shlex.quote(
+        "import onnxruntime_genai as og; "
+        f"model = og.Model({json.dumps(path)}); tokenizer = og.Tokenizer(model); "
+        "parameters = og.GeneratorParams(model); parameters.set_search_options(max_length=100); "
+        "generator = og.Generator(model, parameters); "
+        'generator.append_tokens(tokenizer.encode("Once upon a time")); '
+        "any(generator.generate_next_token() for _ in iter(generator.is_done, True)); "
+        "print(tokenizer.decode(generator.get_sequence(0)))"
+    )
+
+
+def missing_package() -> str | None:
+    """The first package that ONNX files need and that is not installed."""
     return next((package for package in ("onnx", "onnxruntime") if find_spec(package) is None), None)
 
 
-def _require_packages() -> None:
-    missing = _missing_package()
+def require_packages() -> None:
+    """Refuse to go on without the packages that ONNX files need."""
+    missing = missing_package()
     if missing is not None:
         raise MissingExtra(missing, "onnx", "An ONNX Runtime target")
 

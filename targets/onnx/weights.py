@@ -38,12 +38,16 @@ class DataFile:
     def write(self, views: Mapping[str, Shape], dtype: torch.dtype, chunks: Iterable[torch.Tensor]) -> None:
         """Append a tensor, given as consecutive pieces of its memory, under each name with the shape it has there."""
         (length,) = {torch.Size(shape).numel() * dtype.itemsize for shape in views.values()}
+        self.append(views, ONNX_TYPES[dtype], length, (chunk.to(dtype) for chunk in chunks))
+
+    def append(self, views: Mapping[str, Shape], kind: int, length: int, chunks: Iterable[torch.Tensor]) -> None:
+        """Append the bytes of a tensor of the ONNX type `kind`, `length` of them."""
         self._file.seek(-self._file.tell() % (PAGE if length >= LARGE else LINE), 1)
         offset = self._file.tell()
         for chunk in chunks:
-            self._file.write(chunk.to(dtype).contiguous().view(torch.uint8).numpy().data)
+            self._file.write(chunk.contiguous().view(torch.uint8).numpy().data)
         assert self._file.tell() == offset + length, views
-        self.initializers += [_reference(name, shape, dtype, offset, length) for name, shape in views.items()]
+        self.initializers += [_reference(name, shape, kind, offset, length) for name, shape in views.items()]
 
 
 def stream(plan: Plan, checkpoint: Checkpoint, caster: Caster | None, data: DataFile, progress: Progress) -> None:
@@ -146,8 +150,8 @@ def _row_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     return iter(tensor.split(max(1, ELEMENTS_PER_CHUNK // tensor[0].numel())))
 
 
-def _reference(name: str, shape: Shape, dtype: torch.dtype, offset: int, length: int) -> TensorProto:
-    tensor = TensorProto(name=name, dims=shape, data_type=ONNX_TYPES[dtype], data_location=TensorProto.EXTERNAL)
+def _reference(name: str, shape: Shape, kind: int, offset: int, length: int) -> TensorProto:
+    tensor = TensorProto(name=name, dims=shape, data_type=kind, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", DATA_FILE), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
     return tensor

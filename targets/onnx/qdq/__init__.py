@@ -1,0 +1,1 @@
+"""The model as ONNX of standard operators: quantized weights through DequantizeLinear, attention spelled out."""

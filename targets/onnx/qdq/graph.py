@@ -1,0 +1,224 @@
+"""Builds the decoder of standard ONNX operators: nodes, inputs and outputs. Weights are named here, written elsewhere.
+
+Nothing of it belongs to one runtime. Quantized weights are DequantizeLinear of the given integers, static activations
+QuantizeLinear and DequantizeLinear in front of the product: what TensorRT calls explicit quantization. A weight lies as
+[in_features, out_features] with blocks along axis 0, as weight-only exporters have it, and onnxruntime makes one
+MatMulNBits of such a pair of nodes. Operators: onnx/onnx, docs/Operators.md. Names of inputs and outputs: those of
+optimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+
+from compressor.architecture import EMBEDDING, Architecture
+from compressor.quantized import Scheme
+from targets.onnx.nodes import ONNX_TYPES, Nodes
+from targets.onnx.qdq.limits import block_size
+from targets.onnx.qdq.positions import Positions
+
+OPSET = 21  # the first with blocks and four bits in DequantizeLinear
+IR_VERSION = 10
+
+COSINES, SINES = "rotary.cosines", "rotary.sines"
+CODES, SCALES, INPUT_SCALE = ".codes", ".scales", ".input_scale"  # behind the name of a quantized weight
+GROUP_SIZE = "group_size"  # node metadata: the group size before scales were repeated over smaller blocks
+LAST_TOKEN = "last_token"  # name of the node that keeps one position of each row
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the graph of one checkpoint is made of; `compute` is the dtype of activations, scales and cache."""
+
+    architecture: Architecture
+    schemes: Mapping[str, Scheme]
+    compute: torch.dtype
+
+
+def build(plan: Plan) -> ModelProto:
+    """The model without its weights."""
+    decoder = Decoder(plan)
+    features = decoder.embed()
+    for index in range(plan.architecture.layers):
+        features = decoder.block(index, features)
+    decoder.head(features)
+    return decoder.model()
+
+
+class Decoder:
+    """The graph under construction. Values are called by name; features are [batch, current, hidden_size]."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._architecture, self._schemes, self._compute = plan.architecture, plan.schemes, plan.compute
+        self._linears, self._parameters = self._architecture.linears(), self._architecture.tensor_shapes().keys()
+        self._nodes = Nodes()
+        self._positions = Positions.measure(self._nodes)
+        windows = dict.fromkeys(self._architecture.windows)
+        self._masks = {window: self._positions.mask(self._nodes, self._compute, window) for window in windows}
+        self._cosines, self._sines = (self._angles(table) for table in (COSINES, SINES))
+
+    def embed(self) -> str:
+        return self._add("Gather", "embedding", EMBEDDING + ".weight", "input_ids")
+
+    def block(self, index: int, features: str) -> str:
+        prefix = f"model.layers.{index}."
+        attended = self._attention(index, self._norm(features, prefix + "input_layernorm"))
+        features = self._add("Add", prefix + "attended", features, attended)
+        gated = self._gated_mlp(prefix + "mlp.", self._norm(features, prefix + "post_attention_layernorm"))
+        return self._add("Add", prefix + "output", features, gated)
+
+    def head(self, features: str) -> None:
+        """Logits [batch, 1, vocab_size] of the last token of each row, wherever its padding is."""
+        normed = self._norm(features, "model.norm")
+        last = self._add("GatherND", LAST_TOKEN, normed, self._positions.last_of_step(self._nodes), batch_dims=1)
+        self._linear(EMBEDDING if self._architecture.tied_embeddings else "lm_head", last)
+        self._nodes.nodes[-1].output[0] = "logits"
+
+    def model(self) -> ModelProto:
+        kind = ONNX_TYPES[self._compute]
+        inputs, outputs = _inputs(self._architecture, kind), _outputs(self._architecture, kind)
+        graph = helper.make_graph(self._nodes.nodes, "decoder", inputs, outputs, self._nodes.constants)
+        opsets = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="llmc")
+
+    # ---- the parts of a block
+
+    def _norm(self, features: str, name: str) -> str:
+        """Root-mean-square norm. The mean is taken in float32: squares are beyond float16 early."""
+        wide = self._cast(features, torch.float32, name + "/wide")
+        square = self._add("Mul", name + "/square", wide, wide)
+        mean = self._add("ReduceMean", name + "/mean", square, self._integers([-1]), keepdims=1)
+        epsilon = self._nodes.constant(self._architecture.norm_epsilon, np.float32)
+        root = self._add("Sqrt", name + "/root", self._add("Add", name + "/shifted", mean, epsilon))
+        normed = self._cast(self._add("Div", name + "/normed", wide, root), self._compute, name + "/narrow")
+        return self._add("Mul", name, normed, name + ".weight")
+
+    def _attention(self, index: int, features: str) -> str:
+        name, shape = f"model.layers.{index}.self_attn", self._architecture
+        query, key, value = (self._linear(f"{name}.{part}_proj", features) for part in "qkv")
+        query = self._rotated(self._heads(query, f"{name}.q", shape.heads, shape.qk_norm), f"{name}.q")
+        key = self._rotated(self._heads(key, f"{name}.k", shape.kv_heads, shape.qk_norm), f"{name}.k")
+        value = self._heads(value, f"{name}.v", shape.kv_heads, normed=False)
+        keys, values = (self._cached(index, part, new) for part, new in (("key", key), ("value", value)))
+        scaled = self._add("Mul", name + "/scaled", query, self._number(shape.head_dim**-0.5))
+        turned = self._add("Transpose", name + "/keys", self._repeated(keys, name + "/key"), perm=[0, 1, 3, 2])
+        scores = self._add("MatMul", name + "/scores", scaled, turned)
+        masked = self._add("Add", name + "/masked", scores, self._masks[shape.windows[index]])
+        shares = self._add("Softmax", name + "/shares", masked, axis=-1)
+        mixed = self._add("MatMul", name + "/mixed", shares, self._repeated(values, name + "/value"))
+        together = self._add("Transpose", name + "/together", mixed, perm=[0, 2, 1, 3])
+        width = self._integers([0, 0, shape.heads * shape.head_dim])
+        return self._linear(name + ".o_proj", self._add("Reshape", name, together, width))
+
+    def _heads(self, features: str, name: str, heads: int, normed: bool) -> str:
+        """[batch, current, heads * head_dim] as [batch, heads, current, head_dim], each head normed if asked."""
+        shape = self._integers([0, 0, heads, self._architecture.head_dim])
+        apart = self._add("Reshape", name + "/apart", features, shape)
+        apart = self._norm(apart, name + "_norm") if normed else apart
+        return self._add("Transpose", name + "/heads", apart, perm=[0, 2, 1, 3])
+
+    def _rotated(self, heads: str, name: str) -> str:
+        """Each head turned by the angles of its position, the first half of its width against the second."""
+        first, second = halves = [name + "/first", name + "/second"]
+        self._nodes.add("Split", [heads], name + "/halves", halves, axis=-1, num_outputs=2)
+        left = self._difference(first, self._cosines, second, self._sines, name + "/left", "Sub")
+        right = self._difference(second, self._cosines, first, self._sines, name + "/right", "Add")
+        return self._add("Concat", name + "/rotated", left, right, axis=-1)
+
+    def _difference(self, one: str, by_one: str, other: str, by_other: str, name: str, operator: str) -> str:
+        """Sum or difference of two products."""
+        products = [
+            self._add("Mul", f"{name}/{part}", *factors)
+            for part, factors in (("cosine", (one, by_one)), ("sine", (other, by_other)))
+        ]
+        return self._add(operator, name, *products)
+
+    def _angles(self, table: str) -> str:
+        """The rows of a rotary table for the tokens of this step: [batch, 1, current, head_dim / 2]."""
+        rows = self._add("Gather", table + "/rows", table, self._positions.of_step)
+        return self._add("Unsqueeze", table + "/of_heads", rows, self._integers([1]))
+
+    def _cached(self, index: int, part: str, new: str) -> str:
+        """Keys or values of all tokens, [batch, kv_heads, total, head_dim]: what is handed to the next step."""
+        return self._add("Concat", f"present.{index}.{part}", f"past_key_values.{index}.{part}", new, axis=2)
+
+    def _repeated(self, cache: str, name: str) -> str:
+        """Keys or values once for each query head that shares them, [batch, heads, total, head_dim]."""
+        shape = self._architecture
+        if shape.heads == shape.kv_heads:
+            return cache
+        apart = self._add("Unsqueeze", name + "/apart", cache, self._integers([2]))
+        copies = self._integers([1, 1, shape.heads // shape.kv_heads, 1, 1])
+        copied = self._add("Expand", name + "/copies", apart, copies)
+        return self._add("Reshape", name + "/repeated", copied, self._integers([0, shape.heads, -1, shape.head_dim]))
+
+    def _gated_mlp(self, prefix: str, features: str) -> str:
+        gate, up = (self._linear(f"{prefix}{part}_proj", features) for part in ("gate", "up"))
+        activated = self._add("Mul", prefix + "activated", gate, self._add("Sigmoid", prefix + "sigmoid", gate))
+        return self._linear(prefix + "down_proj", self._add("Mul", prefix + "gated", activated, up))
+
+    # ---- linears
+
+    def _linear(self, name: str, features: str) -> str:
+        scheme, weight = self._schemes.get(name), name + ".weight"
+        if scheme is None:
+            matrix = self._add("Transpose", weight + "/turned", weight, perm=[1, 0])
+        else:
+            matrix = self._dequantized(name, scheme)
+            features = features if scheme.activations is None else self._rounded(features, weight + INPUT_SCALE)
+        product = self._add("MatMul", name + "/product", features, matrix)
+        bias = name + ".bias"
+        return self._add("Add", name, product, bias) if bias in self._parameters else product
+
+    def _dequantized(self, name: str, scheme: Scheme) -> str:
+        """The weight [in_features, out_features] of its integers: a scale a column, or blocks along axis 0."""
+        weight = name + ".weight"
+        block = block_size(scheme, self._linears[name][1])
+        blocks = {"axis": 1} if block is None else {"axis": 0, "block_size": block}
+        matrix = self._add("DequantizeLinear", weight, weight + CODES, weight + SCALES, **blocks)
+        self._nodes.nodes[-1].metadata_props.add(key=GROUP_SIZE, value=str(scheme.group_size or "channel"))
+        return matrix
+
+    def _rounded(self, features: str, scale: str) -> str:
+        """Features rounded to int8 by one scale, and back."""
+        zero = self._nodes.constant(0, np.int8)
+        codes = self._add("QuantizeLinear", scale + "/codes", features, scale, zero)
+        return self._add("DequantizeLinear", scale + "/rounded", codes, scale, zero)
+
+    # ---- small things
+
+    def _add(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
+        return self._nodes.add(operator, inputs, name, **attributes)
+
+    def _cast(self, value: str, dtype: torch.dtype, name: str) -> str:
+        return value if self._compute == torch.float32 else self._add("Cast", name, value, to=ONNX_TYPES[dtype])
+
+    def _integers(self, values: list[int]) -> str:
+        return self._nodes.constant(values)
+
+    def _number(self, value: float) -> str:
+        return self._nodes.constant(value, np.float32 if self._compute == torch.float32 else np.float16)
+
+
+def _inputs(architecture: Architecture, kind: int) -> list[ValueInfoProto]:
+    tokens = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "current"])
+    mask = helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total"])
+    return [tokens, mask, *_cache(architecture, kind, "past_key_values", "past")]
+
+
+def _outputs(architecture: Architecture, kind: int) -> list[ValueInfoProto]:
+    logits = helper.make_tensor_value_info("logits", kind, ["batch", 1, architecture.vocab_size])
+    return [logits, *_cache(architecture, kind, "present", "total")]
+
+
+def _cache(architecture: Architecture, kind: int, name: str, length: str) -> Iterable[ValueInfoProto]:
+    shape = ("batch", architecture.kv_heads, length, architecture.head_dim)
+    for index in range(architecture.layers):
+        for part in ("key", "value"):
+            yield helper.make_tensor_value_info(f"{name}.{index}.{part}", kind, shape)

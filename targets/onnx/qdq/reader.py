@@ -1,0 +1,160 @@
+"""Reads the weights of an artifact back, with onnx for the file and onnxruntime for the integers.
+
+onnxruntime's DequantizeLinear says what a stored byte means: with scales of one it gives the integers, and with the
+stored ones the products, which are compared. Nothing here comes from the modules that wrote the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import NodeProto, TensorProto, helper
+from onnx.external_data_helper import ExternalDataInfo
+
+from compressor.checkpoint import Weight
+from compressor.errors import RunError
+from compressor.quantized import Activations, QuantizedWeight, Scheme
+
+BITS: Mapping[int, int] = {TensorProto.INT4: 4, TensorProto.INT8: 8}
+TABLES = ("rotary.cosines", "rotary.sines")  # no parameters of the checkpoint
+OUTPUT_BYTES = 64 << 20  # of one run of a node
+
+
+def read_weights(root: Path) -> Iterator[tuple[str, Weight]]:
+    """Every parameter of the artifact's graph under its checkpoint name, one matrix in memory at a time.
+
+    Raises:
+        RunError: onnxruntime makes other numbers of the file than its integers and scales; or the file is not whole.
+    """
+    graph = _Graph(root, onnx.load(root / "model.onnx", load_external_data=False).graph)
+    for node in graph.quantized.values():
+        yield node.output[0], graph.weight_of(node)
+    for name in graph.stored:
+        if name not in graph.used_by_quantized and name not in TABLES:
+            yield name, torch.from_numpy(graph.load(name))
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """An artifact's graph; `stored` are the initializers whose data is in another file."""
+
+    root: Path
+    proto: onnx.GraphProto
+
+    @cached_property
+    def stored(self) -> Mapping[str, TensorProto]:
+        return {tensor.name: tensor for tensor in self.proto.initializer if tensor.external_data}
+
+    @cached_property
+    def quantized(self) -> Mapping[str, NodeProto]:
+        """The nodes that dequantize a stored weight, by what they make."""
+        nodes = (node for node in self.proto.node if node.op_type == "DequantizeLinear")
+        return {node.output[0]: node for node in nodes if node.input[0] in self.stored}
+
+    @cached_property
+    def used_by_quantized(self) -> set[str]:
+        scales = {node.input[1] for node in self.proto.node if node.op_type == "QuantizeLinear"}
+        return scales.union(*(node.input for node in self.quantized.values()))
+
+    @cached_property
+    def input_scales(self) -> Mapping[str, str]:
+        """Name of the scale that the features of a product were rounded by, by the matrix they are multiplied with."""
+        rounded = {node.output[0]: node.input[1] for node in self.proto.node if node.op_type == "DequantizeLinear"}
+        products = [node for node in self.proto.node if node.op_type == "MatMul" and node.input[1] in self.quantized]
+        return {node.input[1]: rounded[node.input[0]] for node in products if node.input[0] in rounded}
+
+    def weight_of(self, node: NodeProto) -> QuantizedWeight:
+        """The weight in its integers, [out_features, in_features]."""
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        bits, scales = BITS[self.stored[node.input[0]].data_type], self.load(node.input[1])
+        codes = self._codes(node.input[0], scales, attributes)
+        size = {entry.key: entry.value for entry in node.metadata_props}["group_size"]
+        group_size = None if size == "channel" else int(size)
+        input_scale = self._input_scale(node.output[0])
+        activations = None if input_scale is None else Activations(dynamic=False)
+        rows = scales.reshape(-1, codes.shape[1]).T.astype(np.float32)
+        per_group = rows.shape[1] * (group_size or len(codes)) // len(codes)
+        return QuantizedWeight(
+            torch.from_numpy(codes.T.copy()),
+            torch.from_numpy(_of_groups(rows, per_group)),
+            None,
+            Scheme(bits, group_size, activations=activations),
+            input_scale,
+        )
+
+    def load(self, name: str) -> np.ndarray:
+        """A stored tensor; int4 as the bytes it is packed in.
+
+        Raises:
+            RunError: the data file ends before the tensor does.
+        """
+        tensor = self.stored[name]
+        place, packed = ExternalDataInfo(tensor), tensor.data_type == TensorProto.INT4
+        dtype = np.dtype(np.uint8) if packed else helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        count = (place.length or 0) // dtype.itemsize
+        values = np.fromfile(self.root / place.location, dtype, count, offset=place.offset or 0)
+        if values.nbytes != place.length:
+            raise RunError(f"{self.root / place.location} ends before tensor {name} does.", "Lower the model again.")
+        return values if packed else values.reshape(tensor.dims)
+
+    def _input_scale(self, matrix: str) -> torch.Tensor | None:
+        name = self.input_scales.get(matrix)
+        return None if name is None else torch.from_numpy(self.load(name)).float()
+
+    def _codes(self, name: str, scales: np.ndarray, attributes: Mapping[str, int]) -> np.ndarray:
+        """int8 [in_features, out_features]: what the node makes of the stored codes, some rows at a time.
+
+        Raises:
+            RunError: with the stored scales it makes something else than their products with these.
+        """
+        tensor, stored = self.stored[name], self.load(name)
+        rows, columns = tensor.dims
+        block = attributes.get("block_size", rows)
+        step = max(1, OUTPUT_BYTES // (4 * columns * block)) * block
+        parts = []
+        for start in range(0, rows, step):
+            count = min(step, rows - start)
+            part = stored.reshape(rows, -1)[start : start + count]
+            own = scales if scales.ndim == 1 else scales[start // block : (start + count) // block]
+            codes = _dequantize(tensor.data_type, part, (count, columns), np.ones_like(own), attributes)
+            meant = codes * (own if own.ndim == 1 else own.repeat(block, axis=0))
+            if not np.array_equal(_dequantize(tensor.data_type, part, (count, columns), own, attributes), meant):
+                raise RunError(f"onnxruntime makes another matrix of {name} than its integers and scales do.")
+            parts.append(codes.astype(np.int8))
+        return np.concatenate(parts)
+
+
+def _of_groups(scales: np.ndarray, per_group: int) -> np.ndarray:
+    """One scale a group out of one a block; all of them if a group's differ, which then equals no weight."""
+    grouped = scales.reshape(len(scales), -1, per_group)
+    return np.ascontiguousarray(grouped[:, :, 0] if (grouped == grouped[:, :, :1]).all() else scales)
+
+
+def _dequantize(
+    kind: int, codes: np.ndarray, shape: tuple[int, int], scales: np.ndarray, attributes: Mapping[str, Any]
+) -> np.ndarray:
+    """The output of one DequantizeLinear, in the dtype of the scales; nothing is optimized away."""
+    stored = helper.make_tensor("codes", kind, shape, codes.tobytes(), raw=True)
+    dtype = helper.np_dtype_to_tensor_dtype(scales.dtype)
+    graph = helper.make_graph(
+        [helper.make_node("DequantizeLinear", ["codes", "scales"], ["output"], **attributes)],
+        "probe",
+        [helper.make_tensor_value_info("scales", dtype, scales.shape)],
+        [helper.make_tensor_value_info("output", dtype, shape)],
+        [stored],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a session a probe: none is worth it
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return session.run(None, {"scales": np.ascontiguousarray(scales)})[0]

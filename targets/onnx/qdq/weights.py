@@ -1,0 +1,70 @@
+"""Streams a checkpoint's weights into the external-data file beside `model.onnx`, one block in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from onnx import TensorProto
+
+from compressor.checkpoint import Checkpoint
+from compressor.decoder import rotary_tables
+from compressor.errors import InputError
+from compressor.pass_ import Progress
+from compressor.quantized import QuantizedWeight
+from targets.casting import Caster
+from targets.onnx.qdq.graph import CODES, COSINES, INPUT_SCALE, SCALES, SINES, Plan
+from targets.onnx.qdq.limits import block_size
+from targets.onnx.weights import DataFile
+
+ELEMENTS_PER_CHUNK = 8 << 20  # of one write: bounds what casting and packing need on top of the block
+
+
+def stream(plan: Plan, checkpoint: Checkpoint, caster: Caster, data: DataFile, progress: Progress) -> None:
+    """Write every weight of the checkpoint, float ones cast by `caster`, and the rotary tables."""
+    names = checkpoint.block_names
+    for done, block_name in enumerate(names, start=1):
+        for name, weight in checkpoint.block(block_name).weights.items():
+            if isinstance(weight, QuantizedWeight):
+                _write_quantized(plan, name, weight, data)
+            else:
+                _write_float(data, name, caster.tensor(name, weight))
+        progress("writing", done, len(names))
+    tables = rotary_tables(checkpoint.config, checkpoint.architecture.max_positions)
+    for name, table in zip((COSINES, SINES), tables, strict=True):
+        _write_float(data, name, table.to(plan.compute))
+
+
+def _write_float(data: DataFile, name: str, tensor: torch.Tensor) -> None:
+    data.write({name: tuple(tensor.shape)}, tensor.dtype, tensor.flatten().split(ELEMENTS_PER_CHUNK))
+
+
+def _write_quantized(plan: Plan, name: str, weight: QuantizedWeight, data: DataFile) -> None:
+    """Write codes int4 or int8 [K, N], scales [K / block, N] or [N], and the input scale [] if there is one."""
+    rows, columns = weight.codes.shape
+    _check_scales(plan, name, weight)
+    kind = TensorProto.INT4 if weight.scheme.bits == 4 else TensorProto.INT8
+    data.append({name + CODES: (columns, rows)}, kind, rows * columns * weight.scheme.bits // 8, _packed(weight))
+    block = block_size(weight.scheme, columns)
+    if block is None:
+        scales = weight.scales.flatten()
+    else:
+        scales = weight.scales.T.repeat_interleave(columns // block // weight.scales.shape[1], dim=0)
+    _write_float(data, name + SCALES, scales.to(plan.compute))
+    if weight.input_scale is not None:
+        _write_float(data, name + INPUT_SCALE, weight.input_scale.to(plan.compute))
+
+
+def _check_scales(plan: Plan, name: str, weight: QuantizedWeight) -> None:
+    for scales in (weight.scales, weight.input_scale):
+        if scales is not None and not torch.equal(scales.to(plan.compute).float(), scales):
+            raise InputError(
+                f"The scales of {name} are not exact in float16, in which they are multiplied.",
+                "dtype=float32 works, and so does quantizing the float checkpoint with llmc, whose scales fit.",
+            )
+
+
+def _packed(weight: QuantizedWeight) -> Iterator[torch.Tensor]:
+    """The codes of the transposed weight in pieces; two of four bits a byte, the first in the low bits."""
+    for codes in weight.codes.T.contiguous().flatten().split(ELEMENTS_PER_CHUNK):
+        yield codes if weight.scheme.bits == 8 else (codes[0::2] & 15) | (codes[1::2] << 4)
