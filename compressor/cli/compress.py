@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     type=click.Choice(["0", "4"]),
     help="How onnx-int4 computes: 0 with float activations, 4 with activations rounded to int8, faster.  [default: 4]",
 )
+@click.option("--sm", metavar="86,89,120", help="Compute capabilities that a TensorRT-RTX engine is built for.")
 @click.option("--calibration", metavar="TEXT", help="Calibration text: .txt, .jsonl, .parquet or a datasets id.")
 @click.option("--samples", type=click.IntRange(1), help="Calibration windows.  [default: 128]")
 @click.option("--length", type=click.IntRange(8), help="Tokens of a calibration window.  [default: 512]")
@@ -85,14 +86,20 @@ def compress_command(
 
     check_installation()
     recipe = _recipe(model, recipe_file, options)
-    if options["accuracy_level"] is not None:
-        recipe = recipe.with_target_options({"accuracy_level": int(options["accuracy_level"])})
+    if chosen := _target_options(options):
+        recipe = recipe.with_target_options(chosen)
     if options["dry_run"]:
         _show_plan(recipe, options, as_json)
         return
     out = output or Path(f"{Path(recipe.model.removesuffix('.gguf')).name}-{recipe.build_target().name}")
     ledger = _run(recipe, out, options)
     _present(ledger, as_json)
+
+
+def _target_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the target that the command line has words for."""
+    level, sm = options["accuracy_level"], options["sm"]
+    return _set({"accuracy_level": level and int(level), "sm": sm and sm.split(",")})
 
 
 def _recipe(model: str | None, recipe_file: Path | None, options: dict[str, Any]) -> Recipe:
