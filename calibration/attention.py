@@ -44,13 +44,14 @@ def blocked_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
     return output
 
 
-def use_in(layer: nn.Module) -> None:
-    """Let the attention of a decoder layer compute like this where it is causal and nothing else."""
+def use_in(module: nn.Module) -> None:
+    """Let an attention module compute like this where it is causal and nothing else."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, _forward)
-    config: Any = layer.get_submodule("self_attn").config
-    config._attn_implementation = NAME
+    config: Any = module.config
+    if config._attn_implementation == "sdpa":  # and not where soft-capping wants another function
+        config._attn_implementation = NAME
 
 
 def _forward(

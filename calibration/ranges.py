@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.checkpoint import CACHE_SCALES, Block
+from compressor.architecture import Architecture
+from compressor.checkpoint import Block
 from compressor.decoder import Decoder
 
 
@@ -38,7 +39,7 @@ class RangeStream:
         ranges = Ranges()
         if block.index is not None:
             layer = self._decoder.layer(block)
-            with _observed(layer, f"model.{block.name}.", ranges):
+            with _observed(layer, block, self._decoder.architecture, ranges):
                 self._decoder.run(layer, block.index, self._hidden)
         elif block.name == "head":
             self._decoder.final_norm(self._hidden)
@@ -47,17 +48,22 @@ class RangeStream:
 
 
 @contextmanager
-def _observed(layer: nn.Module, prefix: str, ranges: Ranges) -> Iterator[None]:
+def _observed(layer: nn.Module, block: Block, architecture: Architecture, ranges: Ranges) -> Iterator[None]:
+    assert block.index is not None
+    scales = architecture.cache_scales(block.index)
+
     def read(name: str) -> Any:
-        return lambda _, inputs: _widen(ranges.inputs, prefix + name, inputs[0])
+        return lambda _, inputs: _widen(ranges.inputs, block.prefix + name, inputs[0])
 
     def hand_over(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "past_key_values": _ObservedCache(prefix, ranges, kwargs.get("past_key_values"))}
+        return args, {**kwargs, "past_key_values": _ObservedCache(scales, ranges, kwargs.get("past_key_values"))}
 
     linears = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
     # First in line, so that what they see is not rounded yet.
     handles = [module.register_forward_pre_hook(read(name), prepend=True) for name, module in linears.items()]
-    handles.append(layer.get_submodule("self_attn").register_forward_pre_hook(hand_over, with_kwargs=True))
+    handles.append(
+        layer.get_submodule(architecture.modules.attention.body).register_forward_pre_hook(hand_over, with_kwargs=True)
+    )
     try:
         yield
     finally:
@@ -68,9 +74,8 @@ def _observed(layer: nn.Module, prefix: str, ranges: Ranges) -> Iterator[None]:
 class _ObservedCache:
     """Looks like a cache to transformers' attention; keeps nothing."""
 
-    def __init__(self, prefix: str, ranges: Ranges, inner: Any) -> None:
-        self._names = [prefix + name for name in CACHE_SCALES]
-        self._ranges, self._inner = ranges, inner
+    def __init__(self, names: tuple[str, ...], ranges: Ranges, inner: Any) -> None:
+        self._names, self._ranges, self._inner = names, ranges, inner
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *rest: Any, **named: Any) -> Any:
         for name, states in zip(self._names, (keys, values), strict=True):

@@ -21,6 +21,7 @@ from torch import nn
 from calibration import attention
 from calibration.activations import InputStatistics
 from calibration.spool import Spool
+from compressor.architecture import Branch, Modules
 from compressor.checkpoint import Block, Weight
 from compressor.decoder import Decoder, batches, dense
 from compressor.memory import give_back
@@ -39,42 +40,24 @@ class Stage:
     statistics: InputStatistics
 
 
-@dataclass(frozen=True)
-class Branch:
-    """One residual branch of a decoder layer: hidden += last(inner(norm(hidden))).
-
-    Attributes:
-        first: names of the linears that read the norm's output.
-        last: name of the linear that writes to the residual stream.
-    """
-
-    norm: str
-    body: str
-    first: tuple[str, ...]
-    last: str
-
-
-BRANCHES = (
-    Branch("input_layernorm", "self_attn", ("q_proj", "k_proj", "v_proj"), "o_proj"),
-    Branch("post_attention_layernorm", "mlp", ("gate_proj", "up_proj"), "down_proj"),
-)
-
-
 class Lane:
     """One decoder layer and the text that runs through it.
 
     Args:
         layer: the decoder layer.
+        modules: names of its modules.
         context: keyword arguments of its attention: positions, mask.
         hidden: float32 [samples, length, hidden_size], what the layer reads; replaced by its outputs.
         dtype: of the matrix products, and of the layer's weights. The residual stream and the norms are float32.
     """
 
-    def __init__(self, layer: nn.Module, context: Mapping[str, Any], hidden: torch.Tensor, dtype: torch.dtype) -> None:
-        self.layer, self.hidden, self.dtype = layer, hidden, dtype
+    def __init__(
+        self, layer: nn.Module, modules: Modules, context: Mapping[str, Any], hidden: torch.Tensor, dtype: torch.dtype
+    ) -> None:
+        self.layer, self.modules, self.hidden, self.dtype = layer, modules, hidden, dtype
         self._context = {key: _cast(value, dtype) for key, value in context.items()}
         if dtype == torch.bfloat16:
-            attention.use_in(layer)
+            attention.use_in(layer.get_submodule(modules.attention.body))
 
     def read(self, branch: Branch) -> Iterator[torch.Tensor]:
         """What the first linears of a branch read, batch by batch."""
@@ -84,9 +67,9 @@ class Lane:
     def inner(self, branch: Branch, read: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """What the last linear of a branch reads when the first ones read `read`, batch by batch."""
         body = self.layer.get_submodule(branch.body)
-        context = self._context if branch.body == "self_attn" else {}
+        context = self._context if branch is self.modules.attention else {}
         for inputs in read:
-            with _without(body, branch.last):
+            with _without(body, branch.last.removeprefix(f"{branch.body}.")):
                 outputs = body(inputs, **context)
             yield outputs[0] if isinstance(outputs, tuple) else outputs
 
@@ -104,10 +87,12 @@ class Lane:
 
     def finish(self, branch: Branch, inner: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Add what the branch makes of `inner` to the hidden states; yields each batch of it before."""
-        last = self.layer.get_submodule(branch.body).get_submodule(branch.last)
+        last = self.layer.get_submodule(branch.last)
+        post_norm = self.layer.get_submodule(branch.post_norm) if branch.post_norm else None
         for batch, values in zip(batches(self.hidden), inner, strict=True):
             yield values
-            batch.add_(last(values))
+            outputs = last(values)
+            batch.add_(outputs if post_norm is None else post_norm(outputs.float()))
 
 
 class LayerWalk:
@@ -142,12 +127,12 @@ class LayerWalk:
         Args:
             moments: whether the statistics have second moments.
         """
-        for branch in BRANCHES:
+        for branch in self._text.modules.branches:
             yield from self._stages_of(branch, moments)
 
     def _stages_of(self, branch: Branch, moments: bool) -> Iterator[Stage]:
         text, original = self._text, self._original
-        first, last = tuple(f"{branch.body}.{name}" for name in branch.first), f"{branch.body}.{branch.last}"
+        first, last = branch.first, branch.last
         read, inner = (Spool(text.bytes_into(linear), self._scratch) for linear in (first[0], last))
         references = original.read(branch) if original else ()
         yield Stage(first, _observe(read.keep(text.read(branch)), references, moments=moments))
@@ -239,8 +224,9 @@ class Stream:
         assert block.index is not None
         context = self._decoder.context(block.index, self.hidden.shape[1])
         layer = self._decoder.layer(block, self._dtype)
-        original = Lane(_sharing(layer), context, self.original, self._dtype) if len(self.original) else None
-        return LayerWalk(Lane(layer, context, self.hidden, self._dtype), original, self._scratch)
+        modules, dtype = self._decoder.architecture.modules, self._dtype
+        original = Lane(_sharing(layer), modules, context, self.original, dtype) if len(self.original) else None
+        return LayerWalk(Lane(layer, modules, context, self.hidden, dtype), original, self._scratch)
 
     def at_head(self) -> InputStatistics:
         """Statistics of what lm_head reads; the hidden states go through the final norm."""

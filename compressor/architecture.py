@@ -9,11 +9,89 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from compressor.errors import InputError, nearest
+
+HEAD = "lm_head"
+CACHE_SCALES = ("k_scale", "v_scale")  # of an fp8 key-value cache, [1] each, in the attention module
+
+Norm = Literal["rms", "layer"]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One residual branch of a decoder block: hidden += post_norm(last(inner(first(norm(hidden))))).
+
+    Names are those within the block, and shared with transformers.
+
+    Attributes:
+        body: the module that computes it, which holds the linears.
+        first: linears that read the norm's output; several, or one in which they are stacked along the output features.
+        last: the linear that writes to the residual stream, through `post_norm` where the family has one.
+    """
+
+    norm: str
+    body: str
+    first: tuple[str, ...]
+    last: str
+    post_norm: str | None = None
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return (self.norm,) if self.post_norm is None else (self.norm, self.post_norm)
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What a family calls its modules. `lm_head` is the same everywhere."""
+
+    embedding: str = "model.embed_tokens"
+    positions: str | None = None  # a learned table; None is a rotary embedding
+    blocks: str = "model.layers"
+    attention: Branch = Branch(
+        "input_layernorm", "self_attn", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"
+    )
+    mlp: Branch = Branch("post_attention_layernorm", "mlp", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+    norm: str = "model.norm"
+
+    @property
+    def branches(self) -> tuple[Branch, Branch]:
+        """Both branches of a decoder block in forward order."""
+        return self.attention, self.mlp
+
+    def block(self, index: int) -> str:
+        """Prefix of the names in decoder block `index`."""
+        return f"{self.blocks}.{index}."
+
+    def prefixes(self, block: str) -> tuple[str, ...]:
+        """What names in a unit of streaming start with: `embedding`, `layers.0` and so on, `head`."""
+        if block == "embedding":
+            return (f"{self.embedding}.", f"{self.positions}.")
+        if block == "head":
+            return (f"{self.norm}.", f"{HEAD}.")
+        return (self.block(int(block.removeprefix("layers."))),)
+
+
+LLAMA = Modules()
+GEMMA = Modules(
+    attention=replace(LLAMA.attention, post_norm="post_attention_layernorm"),
+    mlp=replace(LLAMA.mlp, norm="pre_feedforward_layernorm", post_norm="post_feedforward_layernorm"),
+)
+PHI = Modules(
+    attention=replace(LLAMA.attention, first=("self_attn.qkv_proj",)),
+    mlp=replace(LLAMA.mlp, first=("mlp.gate_up_proj",)),
+)
+GPT2 = Modules(
+    embedding="transformer.wte",
+    positions="transformer.wpe",
+    blocks="transformer.h",
+    attention=Branch("ln_1", "attn", ("attn.c_attn",), "attn.c_proj"),
+    mlp=Branch("ln_2", "mlp", ("mlp.c_fc",), "mlp.c_proj"),
+    norm="transformer.ln_f",
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +99,19 @@ class Family:
     """What sets one decoder family apart from the common pre-norm, gated-MLP, rotary shape.
 
     A trait that is a string names the key of config.json that decides it.
+
+    Attributes:
+        window: "all": every layer has config.sliding_window; "layer_types": the config lists them.
+        norm: RMS norms, or layer norms, which have a bias.
+        norm_shift: what is added to a norm's weight to make its gain.
+        gated: the MLP multiplies by a second linear's outputs.
+        transposed: weights of linears in the blocks are stored [in_features, out_features] (transformers' Conv1D).
+        scaled_embedding: embeddings are multiplied by the square root of the width.
+        score_scale: attention scores are divided by the square root of this setting; None is the head's width.
+        rotary_by_layer_type: `rope_parameters` has an entry for each kind of layer.
+        optional_prefix: what checkpoints may leave out at the start of every name but `lm_head`.
+        ignored: endings of tensors that say nothing: tables and masks that the model computes.
+        required: settings that change what a model computes and must be at these values, or absent.
     """
 
     model_type: str
@@ -29,8 +120,40 @@ class Family:
     output_bias: bool | str = False
     mlp_bias: bool | str = False
     qk_norm: bool = False
-    window: str | None = None  # "all": every layer has config.sliding_window; "layer_types": the config lists them
+    window: str | None = None
+    modules: Modules = LLAMA
+    norm: Norm = "rms"
+    norm_shift: float = 0.0
+    norm_epsilon: str = "rms_norm_eps"
+    intermediate_size: str = "intermediate_size"
+    activation: str = "hidden_act"
+    gated: bool = True
+    transposed: bool = False
+    scaled_embedding: bool = False
+    score_scale: str | None = None
+    attention_softcap: str | None = None
+    logit_softcap: str | None = None
+    rotary_by_layer_type: bool = False
+    optional_prefix: str = ""
+    ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    required: tuple[tuple[str, Any], ...] = ()
 
+
+_GEMMA = Family(
+    "gemma2",
+    "Gemma2ForCausalLM",
+    "attention_bias",
+    "attention_bias",
+    window="layer_types",
+    modules=GEMMA,
+    norm_shift=1.0,
+    activation="hidden_activation",
+    scaled_embedding=True,
+    score_scale="query_pre_attn_scalar",
+    attention_softcap="attn_logit_softcapping",
+    logit_softcap="final_logit_softcapping",
+    required=(("use_bidirectional_attention", False),),
+)
 
 FAMILIES = {
     family.model_type: family
@@ -39,24 +162,65 @@ FAMILIES = {
         Family("mistral", "MistralForCausalLM", window="all"),
         Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, window="layer_types"),
         Family("qwen3", "Qwen3ForCausalLM", "attention_bias", "attention_bias", qk_norm=True, window="layer_types"),
+        _GEMMA,
+        replace(
+            _GEMMA,
+            model_type="gemma3_text",
+            architecture="Gemma3ForCausalLM",
+            qk_norm=True,
+            attention_softcap=None,  # transformers reads the setting and does not use it
+            rotary_by_layer_type=True,
+        ),
+        Family("phi3", "Phi3ForCausalLM", window="all", modules=PHI),
+        Family(
+            "gpt2",
+            "GPT2LMHeadModel",
+            qkv_bias=True,
+            output_bias=True,
+            mlp_bias=True,
+            modules=GPT2,
+            norm="layer",
+            norm_epsilon="layer_norm_epsilon",
+            intermediate_size="n_inner",
+            activation="activation_function",
+            gated=False,
+            transposed=True,
+            optional_prefix="transformer.",
+            ignored=(".attn.bias", ".attn.masked_bias"),
+            required=(
+                ("scale_attn_weights", True),
+                ("scale_attn_by_inverse_layer_idx", False),
+                ("add_cross_attention", False),
+            ),
+        ),
     )
 }
+# Model types that hold a text model beside others, and what that is in a folder of its own.
+COMPOSITES = {"gemma3": "gemma3_text"}
 
-EMBEDDING = "model.embed_tokens"
+EMBEDDINGS = frozenset(family.modules.embedding for family in FAMILIES.values())
 
 # Linears that read the same input. Runtimes fuse each group into one matrix, so a group shares one scheme.
-FUSED_LINEARS = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("mlp.gate_proj", "mlp.up_proj"),
-)
+FUSED_LINEARS = tuple(branch.first for branch in LLAMA.branches)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of one decoder, resolved from its config.json. All sizes are in elements."""
+    """The shape of one decoder, resolved from its config.json. All sizes are in elements.
+
+    Attributes:
+        norm, norm_shift, gated, transposed: see `Family`.
+        embedding_scale: what embeddings are multiplied by.
+        score_scale: what attention scores are multiplied by.
+        attention_softcap, logit_softcap: c, where scores or logits x become c tanh(x / c).
+        rotary_dim: leading features of each head that are rotated; 0 where positions are learned.
+        rotary_kinds: which rotary embedding each layer has: names of `rope_parameters`, or "" for the only one.
+        rope_types: scaling rules of the rotary embeddings, each once.
+    """
 
     model_type: str
     class_name: str
+    modules: Modules
     layers: int
     hidden_size: int
     intermediate_size: int
@@ -65,35 +229,79 @@ class Architecture:
     head_dim: int
     vocab_size: int
     max_positions: int
+    norm: Norm
     norm_epsilon: float
+    norm_shift: float
     activation: str
+    gated: bool
+    transposed: bool
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
     qk_norm: bool
     tied_embeddings: bool
-    rope_type: str
+    embedding_scale: float
+    score_scale: float
+    attention_softcap: float | None
+    logit_softcap: float | None
+    rotary_dim: int
+    rotary_kinds: tuple[str, ...]
+    rope_types: tuple[str, ...]
     windows: tuple[int | None, ...]
 
     def block_linears(self, index: int) -> dict[str, tuple[int, int]]:
         """Linears of decoder block `index`: full module name to (out_features, in_features), in forward order."""
-        prefix, hidden, inner = f"model.layers.{index}.", self.hidden_size, self.intermediate_size
-        query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention, mlp = self.modules.branches
+        query = self.heads * self.head_dim
         shapes = {
-            "self_attn.q_proj": (query, hidden),
-            "self_attn.k_proj": (key_value, hidden),
-            "self_attn.v_proj": (key_value, hidden),
-            "self_attn.o_proj": (hidden, query),
-            "mlp.gate_proj": (inner, hidden),
-            "mlp.up_proj": (inner, hidden),
-            "mlp.down_proj": (hidden, inner),
+            **self._stacked(attention.first, self.qkv_rows),
+            attention.last: (self.hidden_size, query),
+            **self._stacked(mlp.first, self.mlp_rows),
+            mlp.last: (self.hidden_size, self.intermediate_size),
         }
+        prefix = self.modules.block(index)
         return {prefix + name: shape for name, shape in shapes.items()}
+
+    @property
+    def qkv_rows(self) -> tuple[int, int, int]:
+        """Output features of query, key and value, which lie in this order in a linear that holds all of them."""
+        key_value = self.kv_heads * self.head_dim
+        return self.heads * self.head_dim, key_value, key_value
+
+    @property
+    def mlp_rows(self) -> tuple[int, ...]:
+        """Output features of what the MLP's input goes through: gate and up, or one."""
+        return (self.intermediate_size,) * (2 if self.gated else 1)
+
+    @property
+    def value_part(self) -> tuple[str, int]:
+        """The linear that makes values, by its name within a block, and the first of its rows that do."""
+        return _part(self.modules.attention.first, self.qkv_rows, 2)
+
+    @property
+    def up_part(self) -> tuple[str, int]:
+        """The same of what a gated MLP multiplies by its gate."""
+        return _part(self.modules.mlp.first, self.mlp_rows, 1)
+
+    def _stacked(self, linears: tuple[str, ...], rows: tuple[int, ...]) -> dict[str, tuple[int, int]]:
+        """Shapes of linears that hold parts of so many output features, one each or one for all."""
+        sizes = rows if len(linears) == len(rows) else (sum(rows),)
+        return {name: (size, self.hidden_size) for name, size in zip(linears, sizes, strict=True)}
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Every linear of the model, `lm_head` last: module name to (out_features, in_features)."""
         found = {name: shape for index in range(self.layers) for name, shape in self.block_linears(index).items()}
-        return found | {"lm_head": (self.vocab_size, self.hidden_size)}
+        return found | {HEAD: (self.vocab_size, self.hidden_size)}
+
+    @property
+    def block_names(self) -> list[str]:
+        """The units of streaming in forward order: the embedding, decoder blocks, the final norm and `lm_head`."""
+        return ["embedding", *(f"layers.{index}" for index in range(self.layers)), "head"]
+
+    @property
+    def embedding(self) -> str:
+        """Module name of the embedding."""
+        return self.modules.embedding
 
     @property
     def parameters(self) -> int:
@@ -102,37 +310,82 @@ class Architecture:
 
     def fused_linears(self, index: int) -> Iterator[tuple[str, ...]]:
         """Groups of linears in block `index` that a runtime fuses, as full module names."""
-        for group in FUSED_LINEARS:
-            yield tuple(f"model.layers.{index}.{name}" for name in group)
+        prefix = self.modules.block(index)
+        for branch in self.modules.branches:
+            if len(branch.first) > 1:
+                yield tuple(prefix + name for name in branch.first)
+
+    def cache_scales(self, index: int) -> tuple[str, ...]:
+        """Names of the scales that an fp8 key-value cache has in decoder block `index`: keys, values."""
+        body = self.modules.block(index) + self.modules.attention.body
+        return tuple(f"{body}.{scale}" for scale in CACHE_SCALES)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every parameter that an unquantized checkpoint of this model holds."""
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
+        """Name and shape of every parameter that an unquantized checkpoint of this model holds.
+
+        Shapes are those in memory, where every linear is [out_features, in_features].
+        """
+        modules = self.modules
+        shapes: dict[str, tuple[int, ...]] = {modules.embedding + ".weight": (self.vocab_size, self.hidden_size)}
+        if modules.positions:
+            shapes[modules.positions + ".weight"] = (self.max_positions, self.hidden_size)
         for index in range(self.layers):
             shapes |= self._block_shapes(index)
-        shapes["model.norm.weight"] = (self.hidden_size,)
+        shapes |= self._norm_shapes(modules.norm)
         if not self.tied_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
+            shapes[HEAD + ".weight"] = (self.vocab_size, self.hidden_size)
         return shapes
 
+    def is_transposed(self, parameter: str) -> bool:
+        """Whether files have an unquantized parameter as [in_features, out_features]."""
+        layer = parameter.removesuffix(".weight")
+        if not self.transposed or layer == parameter or not layer.startswith(self.modules.blocks + "."):
+            return False
+        linears = {name for branch in self.modules.branches for name in (*branch.first, branch.last)}
+        return layer.removeprefix(self.modules.blocks + ".").partition(".")[2] in linears
+
+    def refuse_transposed(self, name: str) -> None:
+        """Refuse a model whose weights are stored the other way around.
+
+        Args:
+            name: of the pass that cannot do with it.
+
+        Raises:
+            InputError: it is one.
+        """
+        if self.transposed:
+            raise InputError(
+                f"{name} leaves folders for transformers, which has no quantized form of the Conv1D in {self.model_type}.",
+                "gptq, awq, rtn, tune, mixed and fp8 work.",
+            )
+
+    def _norm_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        kinds = ("weight",) if self.norm == "rms" else ("weight", "bias")
+        return {f"{name}.{kind}": (self.hidden_size,) for kind in kinds}
+
     def _block_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
-        prefix = f"model.layers.{index}."
-        shapes: dict[str, tuple[int, ...]] = {
-            prefix + "input_layernorm.weight": (self.hidden_size,),
-            prefix + "post_attention_layernorm.weight": (self.hidden_size,),
-        }
+        prefix = self.modules.block(index)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for norm in (norm for branch in self.modules.branches for norm in branch.norms):
+            shapes |= self._norm_shapes(prefix + norm)
         if self.qk_norm:
-            shapes |= {prefix + f"self_attn.{x}_norm.weight": (self.head_dim,) for x in "qk"}
+            body = prefix + self.modules.attention.body
+            shapes |= {f"{body}.{x}_norm.weight": (self.head_dim,) for x in "qk"}
         for name, shape in self.block_linears(index).items():
             shapes[name + ".weight"] = shape
-            if self._has_bias(name):
+            if self._has_bias(name.removeprefix(prefix)):
                 shapes[name + ".bias"] = (shape[0],)
         return shapes
 
     def _has_bias(self, linear: str) -> bool:
-        if linear.endswith(("q_proj", "k_proj", "v_proj")):
+        attention = self.modules.attention
+        if linear in attention.first:
             return self.qkv_bias
-        return self.output_bias if linear.endswith("o_proj") else self.mlp_bias
+        return self.output_bias if linear == attention.last else self.mlp_bias
+
+
+def _part(linears: tuple[str, ...], rows: tuple[int, ...], place: int) -> tuple[str, int]:
+    return (linears[place], 0) if len(linears) == len(rows) else (linears[0], sum(rows[:place]))
 
 
 def read_config(root: Path) -> dict[str, Any]:
@@ -161,29 +414,43 @@ def resolve(config: Mapping[str, Any]) -> Architecture:
     Raises:
         InputError: the family is unknown, or the model is not a causal language model of that family.
     """
-    family = _family(config)
+    family = family_of(config)
     full = full_config(config)
+    _check_required(full, family)
     heads = full.num_attention_heads
-    kv_heads = full.num_key_value_heads or heads
+    head_dim = getattr(full, "head_dim", None) or full.hidden_size // heads
+    rotary = _rotary_parameters(full, family)
+    softcaps = {key: _optional(full, key) for key in (family.attention_softcap, family.logit_softcap)}
     return Architecture(
         model_type=family.model_type,
         class_name=family.architecture,
+        modules=family.modules,
         layers=full.num_hidden_layers,
         hidden_size=full.hidden_size,
-        intermediate_size=full.intermediate_size,
+        intermediate_size=getattr(full, family.intermediate_size) or 4 * full.hidden_size,
         heads=heads,
-        kv_heads=kv_heads,
-        head_dim=getattr(full, "head_dim", None) or full.hidden_size // heads,
+        kv_heads=getattr(full, "num_key_value_heads", None) or heads,
+        head_dim=head_dim,
         vocab_size=full.vocab_size,
         max_positions=full.max_position_embeddings,
-        norm_epsilon=full.rms_norm_eps,
-        activation=full.hidden_act,
+        norm=family.norm,
+        norm_epsilon=getattr(full, family.norm_epsilon),
+        norm_shift=family.norm_shift,
+        activation=getattr(full, family.activation),
+        gated=family.gated,
+        transposed=family.transposed,
         qkv_bias=_trait(full, family.qkv_bias),
         output_bias=_trait(full, family.output_bias),
         mlp_bias=_trait(full, family.mlp_bias),
         qk_norm=family.qk_norm,
         tied_embeddings=bool(full.tie_word_embeddings),
-        rope_type=full.rope_parameters.get("rope_type", "default"),
+        embedding_scale=full.hidden_size**0.5 if family.scaled_embedding else 1.0,
+        score_scale=(getattr(full, family.score_scale) if family.score_scale else head_dim) ** -0.5,
+        attention_softcap=softcaps[family.attention_softcap],
+        logit_softcap=softcaps[family.logit_softcap],
+        rotary_dim=_rotary_dim(rotary, head_dim),
+        rotary_kinds=tuple(full.layer_types if family.rotary_by_layer_type else [""] * full.num_hidden_layers),
+        rope_types=tuple(dict.fromkeys(one.get("rope_type", "default") for one in rotary.values())),
         windows=_windows(full, family),
     )
 
@@ -196,11 +463,21 @@ def full_config(config: Mapping[str, Any]) -> Any:
     return CONFIG_MAPPING[config["model_type"]](**known)
 
 
-def _family(config: Mapping[str, Any]) -> Family:
-    model_type = config.get("model_type")
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The row of a config.json's family.
+
+    Raises:
+        InputError: the family is unknown, or the model is not a causal language model of that family.
+    """
+    model_type = str(config.get("model_type"))
+    if model_type in COMPOSITES:
+        raise InputError(
+            f"The model is a {model_type}, which reads images too; llmc takes text models.",
+            f"Its text part, saved alone as {COMPOSITES[model_type]}, works.",
+        )
     if model_type not in FAMILIES:
         raise InputError(
-            f"Unknown model family {model_type!r}; {nearest(str(model_type), FAMILIES)}",
+            f"Unknown model family {config.get('model_type')!r}; {nearest(model_type, FAMILIES)}",
             "Supported families: " + ", ".join(FAMILIES) + ".",
         )
     family = FAMILIES[model_type]
@@ -210,8 +487,40 @@ def _family(config: Mapping[str, Any]) -> Family:
     return family
 
 
+def full_name(tensor: str, prefix: str) -> str:
+    """A tensor's name with the `optional_prefix` of its family, where the file has left it out."""
+    return tensor if tensor.startswith((prefix, HEAD)) else prefix + tensor
+
+
+def _check_required(config: Any, family: Family) -> None:
+    for key, value in family.required:
+        found = getattr(config, key, None)
+        if found is not None and found != value:
+            raise InputError(
+                f"config.json says {key}={found}; llmc takes {family.model_type} models with {key}={value}."
+            )
+
+
 def _trait(config: Any, trait: bool | str) -> bool:
     return bool(getattr(config, trait)) if isinstance(trait, str) else trait
+
+
+def _optional(config: Any, key: str | None) -> float | None:
+    return None if key is None else getattr(config, key)
+
+
+def _rotary_parameters(config: Any, family: Family) -> dict[str, Mapping[str, Any]]:
+    """Parameters of each rotary embedding by the name of its kind; none where positions are learned."""
+    if family.modules.positions:
+        return {}
+    if family.rotary_by_layer_type:
+        return {kind: config.rope_parameters[kind] for kind in dict.fromkeys(config.layer_types)}
+    return {"": config.rope_parameters}
+
+
+def _rotary_dim(rotary: Mapping[str, Mapping[str, Any]], head_dim: int) -> int:
+    widths = {int(head_dim * one.get("partial_rotary_factor", 1.0)) for one in rotary.values()}
+    return max(widths, default=0)
 
 
 def _windows(config: Any, family: Family) -> tuple[int | None, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from compressor import layout
-from compressor.architecture import EMBEDDING, Architecture, read_config, resolve
+from compressor.architecture import HEAD, Architecture, family_of, full_name, read_config, resolve
 from compressor.errors import InputError
 from compressor.files import digest_files, whole_folder
 from compressor.quantized import QuantizedWeight, Scheme
@@ -21,7 +21,6 @@ Weight = torch.Tensor | QuantizedWeight
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 TABLE_PARTS = ("weight_scale", "weight_zero_point")  # of a quantized embedding, stored again for a head tied to it
-CACHE_SCALES = ("self_attn.k_scale", "self_attn.v_scale")  # of an fp8 key-value cache, [1] each
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,14 @@ class Block:
 
     `weights` maps full parameter names (`model.layers.0.mlp.up_proj.weight`) to a tensor or a QuantizedWeight.
     With an fp8 key-value cache, its scales are among them: keys are rounded after the rotary embedding, values as
-    they are projected. Whoever is handed a block may take weights out of it that are replaced anyway.
+    they are projected. Whoever is handed a block may take weights out of it that are replaced anyway. Every linear
+    is [out_features, in_features]. `prefix` is what the names of a decoder block start with.
     """
 
     name: str
     index: int | None
     weights: dict[str, Weight]
+    prefix: str = ""
 
     def with_weights(self, changed: Mapping[str, Weight]) -> Block:
         return replace(self, weights={**self.weights, **changed})
@@ -66,11 +67,12 @@ class Checkpoint:
         root = Path(root)
         config = read_config(root)
         architecture = resolve(config)
-        schemes = layout.read_schemes(config, [*architecture.linears(), EMBEDDING])
-        if architecture.tied_embeddings and EMBEDDING in schemes:
-            schemes.pop("lm_head", None)  # the same table under another name
+        schemes = layout.read_schemes(config, [*architecture.linears(), architecture.embedding])
+        if architecture.tied_embeddings and architecture.embedding in schemes:
+            schemes.pop(HEAD, None)  # the same table under another name
         kv_cache = layout.reads_kv_cache(config)
-        tensors = read_headers(root)
+        prefix = family_of(config).optional_prefix
+        tensors = {full_name(name, prefix): info for name, info in read_headers(root).items()}
         checkpoint = cls(root, config, architecture, tensors, schemes, kv_cache)
         checkpoint._check_parameters()
         return checkpoint
@@ -80,9 +82,8 @@ class Checkpoint:
         """Name and shape of every parameter, quantized or not: the architecture's and the cache's scales."""
         shapes = self.architecture.tensor_shapes()
         if self.kv_cache:
-            shapes |= {
-                f"model.layers.{i}.{name}": (1,) for i in range(self.architecture.layers) for name in CACHE_SCALES
-            }
+            layers = range(self.architecture.layers)
+            shapes |= {name: (1,) for index in layers for name in self.architecture.cache_scales(index)}
         return shapes
 
     @cached_property
@@ -94,7 +95,9 @@ class Checkpoint:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the float parameters, as the embedding has it, or the final norm where that is quantized."""
-        return self.tensors["model.norm.weight" if EMBEDDING in self.schemes else f"{EMBEDDING}.weight"].dtype
+        modules = self.architecture.modules
+        holder = modules.norm if modules.embedding in self.schemes else modules.embedding
+        return self.tensors[f"{holder}.weight"].dtype
 
     @property
     def nbytes(self) -> int:
@@ -103,7 +106,7 @@ class Checkpoint:
 
     @property
     def block_names(self) -> list[str]:
-        return ["embedding", *(f"layers.{index}" for index in range(self.architecture.layers)), "head"]
+        return self.architecture.block_names
 
     def blocks(self) -> Iterator[Block]:
         """Every block in forward order; hold on to one at a time."""
@@ -116,7 +119,8 @@ class Checkpoint:
             InputError: a tensor holds NaN or Inf, or its shard cannot be read.
         """
         index = int(name.removeprefix("layers.")) if name.startswith("layers.") else None
-        return Block(name, index, self.read(self._parameters(name)))
+        prefix = "" if index is None else self.architecture.modules.block(index)
+        return Block(name, index, self.read(self._parameters(name)), prefix)
 
     def read(self, parameters: list[str]) -> dict[str, Weight]:
         """Read parameters by full name; quantized ones come as `QuantizedWeight`."""
@@ -141,21 +145,16 @@ class Checkpoint:
         from compressor.writer import CheckpointWriter, copy_companions
 
         with whole_folder(out) as folder:
-            writer = CheckpointWriter(folder, dtype or self.dtype, cast=dtype is not None)
+            writer = CheckpointWriter(folder, self.architecture, dtype or self.dtype, cast=dtype is not None)
             for block in self.blocks():
                 writer.add(edit(block).weights)
-            writer.finish(self.config, self.architecture.linears(), provenance)
+            writer.finish(self.config, provenance)
             copy_companions(self.root, folder)
         return Checkpoint.open(out)
 
     def _parameters(self, block: str) -> list[str]:
-        if block == "embedding":
-            return ["model.embed_tokens.weight"]
-        if block == "head":
-            names = ["model.norm.weight"]
-            return names if self.architecture.tied_embeddings else [*names, "lm_head.weight"]
-        prefix = f"model.{block}."
-        return [name for name in self.parameters if name.startswith(prefix)]
+        prefixes = self.architecture.modules.prefixes(block)
+        return [name for name in self.parameters if name.startswith(prefixes)]
 
     def _stored_names(self, parameter: str) -> list[str]:
         layer = parameter.removesuffix(".weight")
@@ -166,7 +165,7 @@ class Checkpoint:
     def _assemble(self, parameter: str, raw: Mapping[str, torch.Tensor]) -> Weight:
         names = self._stored_names(parameter)
         if names == [parameter]:
-            return raw[parameter]
+            return raw[parameter].T.contiguous() if self.architecture.is_transposed(parameter) else raw[parameter]
         layer = parameter.removesuffix(".weight")
         return layout.decode({name.removeprefix(f"{layer}."): raw[name] for name in names}, self.schemes[layer])
 
@@ -180,7 +179,7 @@ class Checkpoint:
                 stored = layout.stored_shapes(self.schemes[layer], (rows, columns))
                 shapes |= {f"{layer}.{suffix}": part for suffix, part in stored.items()}
             else:
-                shapes[name] = shape
+                shapes[name] = shape[::-1] if self.architecture.is_transposed(name) else shape
         return shapes
 
     def _check_parameters(self) -> None:
@@ -207,7 +206,7 @@ class Checkpoint:
 
 
 def _is_ignorable(name: str, checkpoint: Checkpoint) -> bool:
-    """What says nothing new: cached rotary frequencies, and the second copy of a tied head or of its scales."""
-    parts = ("weight", *TABLE_PARTS) if EMBEDDING in checkpoint.schemes else ("weight",)
-    is_copy = checkpoint.architecture.tied_embeddings and name in {f"lm_head.{part}" for part in parts}
-    return is_copy or name.endswith("rotary_emb.inv_freq")
+    """What says nothing new: tables that the model computes, and the second copy of a tied head or of its scales."""
+    parts = ("weight", *TABLE_PARTS) if checkpoint.architecture.embedding in checkpoint.schemes else ("weight",)
+    is_copy = checkpoint.architecture.tied_embeddings and name in {f"{HEAD}.{part}" for part in parts}
+    return is_copy or name.endswith(family_of(checkpoint.config).ignored)

@@ -35,10 +35,10 @@ def write_converted(
         InputError: `out` exists, or what was converted is not a model that llmc can read.
     """
     with whole_folder(out) as folder:
-        writer = CheckpointWriter(folder, dtype)
+        writer = CheckpointWriter(folder, resolve(config), dtype)
         for weights in blocks:
             writer.add(weights)
-        writer.finish(config, resolve(config).linears(), provenance)
+        writer.finish(config, provenance)
         companions(folder)
         Checkpoint.open(folder)
     return Checkpoint.open(out)

@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.architecture import EMBEDDING, full_config
-from compressor.checkpoint import CACHE_SCALES, Block, Checkpoint, Weight
+from compressor.architecture import CACHE_SCALES, HEAD, Architecture, full_config, resolve
+from compressor.checkpoint import Block, Checkpoint, Weight
 from compressor.quantized import QuantizedWeight, split_rows
 from compressor.rounding import round_cache_of, round_inputs, round_inputs_of
 
 # Of the hidden states in one forward call: enough rows to fill the matrix units, little next to a block.
 ELEMENTS_PER_BATCH = 1 << 20
 ROWS_AT_ONCE = 256
-BODIES = ("self_attn.", "mlp.")  # of a decoder layer; the rest are norms
 
 
 class Decoder:
@@ -28,15 +27,18 @@ class Decoder:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self._skeleton: Any = _skeleton(checkpoint.config)
-        self._rotary: Any = _rotary(checkpoint.config, self._skeleton)
+        self.architecture = checkpoint.architecture
+        self._skeleton: Any = _empty_model(checkpoint.config, torch.float32)
+        self._rotary: Any = _rotary(self._skeleton)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Hidden states before the first decoder block, float32 [samples, length, hidden_size]."""
-        table = self.checkpoint.block("embedding").weights[f"{EMBEDDING}.weight"]
-        if isinstance(table, QuantizedWeight):
-            return table.rows(tokens.flatten()).dequantize().view(*tokens.shape, -1)
-        return nn.functional.embedding(tokens, table).float()
+        modules, weights = self.architecture.modules, self.checkpoint.block("embedding").weights
+        hidden = _rows(weights[f"{modules.embedding}.weight"], tokens)
+        if modules.positions:
+            hidden += _rows(weights[f"{modules.positions}.weight"], torch.arange(tokens.shape[-1]))
+        scale = self.architecture.embedding_scale
+        return hidden if scale == 1 else hidden.mul_(scale)
 
     def layer(self, block: Block, products: torch.dtype = torch.float32) -> nn.Module:
         """The decoder layer of `block`: weights dequantized, activations and cache rounded as they ask.
@@ -44,12 +46,14 @@ class Decoder:
         Args:
             products: dtype of attention and MLP; those that have it already are not copied. The norms are float32.
         """
-        layer = copy.deepcopy(self._skeleton.layers[block.index])
-        prefix = f"model.{block.name}."
-        stored = {name.removeprefix(prefix): weight for name, weight in block.weights.items()}
-        scales = [dense(stored.pop(name)) for name in CACHE_SCALES if name in stored]
+        layer = copy.deepcopy(self._skeleton.get_submodule(block.prefix.rstrip(".")))
+        attention, mlp = self.architecture.modules.branches
+        stored = {name.removeprefix(block.prefix): weight for name, weight in block.weights.items()}
+        cache = [f"{attention.body}.{name}" for name in CACHE_SCALES]
+        scales = [dense(stored.pop(name)) for name in cache if name in stored]
+        bodies = (f"{attention.body}.", f"{mlp.body}.")
         state = {
-            name: dense(weight, products if name.startswith(BODIES) else torch.float32)
+            name: dense(weight, products if name.startswith(bodies) else torch.float32)
             for name, weight in stored.items()
         }
         layer.load_state_dict(state, assign=True)
@@ -57,7 +61,7 @@ class Decoder:
             if isinstance(weight, QuantizedWeight):
                 round_inputs_of(layer.get_submodule(name.removesuffix(".weight")), weight)
         if scales:
-            round_cache_of(layer.self_attn, *scales)
+            round_cache_of(layer.get_submodule(attention.body), *scales)
         return layer.eval()
 
     @torch.no_grad()
@@ -76,9 +80,9 @@ class Decoder:
 
     @torch.no_grad()
     def final_states(self, tokens: torch.Tensor, progress: Callable[[int], None] | None = None) -> torch.Tensor:
-        """What lm_head reads, float32 [samples, length, hidden_size]: logits are these @ head.T."""
+        """What lm_head reads, float32 [samples, length, hidden_size]; `logits` goes on from there."""
         hidden = self.embed(tokens)
-        for index in range(self.checkpoint.architecture.layers):
+        for index in range(self.architecture.layers):
             self.run(self.layer(self.checkpoint.block(f"layers.{index}")), index, hidden)
             if progress is not None:
                 progress(index + 1)
@@ -88,9 +92,10 @@ class Decoder:
 
     def norm(self) -> nn.Module:
         """The norm before the head, in float32."""
-        norm = copy.deepcopy(self._skeleton.norm)
-        weight = self.checkpoint.read(["model.norm.weight"])["model.norm.weight"]
-        norm.load_state_dict({"weight": dense(weight)}, assign=True)
+        name = self.architecture.modules.norm
+        norm = copy.deepcopy(self._skeleton.get_submodule(name))
+        weights = self.checkpoint.read([f"{name}.{part}" for part in norm.state_dict()])
+        norm.load_state_dict({key.rpartition(".")[2]: dense(weight) for key, weight in weights.items()}, assign=True)
         return norm
 
     @torch.no_grad()
@@ -102,8 +107,7 @@ class Decoder:
 
     def _round_head_inputs(self, hidden: torch.Tensor) -> None:
         scheme = self.checkpoint.schemes.get("lm_head")
-        tied = self.checkpoint.architecture.tied_embeddings
-        if tied or scheme is None or scheme.activations is None:
+        if self.architecture.tied_embeddings or scheme is None or scheme.activations is None:
             return
         weight = self.checkpoint.read(["lm_head.weight"])["lm_head.weight"]
         assert isinstance(weight, QuantizedWeight)
@@ -112,21 +116,41 @@ class Decoder:
 
     def head(self) -> torch.Tensor:
         """The lm_head weight, float32 [vocab_size, hidden_size]; the embedding itself where they are tied."""
-        tied = self.checkpoint.architecture.tied_embeddings
-        name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        name = f"{self.architecture.embedding if self.architecture.tied_embeddings else HEAD}.weight"
         return dense(self.checkpoint.read([name])[name])
+
+    def logits(self, states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        """Logits [..., vocab_size] of final states [..., hidden_size]."""
+        return soft_cap(states @ head.T, self.architecture.logit_softcap)
 
     def context(self, index: int, length: int) -> dict[str, Any]:
         """Keyword arguments of decoder layer `index` for texts of this many tokens: positions, mask."""
         positions = torch.arange(length).unsqueeze(0)
-        anchor = torch.zeros(1)  # the rotary module takes its dtype from it
-        window = self.checkpoint.architecture.windows[index]
-        return {
-            "position_ids": positions,
-            "position_embeddings": self._rotary(anchor, positions),
-            # None is plain causal attention, for which no mask has to be held.
-            "attention_mask": _window_mask(length, window) if window and window < length else None,
-        }
+        context: dict[str, Any] = {"position_ids": positions, "attention_mask": self._mask(index, length)}
+        if self.architecture.rotary_dim:
+            kind = self.architecture.rotary_kinds[index]
+            context["position_embeddings"] = _rotary_table(self._rotary, positions, kind)
+        return context
+
+    def _mask(self, index: int, length: int) -> torch.Tensor | None:
+        """Of plain causal attention there is none where the attention function knows causality by itself."""
+        window = self.architecture.windows[index] or length
+        if self.architecture.attention_softcap is not None:
+            seen = _window_mask(length, window)
+            return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))  # for eager attention, which adds it
+        return _window_mask(length, window) if window < length else None
+
+
+def soft_cap(values: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """c tanh(x / c), or the values themselves where there is no cap."""
+    return values if cap is None else torch.tanh(values / cap) * cap
+
+
+def _rows(table: Weight, indices: torch.Tensor) -> torch.Tensor:
+    """Rows of a table [rows, width], float32 [..., width]."""
+    if isinstance(table, QuantizedWeight):
+        return table.rows(indices.flatten()).dequantize().view(*indices.shape, -1)
+    return nn.functional.embedding(indices, table).float()
 
 
 def dense(weight: Weight, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -149,13 +173,16 @@ def batches(hidden: torch.Tensor) -> Iterator[torch.Tensor]:
     return iter(hidden.split(max(1, ELEMENTS_PER_BATCH // hidden[0].numel())))
 
 
-def rotary_tables(config: Mapping[str, Any], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine tables of the rotary embedding, float32 [length, head_dim / 2] each, scaling applied.
+def rotary_tables(config: Mapping[str, Any], length: int, kind: str = "") -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine tables of a rotary embedding, float32 [length, rotary_dim / 2] each, scaling applied.
 
     Positions beyond the trained context are those of the model's own rule, as transformers computes it.
+
+    Args:
+        kind: which one, of `Architecture.rotary_kinds`.
     """
-    rotary = _rotary(config, _skeleton(config))
-    cos, sin = rotary(torch.zeros(1), torch.arange(length).unsqueeze(0))
+    rotary = _rotary(_empty_model(config, torch.float32))
+    cos, sin = _rotary_table(rotary, torch.arange(length).unsqueeze(0), kind)
     half = cos.shape[-1] // 2
     return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
 
@@ -171,7 +198,11 @@ def full_model(checkpoint: Checkpoint) -> Any:
     }
     model.load_state_dict(weights, assign=True, strict=False)
     model.tie_weights()
-    model.model.rotary_emb = _rotary(checkpoint.config, model.model)
+    if checkpoint.architecture.rotary_dim:
+        model.base_model.rotary_emb = _rotary(model)
+    for module in model.modules():  # an embedding's scale is a buffer, and lies on the meta device
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(module.scalar_embed_scale)
     return model.eval()
 
 
@@ -179,16 +210,39 @@ def _empty_model(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """The model's modules on the meta device: their code without their weights."""
     from transformers import AutoModelForCausalLM
 
+    architecture = resolve(config)
+    attention = attention_implementation(architecture)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(full_config(config), attn_implementation="sdpa", dtype=dtype)
+        model = AutoModelForCausalLM.from_config(full_config(config), attn_implementation=attention, dtype=dtype)
+        if architecture.transposed:
+            _replace_transposed(model, architecture)
+    return model
 
 
-def _skeleton(config: Mapping[str, Any]) -> Any:
-    return _empty_model(config, torch.float32).model
+def attention_implementation(architecture: Architecture) -> str:
+    """What transformers shall compute attention with: its fused function leaves soft-capping out, without a word."""
+    return "sdpa" if architecture.attention_softcap is None else "eager"
 
 
-def _rotary(config: Mapping[str, Any], skeleton: Any) -> Any:
-    return type(skeleton.rotary_emb)(skeleton.config)
+def _replace_transposed(model: Any, architecture: Architecture) -> None:
+    """Put linears in the place of Conv1D modules: weights in memory are [out_features, in_features]."""
+    for index in range(architecture.layers):
+        for name, (out_features, in_features) in architecture.block_linears(index).items():
+            bias = model.get_submodule(name).bias is not None
+            model.set_submodule(name, nn.Linear(in_features, out_features, bias=bias, dtype=model.dtype))
+
+
+def _rotary(model: Any) -> Any:
+    """The module that makes rotary tables, with its buffers; None where positions are learned."""
+    skeleton = getattr(model.base_model, "rotary_emb", None)
+    return None if skeleton is None else type(skeleton)(model.config)
+
+
+def _rotary_table(rotary: Any, positions: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [1, length, rotary_dim] of the rotary embedding of this kind."""
+    anchor = torch.zeros(1)  # the module takes its dtype from it
+    cosines, sines = rotary(anchor, positions, kind) if kind else rotary(anchor, positions)
+    return cosines, sines
 
 
 def _window_mask(length: int, window: int) -> torch.Tensor:

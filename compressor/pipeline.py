@@ -16,7 +16,7 @@ import yaml
 
 from compressor import layout
 from compressor import ledger as ledgers
-from compressor.architecture import EMBEDDING, read_config
+from compressor.architecture import read_config
 from compressor.checkpoint import Checkpoint
 from compressor.code_version import code_version
 from compressor.errors import InputError, RunError
@@ -324,12 +324,13 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
         schemes = one.plan(checkpoint.architecture, schemes)
         cache_scales = one.cache_scales(checkpoint.architecture, cache_scales)
     layout.check_together(schemes, cache_scales)
-    linears = {name: scheme for name, scheme in schemes.items() if name != EMBEDDING}
+    embedding = checkpoint.architecture.embedding
+    linears = {name: scheme for name, scheme in schemes.items() if name != embedding}
     problems = list(target.problems(checkpoint.architecture, linears))
-    if EMBEDDING in schemes and not target.holds_quantized_embedding:
+    if embedding in schemes and not target.holds_quantized_embedding:
         problems.append("It holds no quantized embedding; leave out the pass embeddings, or take the target hf.")
-    elif EMBEDDING in schemes:
-        problems += target.embedding_problems(checkpoint.architecture, schemes[EMBEDDING])
+    elif embedding in schemes:
+        problems += target.embedding_problems(checkpoint.architecture, schemes[embedding])
     if cache_scales:
         problems += target.cache_problems(checkpoint.architecture, linears)
     if problems:

@@ -20,6 +20,7 @@ SAFETENSORS_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
+    "BOOL": torch.bool,
     "I8": torch.int8,
     "U8": torch.uint8,
     "I32": torch.int32,
@@ -73,7 +74,7 @@ def read_headers(root: Path) -> dict[str, TensorInfo]:
 
 
 def read_tensors(root: Path, infos: Mapping[str, TensorInfo], names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """The tensors of these names, copied out of their shards.
+    """The tensors of these names, copied out of their shards, where they may be called otherwise.
 
     Raises:
         InputError: a tensor holds NaN or Inf, or its shard cannot be read.
@@ -86,7 +87,7 @@ def read_tensors(root: Path, infos: Mapping[str, TensorInfo], names: Iterable[st
         # Opened anew for every block and copied out: a mapping kept open would keep its pages resident.
         with _open_shard(root / shard) as file:
             for name in wanted:
-                read[name] = file.get_tensor(name).clone()
+                read[name] = file.get_tensor(infos[name].name).clone()
                 _check_finite(read[name], name, root / shard)
     return read
 

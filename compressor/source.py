@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from compressor.adapter import is_adapter
-from compressor.architecture import Architecture, read_config, resolve
+from compressor.architecture import FAMILIES, Architecture, full_name, read_config, resolve
 from compressor.checkpoint import Checkpoint
 from compressor.convert import converted_before, write_converted
 from compressor.errors import InputError, RunError
@@ -175,12 +175,14 @@ def _pickled_tensors(
     root: Path, shards: list[str], architecture: Architecture, progress: Progress
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The tensors of all shards one by one; the files are memory-mapped, and code in them does not run."""
+    family = FAMILIES[architecture.model_type]
     for number, shard in enumerate(shards):
         progress("converting pickle weights", number, len(shards))
-        for name, tensor in load_pickle(root / shard).items():
+        for short, tensor in load_pickle(root / shard).items():
+            name = full_name(short, family.optional_prefix)
             # A second copy of a tied head would untie it.
-            if not (name == "lm_head.weight" and architecture.tied_embeddings):
-                yield {name: tensor.clone()}
+            if not name.endswith(family.ignored) and not (name == "lm_head.weight" and architecture.tied_embeddings):
+                yield {name: (tensor.T if architecture.is_transposed(name) else tensor).clone()}
     progress("converting pickle weights", len(shards), len(shards))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from compressor import layout
-from compressor.architecture import EMBEDDING
-from compressor.checkpoint import CACHE_SCALES, TABLE_PARTS, Weight
+from compressor.architecture import CACHE_SCALES, HEAD, Architecture
+from compressor.checkpoint import TABLE_PARTS, Weight
 from compressor.files import write_json
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.shards import INDEX, SINGLE_SHARD
@@ -76,8 +76,8 @@ class CheckpointWriter:
         cast: store every float parameter in `dtype` too, and say so in config.json.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, cast: bool = False) -> None:
-        self._folder, self._dtype, self._cast = folder, dtype, cast
+    def __init__(self, folder: Path, architecture: Architecture, dtype: torch.dtype, cast: bool = False) -> None:
+        self._folder, self._architecture, self._dtype, self._cast = folder, architecture, dtype, cast
         self._shards = ShardWriter(folder)
         self._schemes: dict[str, Scheme] = {}
         self._has_head = self._has_cache_scales = False
@@ -88,38 +88,37 @@ class CheckpointWriter:
         tensors: dict[str, torch.Tensor] = {}
         for name, weight in weights.items():
             tensors |= self._stored(name, weight)
-            self._has_head |= name == "lm_head.weight"
+            self._has_head |= name == f"{HEAD}.weight"
             self._has_cache_scales |= name.endswith(CACHE_SCALES)
         self._shards.add(tensors)
 
-    def finish(self, config: Mapping[str, Any], linears: Iterable[str], provenance: Mapping[str, Any]) -> None:
+    def finish(self, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
         """Write what is pending, the index, config.json with its `quantization_config`, and `llmc-step.json`."""
-        if EMBEDDING in self._schemes and not self._has_head:
+        if self._architecture.embedding in self._schemes and not self._has_head:
             self._share_with_head()
         self._shards.finish()
-        write_json(self._folder / "config.json", self._config(config, linears))
+        write_json(self._folder / "config.json", self._config(config))
         write_json(self._folder / STEP_FILE, provenance)
 
     def _stored(self, name: str, weight: torch.Tensor | QuantizedWeight) -> dict[str, torch.Tensor]:
         if isinstance(weight, torch.Tensor):
-            return {name: (weight.to(self._dtype) if self._cast else weight).contiguous()}
+            stored = weight.T if self._architecture.is_transposed(name) else weight
+            return {name: (stored.to(self._dtype) if self._cast else stored).contiguous()}
         layer = name.removesuffix(".weight")
         self._schemes[layer] = weight.scheme
-        stored = {f"{layer}.{suffix}": tensor for suffix, tensor in layout.encode(weight, self._dtype).items()}
-        if layer == EMBEDDING:
+        tensors = {f"{layer}.{suffix}": tensor for suffix, tensor in layout.encode(weight, self._dtype).items()}
+        if layer == self._architecture.embedding:
             self._table = {
-                name.replace(EMBEDDING, "lm_head"): tensor
-                for name, tensor in stored.items()
-                if name.endswith(TABLE_PARTS)
+                name.replace(layer, HEAD): tensor for name, tensor in tensors.items() if name.endswith(TABLE_PARTS)
             }
-        return stored
+        return tensors
 
     def _share_with_head(self) -> None:
         """A tied head reads the integers of the embedding; transformers wants what else it has, and a scheme, twice."""
-        self._schemes["lm_head"] = self._schemes[EMBEDDING]
+        self._schemes[HEAD] = self._schemes[self._architecture.embedding]
         self._shards.add({name: tensor.clone() for name, tensor in self._table.items()})
 
-    def _config(self, config: Mapping[str, Any], linears: Iterable[str]) -> dict[str, Any]:
+    def _config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         written = {key: value for key, value in config.items() if key != "quantization_config"}
         # compressed-tensors gives NVFP4 weights in bfloat16 only, so that transformers can run the model in no other.
         has_nvfp4 = any(scheme.kind == "nvfp4" for scheme in self._schemes.values())
@@ -130,7 +129,7 @@ class CheckpointWriter:
             written["tie_word_embeddings"] = False
         if self._schemes or self._has_cache_scales:
             written["quantization_config"] = layout.quantization_config(
-                self._schemes, linears, self._has_cache_scales, self._dtype
+                self._schemes, self._architecture.linears(), self._has_cache_scales, self._dtype
             )
         return written
 

@@ -136,7 +136,7 @@ class AWQ(CalibratedPass, QuantizingPass):
         return dict(schemes)
 
     def cache_scales(self, architecture: Architecture, present: bool) -> bool:
-        return cache_scales_after(self.name, self._folds(architecture), present)
+        return cache_scales_after(self.name, self.o_proj, present)
 
     def stored_dtype(self, architecture: Architecture) -> torch.dtype | None:
         # What is rounded right away meets no 16-bit grid in between, and gains and biases stay on theirs.
@@ -146,6 +146,10 @@ class AWQ(CalibratedPass, QuantizingPass):
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
         architecture = checkpoint.architecture
         self.cache_scales(architecture, checkpoint.kv_cache)
+        if self.down_proj and not architecture.gated:
+            context.notes.append(
+                f"inputs of {architecture.modules.mlp.last} are not scaled: without a gate nothing can be divided by it"
+            )
         companions = self._companions(architecture)
         if companions:
             more = f" and {len(companions) - 1} more" if len(companions) > 1 else ""
@@ -185,7 +189,7 @@ class AWQ(CalibratedPass, QuantizingPass):
 
     def _weights_of(self, stage: Stage, block: Block, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         """The weights of one stage that are to be rounded, float32, by layer name."""
-        names = [f"model.{block.name}.{linear}.weight" for linear in stage.linears]
+        names = [f"{block.prefix}{linear}.weight" for linear in stage.linears]
         return self.weights_to_quantize(
             replace(block, weights={name: block.weights[name] for name in names}), checkpoint
         )
@@ -218,7 +222,7 @@ class AWQ(CalibratedPass, QuantizingPass):
         chosen = set(self._chosen(architecture))
         found: dict[str, None] = {}
         for index in range(architecture.layers):
-            prefix = f"model.layers.{index}."
+            prefix = architecture.modules.block(index)
             for fold in self._folds(architecture):
                 if any(prefix + reader in chosen for reader in fold.readers):
                     found |= dict.fromkeys(prefix + linear for linear in fold.linears)

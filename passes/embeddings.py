@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from compressor.architecture import EMBEDDING, Architecture
+from compressor.architecture import Architecture
 from compressor.checkpoint import Block, Checkpoint
 from compressor.errors import InputError
 from compressor.options import option
@@ -52,13 +52,15 @@ class Embeddings(BlockPass):
         return Scheme(self.bits, group_size, self.symmetric, table=True)
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-        if EMBEDDING in schemes:
-            raise InputError(f"{EMBEDDING} is already {schemes[EMBEDDING]}; a weight is rounded once.")
+        table = architecture.embedding
+        if table in schemes:
+            raise InputError(f"{table} is already {schemes[table]}; a weight is rounded once.")
         self.scheme.group_width(architecture.hidden_size)  # refuses what does not divide
-        return {**schemes, EMBEDDING: self.scheme}
+        return {**schemes, table: self.scheme}
 
     def edit(self, block: Block, checkpoint: Checkpoint, context: PassContext) -> Block:
-        table = block.weights.get(f"{EMBEDDING}.weight")
+        name = f"{checkpoint.architecture.embedding}.weight"
+        table = block.weights.get(name)
         if not isinstance(table, torch.Tensor):
             return block
-        return block.with_weights({f"{EMBEDDING}.weight": round_rows(table, self.scheme, self.scale_search)})
+        return block.with_weights({name: round_rows(table, self.scheme, self.scale_search)})

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from compressor.architecture import FUSED_LINEARS, Architecture
-from compressor.checkpoint import Block
+from compressor.architecture import Architecture
+from compressor.checkpoint import Block, Weight
 from compressor.decoder import dense
 from compressor.errors import InputError
 from compressor.quantized import Scheme
@@ -26,12 +26,18 @@ class Fold:
         readers: linears, as `calibration.walk.Stage` names them.
         sharing: how many input features of the readers are made of one feature of the producer.
         width: features that lie side by side before they are repeated for the next one that shares them.
+        is_norm: whether the producer is a norm.
+        shift: what a norm adds to its weight to have its gain.
+        first_row: of a linear, the first output feature that makes inputs of the readers.
     """
 
     producer: str
     readers: tuple[str, ...]
     sharing: int
     width: int
+    is_norm: bool = False
+    shift: float = 0.0
+    first_row: int = 0
 
     def by_producer(self, values: torch.Tensor) -> torch.Tensor:
         """Values per input feature of the readers, [..., in_features], as [..., sharing, features of the producer]."""
@@ -45,32 +51,40 @@ class Fold:
     @property
     def linears(self) -> tuple[str, ...]:
         """The linears whose weights the fold changes."""
-        return (*self.readers, self.producer) if self._from_linear else self.readers
+        return self.readers if self.is_norm else (*self.readers, self.producer)
 
     @property
     def exact_part(self) -> str:
         """The parameter of the producer that stays as it is stored: a norm's gain, a linear's bias if it has one."""
-        return f"{self.producer}.{'bias' if self._from_linear else 'weight'}"
+        return f"{self.producer}.{'weight' if self.is_norm else 'bias'}"
 
-    @property
-    def _from_linear(self) -> bool:
-        return self.producer.endswith("_proj")
+    def divided(self, parameter: str, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """The `weight` or the `bias` of the producer, with the features that the readers see divided by `scales`."""
+        shift = self.shift if parameter == "weight" else 0.0
+        rows = slice(self.first_row, self.first_row + len(scales))
+        made = values.clone()
+        made[rows] = (values[rows] + shift) / (scales if values.dim() == 1 else scales.unsqueeze(1)) - shift
+        return made
 
 
 def folds(architecture: Architecture, *, o_proj: bool, down_proj: bool) -> list[Fold]:
     """What can be re-scaled in every decoder block, in forward order; the inputs of two linears only if asked for.
 
-    Query heads that share a key-value head share the scales of its values.
+    Query heads that share a key-value head share the scales of its values. What an MLP without a gate makes of its
+    inputs is no product, so that nothing can be moved through it.
     """
-    attention, mlp = FUSED_LINEARS
-    sharing = architecture.heads // architecture.kv_heads
-    found = {
-        Fold("input_layernorm", attention, 1, architecture.hidden_size): True,
-        Fold("self_attn.v_proj", ("self_attn.o_proj",), sharing, architecture.head_dim): o_proj,
-        Fold("post_attention_layernorm", mlp, 1, architecture.hidden_size): True,
-        Fold("mlp.up_proj", ("mlp.down_proj",), 1, architecture.intermediate_size): down_proj,
-    }
-    return [fold for fold, wanted in found.items() if wanted]
+    attention, mlp = architecture.modules.branches
+    hidden, inner, shift = architecture.hidden_size, architecture.intermediate_size, architecture.norm_shift
+    sharing, (values, first_value) = architecture.heads // architecture.kv_heads, architecture.value_part
+    found = [Fold(attention.norm, attention.first, 1, hidden, is_norm=True, shift=shift)]
+    if o_proj:
+        width = architecture.head_dim
+        found.append(Fold(values, (attention.last,), sharing, width, first_row=first_value))
+    found.append(Fold(mlp.norm, mlp.first, 1, hidden, is_norm=True, shift=shift))
+    if down_proj and architecture.gated:
+        up, first_up = architecture.up_part
+        found.append(Fold(up, (mlp.last,), 1, inner, first_row=first_up))
+    return found
 
 
 def rescale(block: Block, fold: Fold, scales: torch.Tensor) -> Block:
@@ -79,14 +93,13 @@ def rescale(block: Block, fold: Fold, scales: torch.Tensor) -> Block:
     Args:
         scales: float32 [features of the producer], positive.
     """
-    prefix = f"model.{block.name}."
-    weight, bias = (f"{prefix}{fold.producer}.{kind}" for kind in ("weight", "bias"))
-    made = dense(block.weights[weight])
-    changed = {weight: made / (scales if made.dim() == 1 else scales.unsqueeze(1))}
-    if bias in block.weights:
-        changed[bias] = dense(block.weights[bias]) / scales
+    changed: dict[str, Weight] = {}
+    for parameter in ("weight", "bias"):
+        name = f"{block.prefix}{fold.producer}.{parameter}"
+        if name in block.weights:
+            changed[name] = fold.divided(parameter, dense(block.weights[name]), scales)
     for reader in fold.readers:
-        name = f"{prefix}{reader}.weight"
+        name = f"{block.prefix}{reader}.weight"
         changed[name] = dense(block.weights[name]) * fold.by_reader(scales)
     return block.with_weights(changed)
 
@@ -97,11 +110,11 @@ def snap(block: Block, fold: Fold, scales: torch.Tensor) -> torch.Tensor:
     These run in 16 bits. Rounded after the fold, each feature would be off by up to 0.4%; this way the difference
     is in the scale, where it costs nothing.
     """
-    vector = block.weights.get(f"model.{block.name}.{fold.exact_part}")
+    vector = block.weights.get(f"{block.prefix}{fold.exact_part}")
     if vector is None:
         return scales
-    values = dense(vector)
-    kept = (values / scales).bfloat16().float()
+    values = dense(vector)[fold.first_row : fold.first_row + len(scales)] + fold.shift
+    kept = (values / scales - fold.shift).bfloat16().float() + fold.shift
     return torch.where(kept == 0, scales, values / kept)
 
 
@@ -122,13 +135,16 @@ def refuse_fixed(name: str, linears: Iterable[str], schemes: Mapping[str, Scheme
             )
 
 
-def cache_scales_after(name: str, folds: Iterable[Fold], present: bool) -> bool:
+def cache_scales_after(name: str, o_proj: bool, present: bool) -> bool:
     """Whether there are scales of an fp8 key-value cache after the folds of a pass.
 
+    Args:
+        o_proj: it re-scales what o_proj reads, so that it changes values.
+
     Raises:
-        InputError: there were before, and a fold changes values.
+        InputError: there were before, and values change.
     """
-    if present and any(fold.producer == "self_attn.v_proj" for fold in folds):
+    if present and o_proj:
         raise InputError(
             f"{name} re-scales the values, whose fp8 cache has its scales already.",
             f"Put {name} before the pass that made them, or give {name}:o_proj=false.",

@@ -58,6 +58,7 @@ class LLMCompressor(Pass):
         return f"{self.spelled()} {digest_file(self._path)} {version('llmcompressor')}"
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+        architecture.refuse_transposed(self.name)
         if schemes:
             name = next(iter(schemes))
             raise InputError(

@@ -96,7 +96,7 @@ def predict_schemes(modifier: Any, architecture: Architecture) -> dict[str, Sche
     layout.reads_kv_cache({"quantization_config": config.model_dump(mode="json")})
     modules = _weightless(architecture)
     apply_quantization_config(modules, config.model_copy(update={"kv_cache_scheme": None}), show_progress=False)
-    if hasattr(modules.get_submodule("model.embed_tokens"), "quantization_scheme"):
+    if hasattr(modules.get_submodule(architecture.embedding), "quantization_scheme"):
         raise InputError("The llm-compressor recipe quantizes the embedding, which cannot be held.", "Ignore it.")
     schemes: dict[str, Scheme] = {}
     for name, (_, in_features) in architecture.linears().items():
@@ -115,7 +115,7 @@ def _weightless(architecture: Architecture) -> nn.Module:
             name: nn.Linear(in_features, out_features, bias=False)
             for name, (out_features, in_features) in architecture.linears().items()
         }
-        modules["model.embed_tokens"] = nn.Embedding(architecture.vocab_size, architecture.hidden_size)
+        modules[architecture.embedding] = nn.Embedding(architecture.vocab_size, architecture.hidden_size)
     for name, module in modules.items():
         *path, leaf = name.split(".")
         parent = root

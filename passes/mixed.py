@@ -119,7 +119,7 @@ class Mixed(GPTQ):
         turns: dict[str, int] = {}  # each kind of linear meets each candidate, one a block
         for group in fused_groups(body):
             schemes = list(self._fitting(body[group[0]][1]).values())
-            kind = group[0].rpartition(".")[2]
+            kind = ".".join(group[0].rsplit(".", 2)[1:])
             turn = turns.setdefault(kind, len(turns))
             planned |= dict.fromkeys(group, schemes[turn % len(schemes)])
             turns[kind] = turn + 1

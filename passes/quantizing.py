@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from compressor.architecture import EMBEDDING, Architecture
+from compressor.architecture import Architecture
 from compressor.checkpoint import Block, Checkpoint
 from compressor.errors import InputError
 from compressor.options import option
@@ -46,9 +46,10 @@ class LinearPass(Pass):
                 f"{rounded[0]} is already {schemes[rounded[0]]}; a weight is rounded once.",
                 f"Remove the pass {self.name}, or start from the float checkpoint.",
             )
-        if "lm_head" in chosen and architecture.tied_embeddings and EMBEDDING in schemes:
+        table = schemes.get(architecture.embedding)
+        if "lm_head" in chosen and architecture.tied_embeddings and table is not None:
             raise InputError(
-                f"lm_head is tied to the embedding, which is already {schemes[EMBEDDING]}; a weight is rounded once.",
+                f"lm_head is tied to the embedding, which is already {table}; a weight is rounded once.",
                 "lm_head=false works, and so does leaving out the pass embeddings.",
             )
         return {**schemes, **self.plan_layers({name: architecture.linears()[name] for name in chosen})}
@@ -70,7 +71,7 @@ class LinearPass(Pass):
         chosen = set(self._chosen(checkpoint.architecture))
         weights = dict(block.weights)
         if block.name == "head" and "lm_head" in chosen and checkpoint.architecture.tied_embeddings:
-            embedding = "model.embed_tokens.weight"
+            embedding = f"{checkpoint.architecture.embedding}.weight"
             weights["lm_head.weight"] = checkpoint.read([embedding])[embedding]
         return {
             name.removesuffix(".weight"): weight

@@ -25,18 +25,7 @@ from compressor.pass_ import BlockPass, PassContext
 from compressor.quantized import Scheme
 from passes.hadamard import Rotation
 
-# Linears that read the residual stream, with the norm in between, and linears that write to it.
-READERS = {
-    "self_attn.q_proj": "input_layernorm",
-    "self_attn.k_proj": "input_layernorm",
-    "self_attn.v_proj": "input_layernorm",
-    "mlp.gate_proj": "post_attention_layernorm",
-    "mlp.up_proj": "post_attention_layernorm",
-}
-WRITERS = ("self_attn.o_proj", "mlp.down_proj")
-PER_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")  # on queries and keys, which no rotation touches
-
-EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+HEAD = "lm_head.weight"
 ELEMENTS_AT_ONCE = 1 << 17  # of a weight in float64: parts that stay in the cache
 
 Tensors = dict[str, torch.Tensor]
@@ -56,30 +45,34 @@ def rotate_outputs(weight: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     return rotate_inputs(weight.T, rotation).T if weight.dim() == 2 else rotation(weight).float()
 
 
-def rotate_residual(weights: Mapping[str, torch.Tensor], rotation: Rotation) -> Tensors:
+def rotate_residual(weights: Mapping[str, torch.Tensor], rotation: Rotation, architecture: Architecture) -> Tensors:
     """The changed parameters of a decoder block, by name within it, whose residual stream is rotated.
 
     The gains of its norms go into the linears that read them.
     """
-    changed = {}
-    for linear, norm in READERS.items():
-        gain = weights[f"{norm}.weight"]
-        changed[f"{linear}.weight"] = rotate_inputs(weights[f"{linear}.weight"], rotation, gain)
-        changed[f"{norm}.weight"] = torch.ones_like(gain)
-    for linear in WRITERS:
-        changed |= {name: rotate_outputs(weights[name], rotation) for name in _parameters(weights, linear)}
+    changed, shift = {}, architecture.norm_shift
+    for branch in architecture.modules.branches:
+        gain = weights[f"{branch.norm}.weight"] + shift
+        for linear in branch.first:
+            changed[f"{linear}.weight"] = rotate_inputs(weights[f"{linear}.weight"], rotation, gain)
+        changed[f"{branch.norm}.weight"] = torch.ones_like(gain) - shift
+        changed |= {name: rotate_outputs(weights[name], rotation) for name in _parameters(weights, branch.last)}
     return changed
 
 
-def rotate_values(weights: Mapping[str, torch.Tensor], rotation: Rotation) -> Tensors:
+def rotate_values(weights: Mapping[str, torch.Tensor], rotation: Rotation, architecture: Architecture) -> Tensors:
     """The changed parameters of a decoder block, by name within it, whose values are rotated head by head.
 
     Args:
         rotation: one block for each key-value head; the query heads that share a head read it turned alike.
     """
-    values, outputs = _parameters(weights, "self_attn.v_proj"), "self_attn.o_proj.weight"
-    sharing = weights[outputs].shape[1] // len(rotation.signs)
-    changed = {name: rotate_outputs(weights[name], rotation) for name in values}
+    linear, first = architecture.value_part
+    outputs = f"{architecture.modules.attention.last}.weight"
+    sharing, rows = architecture.heads // architecture.kv_heads, slice(first, first + len(rotation.signs))
+    changed = {}
+    for name in _parameters(weights, linear):
+        changed[name] = weights[name].float().clone()
+        changed[name][rows] = rotate_outputs(weights[name][rows], rotation)
     return changed | {outputs: rotate_inputs(weights[outputs], rotation.repeat_blocks(sharing))}
 
 
@@ -104,17 +97,19 @@ def _draw(architecture: Architecture, seed: int) -> _Rotations:
 
 
 def _edit_head(weights: Tensors, rotation: Rotation, checkpoint: Checkpoint, context: PassContext) -> Tensors:
-    gain = weights[FINAL_NORM]
-    tied = checkpoint.architecture.tied_embeddings
+    architecture = checkpoint.architecture
+    norm, embedding = (f"{name}.weight" for name in (architecture.modules.norm, architecture.embedding))
+    gain = weights[norm] + architecture.norm_shift
+    tied = architecture.tied_embeddings
     if tied and bool((gain == gain[0]).all()):
         return {}  # a gain that is one number commutes with the rotation, and the embedding is rotated already
-    head = _float(checkpoint, EMBEDDING) if tied else weights[HEAD]
+    head = _float(checkpoint, embedding) if tied else weights[HEAD]
     if tied:
         context.notes.append(
             f"lm_head is untied, since the final norm's gain goes into it: {4 * head.numel():,} bytes more in float32; "
             "residual=false keeps it tied"
         )
-    return {HEAD: rotate_inputs(head, rotation, gain), FINAL_NORM: torch.ones_like(gain)}
+    return {HEAD: rotate_inputs(head, rotation, gain), norm: torch.ones_like(gain) - architecture.norm_shift}
 
 
 def _float(checkpoint: Checkpoint, parameter: str) -> torch.Tensor:
@@ -129,14 +124,22 @@ def _note_dtype(checkpoint: Checkpoint, context: PassContext) -> None:
         context.notes.append(f"weights are stored in float32, not {stored}: rotated ones are no {stored} numbers")
 
 
-def _check_parameters(architecture: Architecture) -> None:
-    """Refuse a decoder block with a part whose place beside a rotation is not known here."""
-    prefix = "model.layers.0."
-    known = {*READERS, *READERS.values(), *WRITERS, *PER_HEAD_NORMS}
-    for name in architecture.tensor_shapes():
-        part = name.removeprefix(prefix).rpartition(".")[0]
-        if name.startswith(prefix) and part not in known:
-            raise InputError(f"rotate cannot keep {architecture.model_type} models exact: it does not know {part}.")
+def _check_stream(architecture: Architecture) -> None:
+    """Refuse a residual stream that a rotation does not commute with.
+
+    Raises:
+        InputError: something acts on single channels of it, and its gain can go into no linear.
+    """
+    post_norms = [branch.post_norm for branch in architecture.modules.branches if branch.post_norm]
+    reasons = {
+        "its layer norms subtract the mean of the channels": architecture.norm == "layer",
+        f"{post_norms[0] if post_norms else ''} scales single channels of the residual stream": bool(post_norms),
+    }
+    for reason in (reason for reason, is_so in reasons.items() if is_so):
+        raise InputError(
+            f"rotate cannot turn the residual stream of a {architecture.model_type} and change nothing: {reason}.",
+            "rotate:residual=false works.",
+        )
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,8 @@ class Rotate(BlockPass):
                 f"{first} is already {schemes[first]}; a weight is rounded once.",
                 "Rotate before quantizing, and start from the float checkpoint.",
             )
-        _check_parameters(architecture)
+        if self.residual:
+            _check_stream(architecture)
         return {}
 
     def cache_scales(self, architecture: Architecture, present: bool) -> bool:
@@ -185,20 +189,21 @@ class Rotate(BlockPass):
         rotations = _draw(checkpoint.architecture, context.seed)
         weights = {name: weight for name, weight in block.weights.items() if isinstance(weight, torch.Tensor)}
         if block.index is not None:
-            return block.with_weights(self._edit_layer(weights, block.index, rotations))
+            return self._edit_layer(block, weights, rotations, checkpoint.architecture)
         if block.name == "embedding":
             _note_dtype(checkpoint, context)
         if not self.residual:
             return block
         if block.name == "embedding":
-            return block.with_weights({EMBEDDING: rotate_inputs(weights[EMBEDDING], rotations.residual)})
+            table = f"{checkpoint.architecture.embedding}.weight"
+            return block.with_weights({table: rotate_inputs(weights[table], rotations.residual)})
         return block.with_weights(_edit_head(weights, rotations.residual, checkpoint, context))
 
-    def _edit_layer(self, weights: Tensors, index: int, rotations: _Rotations) -> Tensors:
-        prefix = f"model.layers.{index}."
-        changed = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+    def _edit_layer(self, block: Block, weights: Tensors, rotations: _Rotations, architecture: Architecture) -> Block:
+        assert block.index is not None
+        changed = {name.removeprefix(block.prefix): weight for name, weight in weights.items()}
         if self.values:
-            changed |= rotate_values(changed, rotations.values[index])
+            changed |= rotate_values(changed, rotations.values[block.index], architecture)
         if self.residual:
-            changed |= rotate_residual(changed, rotations.residual)
-        return {prefix + name: weight for name, weight in changed.items()}
+            changed |= rotate_residual(changed, rotations.residual, architecture)
+        return block.with_weights({block.prefix + name: weight for name, weight in changed.items()})

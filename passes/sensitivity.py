@@ -76,10 +76,10 @@ def importances(
         hidden = seen.outputs
         found = []
         for stage in stream.enter(block).stages():
-            check_finite(stage.statistics, f"model.{block.name}.{stage.linears[0]}")
+            check_finite(stage.statistics, f"{block.prefix}{stage.linears[0]}")
             gram = stage.statistics.gram
             values = seen.importance(stage.linears, _error_spread(gram, damping, act_order))
-            named = {f"model.{block.name}.{name}": value for name, value in values.items()}
+            named = {f"{block.prefix}{name}": value for name, value in values.items()}
             found.append(Importance(named, gram.diagonal().clone()))
         yield block, found
 
@@ -119,16 +119,18 @@ def _output_gradients(decoder: Decoder, texts: torch.Tensor, seed: int) -> list[
 def _score(decoder: Decoder, states: torch.Tensor, seed: int) -> torch.Tensor:
     """Gradient of log p(labels) with respect to what the final norm reads; a label is drawn for every position."""
     generator = torch.Generator().manual_seed(seed)
-    head, norm = decoder.head(), decoder.norm().requires_grad_(False)
+    head, norm, cap = decoder.head(), decoder.norm().requires_grad_(False), decoder.architecture.logit_softcap
     gradients = []
     for text in states:
         inputs = text.clone().requires_grad_()
         with torch.enable_grad():
             normed = norm(inputs)
-        chances = (normed.detach() @ head.T).softmax(-1)
+        logits = decoder.logits(normed.detach(), head)
+        slope = 1.0 if cap is None else 1 - (logits / cap).square_()
+        chances = logits.softmax(-1)
         drawn = torch.rand(len(chances), 1, generator=generator)
         labels = torch.searchsorted(chances.cumsum(-1), drawn).clamp_(max=chances.shape[1] - 1)
-        by_logits = chances.neg_().scatter_add_(1, labels, torch.ones_like(drawn))
+        by_logits = chances.neg_().scatter_add_(1, labels, torch.ones_like(drawn)).mul_(slope)
         normed.backward(by_logits @ head)
         assert inputs.grad is not None
         gradients.append(inputs.grad)

@@ -34,7 +34,7 @@ class SequentialPass(CalibratedPass, QuantizingPass):
         """
 
     def edit_layer(self, block: Block, walk: LayerWalk, checkpoint: Checkpoint, context: PassContext) -> Block:
-        prefix = f"model.{block.name}."
+        prefix = block.prefix
         quantized: dict[str, Weight] = {}
         for stage in walk.stages():
             names = [f"{prefix}{name}.weight" for name in stage.linears]

@@ -51,11 +51,16 @@ class SmoothQuant(CalibratedPass):
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         if not 0 <= self.alpha <= 1:
             raise InputError(f"alpha={self.alpha} is outside [0, 1].", "0.5 is the usual value.")
+        if self.down_proj and not architecture.gated:
+            raise InputError(
+                f"down_proj=true has no linear to move scale into: the MLP of a {architecture.model_type} has no gate.",
+                "Leave down_proj out.",
+            )
         refuse_fixed(self.name, self._rescaled(architecture), schemes)
         return dict(schemes)
 
     def cache_scales(self, architecture: Architecture, present: bool) -> bool:
-        return cache_scales_after(self.name, self._folds(architecture), present)
+        return cache_scales_after(self.name, self.o_proj, present)
 
     def stored_dtype(self, architecture: Architecture) -> torch.dtype:
         return torch.float32  # a 16-bit grid is met when the weights are rounded for good
@@ -68,7 +73,7 @@ class SmoothQuant(CalibratedPass):
         by_readers = {fold.readers: fold for fold in self._folds(checkpoint.architecture)}
         smoothed = block
         for stage in walk.stages(moments=False):
-            check_finite(stage.statistics, f"model.{block.name}.{stage.linears[0]}")
+            check_finite(stage.statistics, f"{block.prefix}{stage.linears[0]}")
             fold = by_readers.get(stage.linears)
             if fold is not None:
                 largest = fold.by_producer(stage.statistics.largest).amax(0)
@@ -82,11 +87,11 @@ class SmoothQuant(CalibratedPass):
     def _rescaled(self, architecture: Architecture) -> Iterator[str]:
         for index in range(architecture.layers):
             for fold in self._folds(architecture):
-                yield from (f"model.layers.{index}.{linear}" for linear in fold.linears)
+                yield from (architecture.modules.block(index) + linear for linear in fold.linears)
 
 
 def _largest_weights(block: Block, fold: Fold) -> torch.Tensor:
     """Absolute maximum over everything that reads each feature of the fold's producer, float32 [features]."""
-    readers = (dense(block.weights[f"model.{block.name}.{reader}.weight"]) for reader in fold.readers)
+    readers = (dense(block.weights[f"{block.prefix}{reader}.weight"]) for reader in fold.readers)
     by_input = torch.stack([weight.abs().amax(0) for weight in readers]).amax(0)
     return fold.by_producer(by_input).amax(0)

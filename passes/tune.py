@@ -66,7 +66,7 @@ def check_finite_loss(loss: float, index: int | None) -> None:
     """
     if not math.isfinite(loss):
         raise RunError(
-            f"The outputs of model.layers.{index} hold NaN or Inf on the calibration text.",
+            f"The outputs of layers.{index} hold NaN or Inf on the calibration text.",
             "The model overflows on it.",
         )
 

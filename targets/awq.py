@@ -31,6 +31,7 @@ class AwqFolder(VllmFolder):
     name = "awq"
     summary = "int4 weights as AutoAWQ writes them (GEMM), for vLLM"
     preset = ("awq:symmetric=false",)
+    takes_transposed = False  # AutoAWQ packs torch's own linears
     reader = awq_folder.READER
 
     def layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:

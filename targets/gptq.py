@@ -23,6 +23,7 @@ from compressor.target import Artifact
 from targets.casting import float16_scales
 from targets.packing import gptq_folder
 from targets.packing.gptq_linear import Version, holds_zero, pack_linear
+from targets.packing.stored import in_memory
 from targets.refusals import kind_reasons, one_scheme
 from targets.vllm import VllmFolder, packed_reasons
 
@@ -78,7 +79,7 @@ class GptqFolder(VllmFolder):
         return settings
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
-        return gptq_folder.read_folder(artifact.root)
+        return in_memory(gptq_folder.read_folder(artifact.root), artifact.root)
 
     def why_not_run(self) -> str | None:
         return "vLLM and GPTQModel want environments of their own; benchmarks/vllm_parity.py makes the first"

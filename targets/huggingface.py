@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from compressor import layout
-from compressor.architecture import EMBEDDING, Architecture
+from compressor.architecture import EMBEDDINGS, Architecture
 from compressor.checkpoint import Checkpoint, Weight
+from compressor.decoder import attention_implementation
 from compressor.measure.torch_session import TorchSession, check_memory
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
@@ -25,6 +26,7 @@ from compressor.shards import INDEX
 from compressor.target import Artifact, Session, Target, Tolerance
 from compressor.writer import copy_companions
 from targets.packing import compressed_folder, nf4_folder
+from targets.packing.stored import in_memory
 from targets.structure import CHECKPOINT_RULES, broken_checkpoint_rules
 
 _ROUNDED = Tolerance(0.5, "activations are rounded to eight bits, after sums in another order")
@@ -53,6 +55,12 @@ class HuggingFace(Target):
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         if _has(schemes, "nf4") and find_spec("bitsandbytes") is None:
             return ["NF4 is read back by bitsandbytes, which is missing; pip install 'llmc-compiler[bitsandbytes]'."]
+        if schemes and architecture.transposed:
+            first = next(iter(schemes))
+            return [
+                f"transformers keeps {first} as Conv1D, for which it reads no {schemes[first].kind} weights; "
+                "the float model works, or the targets vllm-int4, gptq and onnx-int4."
+            ]
         return []
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
@@ -72,7 +80,7 @@ class HuggingFace(Target):
         # A folder from elsewhere may hold what transformers ignores: a tied head's second copy, rotary tables.
         checkpoint = Checkpoint.open(artifact.root)
         read = nf4_folder.read_folder if _has(checkpoint.schemes, "nf4") else compressed_folder.read_folder
-        return (pair for pair in read(artifact.root) if pair[0] in checkpoint.parameters)
+        return (pair for pair in in_memory(read(artifact.root), artifact.root) if pair[0] in checkpoint.parameters)
 
     def broken_rules(self, artifact: Artifact) -> list[str]:
         return broken_checkpoint_rules(artifact.root)
@@ -93,9 +101,15 @@ class HuggingFace(Target):
         """Open with transformers, which decompresses the weights through compressed-tensors or bitsandbytes."""
         from transformers import AutoModelForCausalLM
 
-        check_memory(Checkpoint.open(artifact.root))
+        checkpoint = Checkpoint.open(artifact.root)
+        check_memory(checkpoint)
         with redirect_stderr(StringIO()):  # its progress bars would run into ours
-            session = TorchSession(AutoModelForCausalLM.from_pretrained(artifact.root, local_files_only=True))
+            attention = attention_implementation(checkpoint.architecture)
+            session = TorchSession(
+                AutoModelForCausalLM.from_pretrained(
+                    artifact.root, local_files_only=True, attn_implementation=attention
+                )
+            )
             session.prefill(np.zeros((1, 1), dtype=np.int64))  # the first forward pass is what decompresses
         return session
 
@@ -106,7 +120,7 @@ class HuggingFace(Target):
         if quantization.get("quant_method") == nf4_folder.READER or compressed_folder.NVFP4 in formats:
             # text-generation-inference makes NF4 of float folders only, and has no kernels for NVFP4.
             return shlex.join(["vllm", "serve", path, "--port", "8000"])
-        if EMBEDDING in layout.read_schemes(config, [EMBEDDING]):
+        if layout.read_schemes(config, EMBEDDINGS):
             return shlex.join(["transformers", "serve", path, "--port", "8080"])  # the servers hold float tables only
         return shlex.join(["text-generation-launcher", "--model-id", path, "--port", "8080"])
 

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from compressor.architecture import Architecture
-from compressor.checkpoint import CACHE_SCALES, Block, Checkpoint, Weight
+from compressor.architecture import CACHE_SCALES, Architecture
+from compressor.checkpoint import Block, Checkpoint, Weight
 from compressor.files import write_json
 from compressor.options import option
 from compressor.pass_ import Progress
@@ -50,7 +50,7 @@ class ServedFolder(Target):
         total = len(checkpoint.block_names)
         for done, block in enumerate(checkpoint.blocks(), start=1):
             self.check_block(block, checkpoint.architecture)
-            shards.add(dict(self.stored_block(block, caster)))
+            shards.add(dict(self.stored_block(block, checkpoint.architecture, caster)))
             progress("writing", done, total)
         shards.finish()
         quantization = {"quantization_config": self.describe(checkpoint, out)}
@@ -61,7 +61,9 @@ class ServedFolder(Target):
     def expected(self, name: str, weight: Weight) -> Weight:
         return weight if name.endswith(CACHE_SCALES) else cast(self.dtype, weight)
 
-    def stored_block(self, block: Block, caster: Caster) -> Iterator[tuple[str, torch.Tensor]]:
+    def stored_block(
+        self, block: Block, architecture: Architecture, caster: Caster
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors, by full name, that hold a block."""
         for name, weight in block.weights.items():
             if isinstance(weight, QuantizedWeight):
@@ -72,4 +74,5 @@ class ServedFolder(Target):
             elif name.endswith(CACHE_SCALES):
                 yield name, weight  # runtimes read them in float32
             else:
-                yield name, caster.tensor(name, weight)
+                stored = weight.T.contiguous() if architecture.is_transposed(name) else weight
+                yield name, caster.tensor(name, stored)

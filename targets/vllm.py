@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,6 +22,7 @@ from compressor.errors import InputError
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact
 from targets.packing import compressed_folder
+from targets.packing.stored import in_memory
 from targets.refusals import kind_reasons, refusals
 from targets.served import ServedFolder
 from targets.serving import length_option
@@ -29,6 +30,7 @@ from targets.structure import CHECKPOINT_RULES, broken_checkpoint_rules
 
 RUNTIME = "vLLM"
 GROUP_SIZES = (128, 64, 32)
+TRANSPOSED = "the targets vllm-int4 and gptq"
 # Scales that layers have to share which become one matrix, and what works otherwise.
 ONE_IF_FUSED = {
     "input_scale": "activations=dynamic works, and so do static scales made by llmc",
@@ -41,6 +43,7 @@ class VllmFolder(ServedFolder):
     """What all folders for vLLM share, whatever their layout; subclasses say which layers it has kernels for."""
 
     runtime = "vLLM >= 0.10"
+    takes_transposed: ClassVar[bool] = True  # linears that float checkpoints store [in_features, out_features]
 
     @abstractmethod
     def layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
@@ -49,6 +52,8 @@ class VllmFolder(ServedFolder):
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         inner = {name: scheme for name, scheme in schemes.items() if name != "lm_head"}
         found = refusals(RUNTIME, self.layer_reasons, architecture, inner, self.preset[-1])
+        if architecture.transposed and not self.takes_transposed:
+            found.append(f"{self.name} has no form for the Conv1D of {architecture.model_type}; {TRANSPOSED} work.")
         if "lm_head" in schemes:
             found.append(f"lm_head: a quantized head is not served by {RUNTIME} for every model; lm_head=false works.")
         return found
@@ -76,7 +81,7 @@ class CompressedTensors(VllmFolder):
         return layout.quantization_config(checkpoint.schemes, linears, checkpoint.kv_cache)
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
-        return compressed_folder.read_folder(artifact.root)
+        return in_memory(compressed_folder.read_folder(artifact.root), artifact.root)
 
     def broken_rules(self, artifact: Artifact) -> list[str]:
         return broken_checkpoint_rules(artifact.root)
@@ -99,6 +104,7 @@ class _EightBits(CompressedTensors):
     """Weights and activations of eight bits. Their scales are read in float32, those of a fused input as one."""
 
     scales_are_served_in_dtype = False
+    takes_transposed = False  # whatever is called `weight` is taken for transposed when such a model is loaded
 
     def check_block(self, block: Block, architecture: Architecture) -> None:
         check_fused_scales(block, architecture)

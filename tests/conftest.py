@@ -29,6 +29,15 @@ TINY_CONFIG = {
     "eos_token_id": 257,
     "pad_token_id": 258,
 }
+# What a family has of its own: other keys, or defaults that hide a trait at this size.
+OWN_CONFIG: dict[str, dict[str, Any]] = {
+    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 3.0,
+               "final_logit_softcapping": 5.0},
+    "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 24, "final_logit_softcapping": 5.0,
+                    "layer_types": ["sliding_attention", "full_attention"]},
+    "phi3": {"partial_rotary_factor": 0.5},
+    "gpt2": {"n_inner": 128, "intermediate_size": None, "num_key_value_heads": None, "head_dim": None},
+}  # fmt: skip
 SPECIALS = ("<|begin|>", "<|end|>", "<|pad|>")
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|begin|>{{ m['role'] }}\n{{ m['content'] }}<|end|>{% endfor %}"
@@ -59,7 +68,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Any) ->
     def make(family: str, tied: bool = True, **overrides: Any) -> Path:
         from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-        config = CONFIG_MAPPING[family](**(TINY_CONFIG | {"tie_word_embeddings": tied} | overrides))
+        values = TINY_CONFIG | OWN_CONFIG.get(family, {}) | {"tie_word_embeddings": tied} | overrides
+        config = CONFIG_MAPPING[family](**{key: value for key, value in values.items() if value is not None})
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -101,7 +111,7 @@ def adapter_of(tmp_path: Path) -> Callable[..., Path]:
 def _spread_out(model: torch.nn.Module) -> None:
     """Make norms and biases, which start as ones and zeros, matter; and logits wide enough to have a clear winner."""
     for name, parameter in model.named_parameters():
-        if "norm" in name:
+        if "norm" in name or ".ln_" in name:
             parameter.data.uniform_(0.5, 1.5)
         else:
             parameter.data.normal_(std=0.1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compressor.architecture import EMBEDDING
+from compressor.architecture import EMBEDDINGS, HEAD
 from compressor.errors import InputError
 from compressor.layout import nf4, nvfp4
 from compressor.layout.tensors import FLOAT, INT, PACK, storage_format
@@ -20,7 +20,7 @@ METHOD, MIXED, DENSE = "compressed-tensors", "mixed-precision", "dense"
 NAIVE = "naive-quantized"  # what the library calls int-quantized and float-quantized when nobody names the format
 READABLE = (PACK, INT, FLOAT, nvfp4.FORMAT, MIXED, NAIVE, DENSE)
 
-TABLES = (EMBEDDING, "lm_head")  # may be one and the same
+TABLES = EMBEDDINGS | {HEAD}  # may be one and the same
 
 # Of weights and of activations; the library's name for what has block scales and one for the tensor.
 NVFP4 = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": nvfp4.BLOCK}
@@ -138,7 +138,7 @@ def read_schemes(config: Mapping[str, Any], linears: Iterable[str]) -> dict[str,
     method, layout = quantization.get("quant_method"), quantization.get("format")
     if method == nf4.METHOD:
         # bitsandbytes rounds linears only: a table is never among its layers, whatever the patterns say.
-        return nf4.read_schemes(quantization, [name for name in linears if name != EMBEDDING])
+        return nf4.read_schemes(quantization, [name for name in linears if name not in EMBEDDINGS])
     if method != METHOD or layout not in READABLE:
         raise InputError(
             f"The model is already quantized ({method}, {layout}), which cannot be read.",
@@ -181,7 +181,7 @@ def _specificity(name: str, target: str) -> int:
         return 2 if re.match(target[3:], name) else 0
     if fnmatch.fnmatchcase(name, target) or name.endswith("." + target):
         return 3
-    return 1 if target == ("Embedding" if name == EMBEDDING else "Linear") else 0
+    return 1 if target == ("Embedding" if name in EMBEDDINGS else "Linear") else 0
 
 
 def _scheme(group: Mapping[str, Any], layout: str, may_be_table: bool) -> Scheme:

@@ -99,11 +99,12 @@ def checkpoint_scores(checkpoint: Checkpoint, reference: Reference, progress: Re
         states = reference.states
     else:
         states = _final_states(checkpoint, reference.tokens, progress)
-    head = Decoder(checkpoint).head()
+    decoder = Decoder(checkpoint)
+    head = decoder.head()
 
     def chunks(window: int) -> Iterator[tuple[int, torch.Tensor]]:
         for start, part in _parts(states[window], head.shape[0]):
-            yield start, part @ head.T
+            yield start, decoder.logits(part, head)
 
     return _compare(reference, chunks)
 
@@ -142,17 +143,29 @@ def _final_states(checkpoint: Checkpoint, tokens: torch.Tensor, progress: Report
 
 
 def _compare(reference: Reference, candidate: Callable[[int], Iterator[tuple[int, torch.Tensor]]]) -> TokenScores:
-    head = Decoder(reference.checkpoint).head()
-    windows = [_compare_window(reference, head, at, candidate(at)) for at in range(len(reference.tokens))]
+    decoder = Decoder(reference.checkpoint)
+    head = decoder.head()
+
+    def original(states: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(decoder.logits(states, head), dim=-1)
+
+    windows = [_compare_window(reference, original, at, candidate(at)) for at in range(len(reference.tokens))]
     names = [field.name for field in fields(TokenScores)]
     return TokenScores(**{name: np.stack([window[name] for window in windows]) for name in names})
 
 
 @torch.no_grad()
 def _compare_window(
-    reference: Reference, head: torch.Tensor, window: int, candidate: Iterator[tuple[int, torch.Tensor]]
+    reference: Reference,
+    original: Callable[[torch.Tensor], torch.Tensor],
+    window: int,
+    candidate: Iterator[tuple[int, torch.Tensor]],
 ) -> dict[str, np.ndarray]:
-    """The fields of `TokenScores` for one window, [length - 1] each."""
+    """The fields of `TokenScores` for one window, [length - 1] each.
+
+    Args:
+        original: log-probabilities of the original's final states.
+    """
     tokens, states = reference.tokens[window], reference.states[window]
     parts: list[dict[str, torch.Tensor]] = []
     for start, logits in candidate:
@@ -161,8 +174,7 @@ def _compare_window(
             targets = tokens[first + 1 : first + 1 + len(part)]
             kept = len(targets)  # the last position of a window predicts a token we do not have
             ours = torch.log_softmax(part[:kept], dim=-1)
-            original = torch.log_softmax(states[first : first + kept] @ head.T, dim=-1)
-            parts.append(_token_scores(original, ours, targets))
+            parts.append(_token_scores(original(states[first : first + kept]), ours, targets))
     return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
 

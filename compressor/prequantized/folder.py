@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from pydantic import ValidationError
 
-from compressor.architecture import Architecture, read_config, resolve
+from compressor.architecture import FAMILIES, Architecture, read_config, resolve
 from compressor.checkpoint import Weight
 from compressor.errors import InputError
 from compressor.prequantized.awq import AwqLayout
@@ -72,7 +72,7 @@ class PackedFolder:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the float parameters, as the embedding has it."""
-        return self.tensors["model.embed_tokens.weight"].dtype
+        return self.tensors[f"{self.architecture.embedding}.weight"].dtype
 
     def blocks(self) -> Iterator[dict[str, Weight]]:
         """The weights of the embedding, of every decoder block, and of the head, by full parameter name.
@@ -81,10 +81,9 @@ class PackedFolder:
             InputError: a tensor is damaged, or a layer is stored in a way that cannot be held.
         """
         names = self._parameters()
-        yield self._read([name for name in names if name.startswith("model.embed_tokens.")])
-        for index in range(self.architecture.layers):
-            yield self._read([name for name in names if name.startswith(f"model.layers.{index}.")])
-        yield self._read([name for name in names if not name.startswith(("model.embed_tokens.", "model.layers."))])
+        for block in self.architecture.block_names:
+            prefixes = self.architecture.modules.prefixes(block)
+            yield self._read([name for name in names if name.startswith(prefixes)])
 
     def _parameters(self) -> list[str]:
         names = list(self.architecture.tensor_shapes())
@@ -98,7 +97,7 @@ class PackedFolder:
     def _assemble(self, parameter: str, stored: list[str], raw: Mapping[str, torch.Tensor]) -> Weight:
         layer = parameter.removesuffix(".weight")
         if stored == [parameter]:
-            return raw[parameter]
+            return raw[parameter].T if self.architecture.is_transposed(parameter) else raw[parameter]
         parts = {name.rpartition(".")[2]: raw[name] for name in stored}
         return self.layout.decode(layer, parts, self.schemes[layer])
 
@@ -106,7 +105,8 @@ class PackedFolder:
         """Name and shape of the tensors that store a parameter."""
         layer = parameter.removesuffix(".weight")
         if layer == parameter or layer not in self.schemes:
-            return {parameter: self.architecture.tensor_shapes()[parameter]}
+            shape = self.architecture.tensor_shapes()[parameter]
+            return {parameter: shape[::-1] if self.architecture.is_transposed(parameter) else shape}
         out_features, in_features = self.architecture.linears()[layer]
         parts = self.layout.parts(self.schemes[layer], out_features, in_features)
         optional = self.layout.optional_parts(in_features)
@@ -130,7 +130,7 @@ class PackedFolder:
         for name in names:
             layer, _, part = name.rpartition(".")
             tied_head = name == "lm_head.weight" and self.architecture.tied_embeddings
-            if name.endswith("rotary_emb.inv_freq") or tied_head:
+            if name.endswith(FAMILIES[self.architecture.model_type].ignored) or tied_head:
                 continue
             zeros = layer in self.schemes and part == "bias"
             if not zeros or bool(read_tensors(self.root, self.tensors, [name])[name].any()):

@@ -39,8 +39,9 @@ def _foreign_traits(shape: Architecture, name: str) -> Iterable[str]:
         yield f"{RUNTIME} reads no biases of o_proj or of the MLP in a {name} model"
     if name == "qwen2" and shape.heads * shape.head_dim != shape.hidden_size:
         yield f"{RUNTIME} takes a {name} model's {shape.heads} heads for as wide as its hidden size {shape.hidden_size}"
-    if shape.rope_type not in ROPE_TYPES and (shape.rope_type, name) != (FREQUENCY_FACTORS, "llama"):
-        yield f"{RUNTIME} has no rope scaling of type {shape.rope_type} for a {name} model"
+    for kind in shape.rope_types:
+        if kind not in ROPE_TYPES and (kind, name) != (FREQUENCY_FACTORS, "llama"):
+            yield f"{RUNTIME} has no rope scaling of type {kind} for a {name} model"
 
 
 def context_length(shape: Architecture) -> int:
@@ -80,7 +81,7 @@ def add_metadata(writer: Any, checkpoint: Checkpoint, file_type: str) -> None:
 
 def frequency_factors(checkpoint: Checkpoint) -> torch.Tensor | None:
     """By how much llama.cpp shall divide each rotary frequency, float32 [head_dim / 2]; None where by nothing."""
-    if checkpoint.architecture.rope_type != FREQUENCY_FACTORS:
+    if FREQUENCY_FACTORS not in checkpoint.architecture.rope_types:
         return None
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

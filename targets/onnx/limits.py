@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from compressor.architecture import EMBEDDING, Architecture
+from compressor.architecture import Architecture
 from compressor.quantized import Scheme
 from targets.onnx.plan import BLOCK_SIZES, block_size
 
@@ -16,11 +16,15 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 def shape_problems(architecture: Architecture) -> Iterator[str]:
     """Why a model of this shape cannot be expressed."""
+    unusual = _unknown_traits(architecture)
+    if unusual:
+        yield f"The ONNX graph has no {unusual[0]} yet; choose target hf."
+        return
     if architecture.activation != "silu":
         yield f"The ONNX graph knows the activation silu, not {architecture.activation}; choose target hf."
-    if architecture.rope_type not in ROPE_TYPES:
+    for rope_type in set(architecture.rope_types).difference(ROPE_TYPES):
         yield (
-            f"Rotary scaling {architecture.rope_type!r} changes with the length of the text, which a stored table "
+            f"Rotary scaling {rope_type!r} changes with the length of the text, which a stored table "
             "cannot follow; choose target hf."
         )
     if architecture.head_dim % HEAD_DIM_STEP:
@@ -28,6 +32,17 @@ def shape_problems(architecture: Architecture) -> Iterator[str]:
             f"onnxruntime's attention takes a head_dim that is a multiple of {HEAD_DIM_STEP}, "
             f"not {architecture.head_dim}; choose target hf."
         )
+
+
+def _unknown_traits(architecture: Architecture) -> list[str]:
+    attention, mlp = architecture.modules.branches
+    found = {
+        "layer norm": architecture.norm != "rms",
+        "norm with a gain of one plus its weight": architecture.norm_shift != 0,
+        "norm behind a branch": attention.post_norm or mlp.post_norm,
+        "linear that stacks others": len(attention.first) == 1 or len(mlp.first) != 2,
+    }
+    return [trait for trait, is_there in found.items() if is_there]
 
 
 def group_problems(schemes: Mapping[str, Scheme]) -> Iterator[str]:
@@ -46,7 +61,7 @@ def table_problems(architecture: Architecture, scheme: Scheme) -> Iterator[str]:
     if scheme.type != "int" or scheme.activations is not None:
         yield f"onnxruntime looks up int4 and int8 embeddings, not {scheme}; choose target hf."
         return
-    yield from group_problems({EMBEDDING: scheme})
+    yield from group_problems({architecture.embedding: scheme})
     block = block_size(scheme, architecture.hidden_size)
     # A row of the head would be padded, and the embedding has the same bytes.
     if block and architecture.hidden_size % block:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from compressor.architecture import EMBEDDING, Architecture
+from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint
 from compressor.quantized import Scheme
 
@@ -88,7 +88,7 @@ class Plan:
 
     def block(self, index: int) -> dict[str, Matrix]:
         """Matrices of decoder block `index` by their name within it, q, k and v in one if they share a scheme."""
-        prefix = f"model.layers.{index}."
+        prefix = self.architecture.modules.block(index)
         shapes = self.architecture.block_linears(index)
         query, key, value, *others = shapes
         is_uniform = len({self.schemes.get(name) for name in (query, key, value)}) == 1
@@ -105,7 +105,7 @@ class Plan:
     def table(self) -> Matrix:
         """The embedding, a row a token."""
         tied = self.architecture.tied_embeddings
-        return replace(self._of_vocabulary(EMBEDDING), is_looked_up=True, is_multiplied=tied)
+        return replace(self._of_vocabulary(self.architecture.embedding), is_looked_up=True, is_multiplied=tied)
 
     def head(self) -> Matrix:
         """The matrix that makes logits. Tied to the embedding, it is that very tensor."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from compressor.architecture import EMBEDDING, Architecture
+from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.errors import MissingExtra
 from compressor.files import write_json
@@ -161,7 +161,7 @@ class _Quantized(_Onnx):
 
     def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> Iterable[str]:
         own = f"int{self.bits}"
-        inner = [scheme.kind for name, scheme in schemes.items() if name.startswith("model.layers.")]
+        inner = [scheme.kind for name, scheme in schemes.items() if name != "lm_head"]
         # The head alone does not make a quantized model: somebody forgot the pass.
         if not inner:
             yield f"{self.name} needs {own} weights; add a quantizing pass such as {self.preset[0]}."
@@ -213,8 +213,8 @@ class OnnxInt4(_Quantized):
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         notes = super().lower(checkpoint, out, progress)
-        tied = checkpoint.architecture.tied_embeddings
-        linears = {name: scheme for name, scheme in checkpoint.schemes.items() if tied or name != EMBEDDING}
+        tied, embedding = checkpoint.architecture.tied_embeddings, checkpoint.architecture.embedding
+        linears = {name: scheme for name, scheme in checkpoint.schemes.items() if tied or name != embedding}
         int8 = sum(scheme.bits == 8 for scheme in linears.values())
         if int8 and self.accuracy_level == EXACT:
             notes.append(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compressor.architecture import EMBEDDING
+from compressor.architecture import HEAD, read_config, resolve
 from compressor.checkpoint import Weight
 from compressor.errors import RunError
 from compressor.nvfp4 import BlockScales
@@ -40,12 +40,12 @@ def read_folder(root: Path) -> Iterator[tuple[str, Weight]]:
             parts = {part: read_tensor(f"{layer}.{part}", holders) for part in PARTS if f"{layer}.{part}" in holders}
             yield f"{layer}.weight", _restored(layer, parts, config)
         elif not {f"{layer}.weight", f"{layer}.weight_packed"} & holders.keys():
-            _check_shared(name, holders)
+            _check_shared(name, resolve(read_config(root)).embedding, holders)
 
 
-def _check_shared(name: str, holders: Mapping[str, Any]) -> None:
+def _check_shared(name: str, embedding: str, holders: Mapping[str, Any]) -> None:
     """A head that is tied to a quantized embedding has nothing of its own but copies of scales and zero points."""
-    original = name.replace("lm_head", EMBEDDING)
+    original = name.replace(HEAD, embedding)
     if not torch.equal(read_tensor(name, holders), read_tensor(original, holders)):
         raise RunError(f"{name} differs from {original}, whose integers it shares.")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+
+from compressor.architecture import read_config, resolve
+from compressor.checkpoint import Weight
 
 
 def tensor_holders(root: Path) -> dict[str, Path]:
@@ -16,6 +19,14 @@ def tensor_holders(root: Path) -> dict[str, Path]:
         with safe_open(path, framework="pt") as file:
             holders |= dict.fromkeys(file.keys(), path)
     return holders
+
+
+def in_memory(pairs: Iterable[tuple[str, Weight]], root: Path) -> Iterator[tuple[str, Weight]]:
+    """Weights as they lie in a folder, those that it stores [in_features, out_features] turned around."""
+    architecture = resolve(read_config(root))
+    for name, weight in pairs:
+        is_turned = isinstance(weight, torch.Tensor) and architecture.is_transposed(name)
+        yield name, weight.T if is_turned else weight  # type: ignore[union-attr]
 
 
 def read_tensor(name: str, holders: Mapping[str, Path]) -> torch.Tensor:

@@ -52,7 +52,7 @@ def _scales(block: Block, group: tuple[str, ...]) -> dict[str, tuple[str, float,
     """Kind, scale of the tensor and scale of its inputs, of those layers of a fused group that have one a tensor."""
     scales = {}
     for linear in group:
-        name = f"model.{block.name}.{linear}"
+        name = f"{block.prefix}{linear}"
         weight = block.weights[f"{name}.weight"]
         if isinstance(weight, QuantizedWeight) and weight.scheme.kind in ("fp8", "nvfp4"):
             of_tensor = weight.scales[0, 0] if weight.scheme.per_tensor else weight.tensor_scale

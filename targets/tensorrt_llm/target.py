@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from compressor.architecture import Architecture
-from compressor.checkpoint import CACHE_SCALES, Block, Checkpoint, Weight
+from compressor.architecture import CACHE_SCALES, Architecture
+from compressor.checkpoint import Block, Checkpoint, Weight
 from compressor.errors import RunError
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
@@ -33,6 +33,8 @@ from targets.tensorrt_llm.rules import check_loadable
 
 SERVING_OPTIONS = "--host 0.0.0.0 --port 8000 --tp_size 1 --max_batch_size 8 --max_num_tokens 8192"
 MEMORY_OPTION = "--kv_cache_free_gpu_memory_fraction 0.9"
+# tensorrt_llm/_torch/models/_arch_index.py
+CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 TAKERS = {"int4": "trt-int4", "int8": "trt-int8", "fp8": "trt-fp8", "nvfp4": "trt-nvfp4"}
 # tensorrt_llm/_torch/modules/attention.py hands the scales of an NVFP4 cache to its kernels, those of fp8 to none.
 CACHE_NOTE = (
@@ -65,6 +67,8 @@ class _TensorRTLLM(ServedFolder):
             return [f"{scheme.kind} is not what this target holds; {self.preset[0]} works, or the target {other}"]
 
         found = refusals(RUNTIME, reasons, architecture, inner)
+        if architecture.class_name not in CLASSES:
+            found.append(f"{RUNTIME} has no {architecture.class_name}; the targets vllm-int4 and hf work.")
         if "lm_head" in schemes:
             found.append(f"lm_head: {RUNTIME} serves no quantized head; lm_head=false works.")
         return found
@@ -72,11 +76,13 @@ class _TensorRTLLM(ServedFolder):
     def stored_linear(self, layer: str, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         return algorithms.stored_linear(layer, weight, dtype)
 
-    def stored_block(self, block: Block, caster: Caster) -> Iterator[tuple[str, torch.Tensor]]:
+    def stored_block(
+        self, block: Block, architecture: Architecture, caster: Caster
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         check_fused(block, caster.dtype)
         cache = {name: weight for name, weight in block.weights.items() if name.endswith(CACHE_SCALES)}
         rest = {name: weight for name, weight in block.weights.items() if name not in cache}
-        yield from super().stored_block(replace(block, weights=rest), caster)
+        yield from super().stored_block(replace(block, weights=rest), architecture, caster)
         for name, scale in cache.items():
             assert isinstance(scale, torch.Tensor)
             yield _stored_cache_scale(name), scale.float().reshape(())

@@ -11,12 +11,16 @@ from compressor.decoder import Decoder
 from compressor.memory import give_back
 
 TOKENS = torch.randint(0, 256, (12, 96), generator=torch.Generator().manual_seed(0))
-STAGES = [
+LLAMA_STAGES = [
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 ]
+STAGES = dict.fromkeys(FAMILIES, LLAMA_STAGES) | {
+    "phi3": [("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)],
+    "gpt2": [("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",)],
+}
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def test_stages_see_what_the_whole_layer_shows(family, tiny_model, small_batches
         block = decoder.checkpoint.block(f"layers.{index}")
         seen, outputs = inputs_of(decoder, block, stream.hidden.clone())
         stages = list(stream.enter(block).stages())
-        assert [stage.linears for stage in stages] == STAGES
+        assert [stage.linears for stage in stages] == STAGES[family]
         for stage in stages:
             inputs = seen[stage.linears[0]]
             assert torch.allclose(stage.statistics.gram, inputs.T @ inputs / len(inputs), atol=1e-4)
@@ -112,7 +116,7 @@ def test_lanes_share_weights_and_let_them_go(tiny_model, tmp_path, monkeypatch):
         assert held.data_ptr() == block.weights["model.layers.0.mlp.up_proj.weight"].data_ptr()
     for _ in stepping.stages():
         pass
-    for lane, (first, last) in itertools.product(lanes, [("self_attn.q_proj", "self_attn.o_proj"), STAGES[2]]):
+    for lane, (first, last) in itertools.product(lanes, [("self_attn.q_proj", "self_attn.o_proj"), LLAMA_STAGES[2]]):
         assert lane.layer.get_submodule(first).weight is None
         assert lane.layer.get_submodule(last).weight is None
 
@@ -124,8 +128,8 @@ def test_memory_is_given_back_around_the_statistics_of_wide_inputs(tiny_model, m
     decoder = Decoder(Checkpoint.open(tiny_model("llama")))
     for stage in Stream(decoder, TOKENS, torch.float32).enter(decoder.checkpoint.block("layers.0")).stages():
         now.extend(stage.linears)
-    before_moments = before_rounding = [name for stage in STAGES[:3] for name in stage]  # the MLP is 128 wide
-    at_the_end = [*before_rounding, *STAGES[3]]
+    before_moments = before_rounding = [name for stage in LLAMA_STAGES[:3] for name in stage]  # the MLP is 128 wide
+    at_the_end = [*before_rounding, *LLAMA_STAGES[3]]
     assert given == [before_moments, before_rounding, at_the_end]
 
 

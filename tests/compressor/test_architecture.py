@@ -15,7 +15,11 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 50,
+    "pad_token_id": 0,
 }
+LLAMA_KEYS = ("head_dim", "num_key_value_heads", "intermediate_size")
+GEMMAS = ["gemma2", "gemma3_text"]
+LINEARS = dict.fromkeys(FAMILIES, 3) | {"phi3": 1, "gpt2": 1}  # that make query, key and value
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -25,13 +29,19 @@ SMALL = {
 )
 def test_tensor_shapes_are_those_of_transformers(family, tied, overrides):
     config = {"model_type": family, "tie_word_embeddings": tied} | SMALL | overrides
+    if family == "gpt2":
+        config = {key: value for key, value in config.items() if key not in LLAMA_KEYS} | {"n_inner": 48}
     full = CONFIG_MAPPING[family](**{key: value for key, value in config.items() if key != "model_type"})
     model = AutoModelForCausalLM.from_config(full)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    conv1d = {f"{name}.weight" for name, module in model.named_modules() if type(module).__name__ == "Conv1D"}
+    expected = {
+        name: tuple(tensor.shape)[:: -1 if name in conv1d else 1] for name, tensor in model.state_dict().items()
+    }
     if tied:
         del expected["lm_head.weight"]
     found = resolve(config)
     assert found.tensor_shapes() == expected
+    assert {name for name in expected if found.is_transposed(name)} == conv1d
     assert found.parameters == sum(p.numel() for p in model.parameters())
 
 
@@ -44,9 +54,9 @@ def test_missing_keys_have_the_defaults_of_transformers(family):
         full.hidden_size,
         full.vocab_size,
     )
-    assert found.kv_heads == full.num_key_value_heads
-    assert found.norm_epsilon == full.rms_norm_eps
-    assert found.head_dim * found.heads == found.linears()["model.layers.0.self_attn.q_proj"][0]
+    assert found.kv_heads == getattr(full, "num_key_value_heads", full.num_attention_heads)
+    assert found.norm_epsilon == getattr(full, FAMILIES[family].norm_epsilon)
+    assert sum(found.qkv_rows) == sum(found.linears()[name][0] for name in list(found.linears())[: LINEARS[family]])
 
 
 def test_head_dim_and_kv_heads_follow_from_heads_when_absent():
@@ -55,12 +65,48 @@ def test_head_dim_and_kv_heads_follow_from_heads_when_absent():
     assert (found.kv_heads, found.head_dim) == (4, 8)
 
 
-def test_traits_of_the_four_families():
-    found = {family: resolve({"model_type": family, **SMALL}) for family in FAMILIES}
-    assert {family: shape.qkv_bias for family, shape in found.items()} == {
-        "llama": False, "mistral": False, "qwen2": True, "qwen3": False}  # fmt: skip
-    assert not any(shape.output_bias or shape.mlp_bias for shape in found.values())
-    assert [family for family, shape in found.items() if shape.qk_norm] == ["qwen3"]
+def test_traits_of_the_families():
+    found = {family: resolve({"model_type": family, **SMALL, "query_pre_attn_scalar": 8}) for family in FAMILIES}
+
+    def having(trait):
+        return [family for family, shape in found.items() if trait(shape)]
+
+    assert having(lambda shape: shape.qkv_bias) == ["qwen2", "gpt2"]
+    assert having(lambda shape: shape.output_bias or shape.mlp_bias) == ["gpt2"]
+    assert having(lambda shape: shape.qk_norm) == ["qwen3", "gemma3_text"]
+    assert having(lambda shape: shape.norm_shift) == having(lambda shape: shape.embedding_scale != 1) == GEMMAS
+    assert having(lambda shape: shape.score_scale != shape.head_dim**-0.5) == GEMMAS
+    assert having(lambda shape: shape.attention_softcap) == having(lambda shape: shape.logit_softcap) == ["gemma2"]
+    assert having(lambda shape: len(set(shape.rotary_kinds)) > 1) == []
+    assert having(lambda shape: not list(shape.fused_linears(0))) == ["phi3", "gpt2"]
+    assert having(lambda shape: shape.norm == "layer" and not shape.gated and not shape.rotary_dim) == ["gpt2"]
+
+
+def test_rotary_embeddings_by_kind_of_layer():
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    shape = resolve({"model_type": "gemma3_text", **SMALL, "layer_types": kinds, "sliding_window": 8})
+    assert list(shape.rotary_kinds) == kinds
+    assert shape.windows == (8, None, 8)
+
+
+def test_a_partial_rotary_embedding():
+    assert resolve({"model_type": "phi3", **SMALL, "head_dim": 32, "partial_rotary_factor": 0.75}).rotary_dim == 24
+
+
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [("gemma2", "use_bidirectional_attention"), ("gpt2", "scale_attn_by_inverse_layer_idx"),
+     ("gpt2", "add_cross_attention")],
+)  # fmt: skip
+def test_settings_that_change_what_is_computed_are_refused(family, setting):
+    with pytest.raises(InputError, match=f"{setting}=True"):
+        resolve({"model_type": family, setting: True})
+
+
+def test_a_model_of_images_and_text_is_refused():
+    with pytest.raises(InputError, match="images") as caught:
+        resolve({"model_type": "gemma3"})
+    assert "gemma3_text" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -103,8 +149,8 @@ def test_fused_linears():
 
 
 def test_unknown_family_names_the_known_ones():
-    with pytest.raises(InputError, match="'gpt2'") as caught:
-        resolve({"model_type": "gpt2"})
+    with pytest.raises(InputError, match="'mamba'") as caught:
+        resolve({"model_type": "mamba"})
     assert all(family in caught.value.hint for family in FAMILIES)
     with pytest.raises(InputError, match="did you mean 'qwen3'"):
         resolve({"model_type": "qwen3x"})

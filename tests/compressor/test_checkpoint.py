@@ -217,11 +217,11 @@ def test_other_quantization_is_refused(tiny_model):
 
 def test_quantized_folder_with_a_part_missing(tiny_model, tmp_path):
     checkpoint = Checkpoint.open(tiny_model("llama"))
-    writer = CheckpointWriter(tmp_path, torch.float32)
+    writer = CheckpointWriter(tmp_path, checkpoint.architecture, torch.float32)
     weight = QuantizedWeight(torch.zeros(128, 64, dtype=torch.int8), torch.ones(128, 1), None, Scheme(4, None))
     for block in checkpoint.blocks():
         writer.add(block.with_weights({UP: weight} if UP in block.weights else {}).weights)
-    writer.finish(checkpoint.config, checkpoint.architecture.linears(), {})
+    writer.finish(checkpoint.config, {})
     Checkpoint.open(tmp_path)
     tensors = load_file(tmp_path / SINGLE_SHARD)
     del tensors[UP.replace("weight", "weight_scale")]

@@ -14,6 +14,9 @@ from compressor.quantized import FP8, Activations, QuantizedWeight, Scheme
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16, "factor": 4.0,
+            "short_factor": [1.0 + 0.1 * i for i in range(4)], "long_factor": [2.0 + i for i in range(4)],
+            "partial_rotary_factor": 0.5}  # fmt: skip
 CASES = [
     ("llama", True, {}),
     ("llama", False, {"attention_bias": True, "mlp_bias": True}),
@@ -26,6 +29,15 @@ CASES = [
     ("qwen2", True, {"rope_parameters": YARN}),
     ("qwen3", True, {}),
     ("qwen3", False, {"attention_bias": True, "head_dim": 32}),
+    ("gemma2", True, {}),
+    ("gemma2", False, {"attention_bias": True, "head_dim": 32}),
+    ("gemma3_text", True, {}),
+    ("gemma3_text", False, {"final_logit_softcapping": None, "layer_types": ["sliding_attention"] * 2}),
+    ("phi3", True, {}),
+    ("phi3", False, {"sliding_window": 8, "partial_rotary_factor": 1.0}),
+    ("phi3", False, {"rope_parameters": LONGROPE}),
+    ("gpt2", True, {}),
+    ("gpt2", False, {"n_inner": None, "activation_function": "relu"}),
 ]
 LENGTH = 24
 
@@ -37,12 +49,13 @@ def tokens():
 
 def logits(checkpoint, tokens):
     decoder = Decoder(checkpoint)
-    return decoder.final_states(tokens) @ decoder.head().T
+    return decoder.logits(decoder.final_states(tokens), decoder.head())
 
 
 @torch.no_grad()
 def expected_logits(root, tokens):
-    return AutoModelForCausalLM.from_pretrained(root, dtype=torch.float32)(tokens).logits
+    # Its fused attention leaves soft-capping out.
+    return AutoModelForCausalLM.from_pretrained(root, dtype=torch.float32, attn_implementation="eager")(tokens).logits
 
 
 @pytest.mark.parametrize(("family", "tied", "overrides"), CASES, ids=str)

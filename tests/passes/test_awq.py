@@ -49,7 +49,7 @@ def run(spec, root, out, tokens=TOKENS):
 
 def logits(checkpoint):
     decoder = Decoder(checkpoint)
-    return decoder.final_states(TOKENS[:2]) @ decoder.head().T
+    return decoder.logits(decoder.final_states(TOKENS[:2]), decoder.head())
 
 
 def divergence(step, root):
@@ -159,18 +159,20 @@ def test_without_rounding_the_model_computes_what_it_did(tiny_model, tmp_path, f
     step, _ = run("awq:group_size=32,round=false", root, tmp_path / "step")
     assert not step.schemes
     before, after = (one.block("layers.1").weights for one in (Checkpoint.open(root), step))
-    changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
-    assert changed >= {"input_layernorm", "q_proj", "v_proj", "o_proj", "up_proj", "down_proj"}
+    changed = {name.removesuffix(".weight") for name in before if not torch.equal(before[name], after[name])}
+    modules, gated = step.architecture.modules, step.architecture.gated
+    wanted = {modules.attention.norm, *modules.attention.first, modules.attention.last, *modules.mlp.first}
+    assert changed >= {modules.block(1) + name for name in (*wanted, *([modules.mlp.last] if gated else []))}
     torch.testing.assert_close(logits(step), logits(Checkpoint.open(root)), atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if not family.transposed])
 def test_the_step_opens_in_transformers_with_equal_logits(tiny_model, tmp_path, family):
     from transformers import AutoModelForCausalLM
 
     step, _ = run("awq:group_size=32", with_outliers(tiny_model(family)), tmp_path / "step")
     assert set(step.schemes) == set(step.architecture.linears()) - {"lm_head"}
-    model = AutoModelForCausalLM.from_pretrained(step.root)
+    model = AutoModelForCausalLM.from_pretrained(step.root, attn_implementation="eager")
     torch.testing.assert_close(model(TOKENS[:2]).logits, logits(step), atol=3e-4, rtol=1e-4)
 
 

@@ -34,7 +34,7 @@ def run(root, out, *specs):
 
 def logits(checkpoint):
     decoder = Decoder(checkpoint)
-    return decoder.final_states(TOKENS[:2]) @ decoder.head().T
+    return decoder.logits(decoder.final_states(TOKENS[:2]), decoder.head())
 
 
 def test_each_row_is_rounded_to_nearest_on_a_scale_of_its_own(monkeypatch):

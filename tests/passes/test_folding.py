@@ -13,7 +13,7 @@ TOKENS = torch.randint(0, 256, (2, 48), generator=torch.Generator().manual_seed(
 
 def logits(checkpoint):
     decoder = Decoder(checkpoint)
-    return decoder.final_states(TOKENS) @ decoder.head().T
+    return decoder.logits(decoder.final_states(TOKENS), decoder.head())
 
 
 def with_all_biases(family):
@@ -25,9 +25,11 @@ def every_fold(checkpoint):
     return folds(checkpoint.architecture, o_proj=True, down_proj=True)
 
 
-def random_scales(block, fold, seed):
+def random_scales(fold, seed, heads):
     """Scales from 1/8 to 8, one for each feature of the fold's producer."""
-    count = len(block.weights[f"model.{block.name}.{fold.producer}.weight"])
+    count = fold.width
+    if not fold.is_norm and fold.readers[0].endswith(("o_proj", "attn.c_proj")):
+        count = heads * fold.width
     return torch.exp2(torch.rand(count, generator=torch.Generator().manual_seed(seed)) * 6 - 3)
 
 
@@ -35,7 +37,7 @@ def rescaled(block, checkpoint):
     """The block with every input re-scaled at random; the embedding and the head as they are."""
     if block.index is not None:
         for seed, fold in enumerate(every_fold(checkpoint)):
-            block = rescale(block, fold, snap(block, fold, random_scales(block, fold, seed)))
+            block = rescale(block, fold, snap(block, fold, random_scales(fold, seed, checkpoint.architecture.kv_heads)))
     return block
 
 
@@ -54,8 +56,10 @@ def test_every_parameter_between_norm_and_output_is_changed(tiny_model, family):
     after = rescaled(before, checkpoint)
     untouched = [name for name in before.weights if torch.equal(before.weights[name], after.weights[name])]
     # queries and keys are left alone, and so is what is added to the residual stream
-    assert all(name.endswith(("q_norm.weight", "k_norm.weight", ".bias")) for name in untouched)
-    assert not any(name.endswith(("v_proj.bias", "up_proj.bias")) for name in untouched)
+    post_norms = [branch.post_norm or "-" for branch in checkpoint.architecture.modules.branches]
+    left = ("q_norm.weight", "k_norm.weight", ".bias", "mlp.c_proj.weight", *(f"{name}.weight" for name in post_norms))
+    assert all(name.endswith(left) for name in untouched)
+    assert not any(name.endswith(("v_proj.bias", "up_proj.bias", "c_attn.bias", "ln_1.bias")) for name in untouched)
 
 
 def test_query_heads_that_share_a_head_share_its_scales():
@@ -83,27 +87,28 @@ def test_only_what_was_asked_for_is_rescaled(tiny_model):
     assert producers == ["input_layernorm", "post_attention_layernorm"]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
 def test_snapped_scales_leave_gains_and_biases_that_16_bits_hold(tiny_model, family):
     checkpoint = Checkpoint.open(tiny_model(family, **with_all_biases(family)))
     block = checkpoint.block("layers.0")
     for seed, fold in enumerate(every_fold(checkpoint)):
-        wanted = random_scales(block, fold, seed)
+        wanted = random_scales(fold, seed, checkpoint.architecture.kv_heads)
         scales = snap(block, fold, wanted)
-        assert ((scales / wanted - 1).abs() <= 2**-8).all()
+        # A gain of one plus the weight is coarser where the weight is nearly minus one.
+        assert ((scales / wanted - 1).abs() <= (2**-6 if fold.shift else 2**-8)).all()
         kept = rescale(block, fold, scales).weights.get(f"model.layers.0.{fold.exact_part}")
         if kept is None:  # no bias: nothing to keep exact
             assert torch.equal(scales, wanted)
             continue
         assert not torch.equal(scales, wanted)
-        torch.testing.assert_close(kept, kept.bfloat16().float(), atol=0, rtol=2e-7)
+        torch.testing.assert_close(kept, kept.bfloat16().float(), atol=3e-7, rtol=2e-7)
 
 
 def test_a_gain_of_zero_leaves_the_scale_alone(tiny_model):
     block = Checkpoint.open(tiny_model("llama")).block("layers.0")
     name = "model.layers.0.input_layernorm.weight"
     block = block.with_weights({name: torch.zeros(64)})
-    fold = Fold("input_layernorm", (), 1, 64)
+    fold = Fold("input_layernorm", (), 1, 64, is_norm=True)
     assert torch.equal(snap(block, fold, torch.full((64,), 3.0)), torch.full((64,), 3.0))
 
 
@@ -113,9 +118,8 @@ def test_what_is_quantized_is_not_rescaled():
     refuse_fixed("awq", ["a.o_proj"], {"a.v_proj": Scheme(4, 32)})
 
 
-def test_values_of_a_cache_with_scales_are_not_rescaled(tiny_model):
-    checkpoint = Checkpoint.open(tiny_model("llama"))
+def test_values_of_a_cache_with_scales_are_not_rescaled():
     with pytest.raises(InputError, match="fp8 cache"):
-        cache_scales_after("awq", every_fold(checkpoint), True)
-    assert not cache_scales_after("awq", every_fold(checkpoint), False)
-    assert cache_scales_after("awq", folds(checkpoint.architecture, o_proj=False, down_proj=True), True)
+        cache_scales_after("awq", True, True)
+    assert not cache_scales_after("awq", True, False)
+    assert cache_scales_after("awq", False, True)

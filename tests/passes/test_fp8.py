@@ -37,7 +37,7 @@ def run(spec, root, out, notes=None):
 
 def logits(checkpoint):
     decoder = Decoder(checkpoint)
-    return decoder.final_states(TOKENS) @ decoder.head().T
+    return decoder.logits(decoder.final_states(TOKENS), decoder.head())
 
 
 @settings(deadline=None)

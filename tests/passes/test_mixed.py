@@ -48,7 +48,7 @@ def divergence(original, changed):
     chances = []
     for checkpoint in (original, changed):
         decoder = Decoder(checkpoint)
-        chances.append((decoder.final_states(HELD_OUT) @ decoder.head().T).log_softmax(-1))
+        chances.append((decoder.logits(decoder.final_states(HELD_OUT), decoder.head())).log_softmax(-1))
     return float((chances[0].exp() * (chances[0] - chances[1])).sum(-1).mean())
 
 
@@ -122,7 +122,7 @@ def test_the_step_opens_in_transformers_with_equal_logits(tiny_model, tmp_path):
     result, _ = run("mixed:bits=5.5", tiny_model("qwen2", tied=False), tmp_path / "step")
     assert len(set(result.schemes.values())) > 1
     decoder = Decoder(result)
-    ours = decoder.final_states(TOKENS[:2]) @ decoder.head().T
+    ours = decoder.logits(decoder.final_states(TOKENS[:2]), decoder.head())
     model = AutoModelForCausalLM.from_pretrained(result.root)
     torch.testing.assert_close(model(TOKENS[:2]).logits, ours, atol=2e-4, rtol=1e-4)
 

@@ -33,7 +33,7 @@ def test_the_step_opens_in_transformers_with_equal_logits(tiny_model, tmp_path, 
     result = run(f"{name}:{options}", tiny_model("llama"), tmp_path / "step")
     model = AutoModelForCausalLM.from_pretrained(result.root)
     decoder = Decoder(result)
-    ours = decoder.final_states(TOKENS[:2]) @ decoder.head().T
+    ours = decoder.logits(decoder.final_states(TOKENS[:2]), decoder.head())
     torch.testing.assert_close(model(TOKENS[:2]).logits, ours, atol=2e-4, rtol=1e-4)
 
 
@@ -45,7 +45,7 @@ def test_every_family_is_quantized_whole_and_lm_head_kept(tiny_model, tmp_path, 
     result = run("gptq:group_size=32", tiny_model(family, tied=tied), tmp_path / "step")
     assert set(result.schemes) == set(result.architecture.linears()) - {"lm_head"}
     decoder = Decoder(result)
-    ours = decoder.final_states(TOKENS[:2]) @ decoder.head().T
+    ours = decoder.logits(decoder.final_states(TOKENS[:2]), decoder.head())
     model = AutoModelForCausalLM.from_pretrained(result.root)
     torch.testing.assert_close(model(TOKENS[:2]).logits, ours, atol=2e-4, rtol=1e-4)
 
