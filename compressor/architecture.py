@@ -355,7 +355,7 @@ class Architecture:
         """
         if self.transposed:
             raise InputError(
-                f"{name} leaves folders for transformers, which has no quantized form of the Conv1D in {self.model_type}.",
+                f"{name} leaves folders for transformers, which quantizes no Conv1D, as {self.model_type} models have.",
                 "gptq, awq, rtn, tune, mixed and fp8 work.",
             )
 
