@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from compressor.architecture import EMBEDDING, Architecture, resolve
+from compressor.architecture import Architecture, resolve
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.options import option
 from compressor.pass_ import Progress
@@ -54,7 +54,7 @@ class GgufTarget(Target):
 
     def embedding_problems(self, architecture: Architecture, scheme: Scheme) -> list[str]:
         shape = (architecture.vocab_size, architecture.hidden_size)
-        return [f"{EMBEDDING}: {reason}." for reason in self._layer_reasons(scheme, *shape)]
+        return [f"{architecture.embedding}: {reason}." for reason in self._layer_reasons(scheme, *shape)]
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         caster = Caster(self.dtype, checkpoint)

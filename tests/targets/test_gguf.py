@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.architecture import EMBEDDING
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, RunError
 from compressor.gguf import import_gguf
@@ -14,6 +13,8 @@ from compressor.quantized import Activations, QuantizedWeight, Scheme
 from compressor.registry import make_pass, make_target
 from targets.gguf import GgufQ4, GgufQ8
 from targets.gguf.reader import read_file
+
+EMBEDDING = "model.embed_tokens"
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.architecture import EMBEDDING
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.gguf import import_gguf
@@ -12,6 +11,8 @@ from compressor.gguf.config import LLAMA3, llama3_factors
 from compressor.gguf.container import GgufFile
 from compressor.quantized import Scheme
 from targets.gguf import GgufQ8
+
+EMBEDDING = "model.embed_tokens"
 
 
 @pytest.mark.parametrize(

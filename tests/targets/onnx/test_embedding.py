@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from compressor.architecture import EMBEDDING
 from compressor.errors import RunError
 from compressor.quantized import Scheme
 from targets.onnx.target import OnnxFp16, OnnxFp32, OnnxInt4, OnnxInt8
+
+EMBEDDING = "model.embed_tokens"
 
 TABLE = Scheme(8, None, table=True)  # what the pass embeddings makes
 BODY = Scheme(4, 32)

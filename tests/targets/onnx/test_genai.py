@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.architecture import EMBEDDING
 from compressor.checkpoint import Checkpoint
 from compressor.quantized import Scheme
 from targets.onnx.genai import write_config
 from targets.onnx.target import OnnxFp16, OnnxFp32, OnnxInt4
+
+EMBEDDING = "model.embed_tokens"
 
 og = pytest.importorskip("onnxruntime_genai")
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from compressor.architecture import EMBEDDING
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.quantized import Scheme
 from compressor.registry import make_target
 from targets.onnx.session import empty_cache, run
 from targets.onnx.target import OnnxFp16, OnnxFp32, OnnxInt4
+
+EMBEDDING = "model.embed_tokens"
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
 BITS16 = [torch.bfloat16, torch.float16]
