@@ -20,7 +20,8 @@ from modelopt_parity import MODELOPT, json_differences, make_model
 from peer import Row, report, table
 from safetensors.torch import load_file, save_file
 
-from compressor.checkpoint import CACHE_SCALES, Checkpoint
+from compressor.architecture import CACHE_SCALES
+from compressor.checkpoint import Checkpoint
 from compressor.decoder import dense
 from compressor.pass_ import PassContext
 from compressor.quantized import QuantizedWeight

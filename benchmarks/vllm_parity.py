@@ -115,7 +115,7 @@ def logprobs(step: Checkpoint, tokens: torch.Tensor) -> torch.Tensor:
     """
     if step.kv_cache or any(scheme.activations for scheme in step.schemes.values()):
         decoder = Decoder(step)
-        return (decoder.final_states(tokens[None])[0, :-1] @ decoder.head().T).log_softmax(-1)
+        return decoder.logits(decoder.final_states(tokens[None])[0, :-1], decoder.head()).log_softmax(-1)
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(full_config(step.config), dtype=torch.float32).eval()

@@ -16,7 +16,7 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 def shape_problems(architecture: Architecture) -> Iterator[str]:
     """Why a model of this shape cannot be expressed."""
-    unusual = _unknown_traits(architecture)
+    unusual = unusual_traits(architecture)
     if unusual:
         yield f"The ONNX graph has no {unusual[0]} yet; choose target hf."
         return
@@ -34,13 +34,21 @@ def shape_problems(architecture: Architecture) -> Iterator[str]:
         )
 
 
-def _unknown_traits(architecture: Architecture) -> list[str]:
+def unusual_traits(architecture: Architecture) -> list[str]:
+    """What sets a model apart from the shape of Llama and its kin, for graphs that know no other."""
     attention, mlp = architecture.modules.branches
     found = {
         "layer norm": architecture.norm != "rms",
         "norm with a gain of one plus its weight": architecture.norm_shift != 0,
         "norm behind a branch": attention.post_norm or mlp.post_norm,
         "linear that stacks others": len(attention.first) == 1 or len(mlp.first) != 2,
+        "MLP without a gate": not architecture.gated,
+        "scaled embedding": architecture.embedding_scale != 1,
+        "soft-capping": architecture.attention_softcap or architecture.logit_softcap,
+        "scale of attention scores of its own": architecture.score_scale != architecture.head_dim**-0.5,
+        "table of learned positions": architecture.modules.positions,
+        "partial rotary embedding": architecture.rotary_dim != architecture.head_dim,
+        "second rotary embedding": len(set(architecture.rotary_kinds)) > 1,
     }
     return [trait for trait, is_there in found.items() if is_there]
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from compressor.architecture import EMBEDDING, Architecture
+from compressor.architecture import Architecture
 from compressor.quantized import Scheme
 from targets.onnx.nodes import ONNX_TYPES, Nodes
 from targets.onnx.qdq.limits import block_size
@@ -64,7 +64,7 @@ class Decoder:
         self._cosines, self._sines = (self._angles(table) for table in (COSINES, SINES))
 
     def embed(self) -> str:
-        return self._add("Gather", "embedding", EMBEDDING + ".weight", "input_ids")
+        return self._add("Gather", "embedding", self._architecture.embedding + ".weight", "input_ids")
 
     def block(self, index: int, features: str) -> str:
         prefix = f"model.layers.{index}."
@@ -77,7 +77,7 @@ class Decoder:
         """Logits [batch, 1, vocab_size] of the last token of each row, wherever its padding is."""
         normed = self._norm(features, "model.norm")
         last = self._add("GatherND", LAST_TOKEN, normed, self._positions.last_of_step(self._nodes), batch_dims=1)
-        self._linear(EMBEDDING if self._architecture.tied_embeddings else "lm_head", last)
+        self._linear(self._architecture.embedding if self._architecture.tied_embeddings else "lm_head", last)
         self._nodes.nodes[-1].output[0] = "logits"
 
     def model(self) -> ModelProto:

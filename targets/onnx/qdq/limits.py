@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from compressor.architecture import Architecture
 from compressor.quantized import Scheme
-from targets.onnx.limits import ROPE_TYPES
+from targets.onnx.limits import ROPE_TYPES, unusual_traits
 
 # Blocks that TensorRT keeps at four bits; larger groups are blocks that repeat a scale.
 BLOCK_SIZES = (128, 64, 32, 16)
@@ -26,9 +26,11 @@ def shape_problems(shape: Architecture) -> Iterator[str]:
     """Why a model of this shape cannot be expressed."""
     if shape.activation != "silu":
         yield f"The graph knows the activation silu, not {shape.activation}; choose target hf."
-    if shape.rope_type not in ROPE_TYPES:
+    if unusual := unusual_traits(shape):
+        yield f"The graph has no {unusual[0]}; choose target onnx-int4."
+    for rope_type in set(shape.rope_types).difference(ROPE_TYPES):
         yield (
-            f"Rotary scaling {shape.rope_type!r} changes with the length of the text, which a stored table cannot "
+            f"Rotary scaling {rope_type!r} changes with the length of the text, which a stored table cannot "
             "follow; choose target hf."
         )
 
