@@ -6,10 +6,10 @@ READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut
 MODEL ?= examples/demo/model
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow engines test-engines lint format clean
 
 help: ## Show this help
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY):
 	$(PYTHON) -m venv $(VENV)
@@ -32,10 +32,16 @@ lint: $(READY) ## Style, types and layers
 	$(BIN)/lint-imports
 
 test: lint ## Lint, then every fast test
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not engines"
 
 test-slow: $(READY) ## The end-to-end checks that are too slow for every commit
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and not engines"
+
+engines: $(READY) ## Make the environments of the real runtimes: gigabytes, and up to an hour; ENGINES="vllm" for some
+	$(BIN)/python benchmarks/environments.py $(ENGINES)
+
+test-engines: $(READY) ## Open artifacts in the real runtimes that `make engines` has made
+	$(BIN)/pytest -m engines
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff format .

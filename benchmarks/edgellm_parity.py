@@ -28,11 +28,7 @@ from compressor.quantized import QuantizedWeight
 from passes.rtn import RTN
 from targets.tensorrt_llm import TrtInt4
 
-EDGELLM = Peer(
-    ".venv-edgellm",
-    "edgellm_peer.py",
-    (["torch==2.13.0"], ["tensorrt-edgellm[export]==0.11.0", "torch==2.13.0"]),
-)
+EDGELLM = Peer(".venv-edgellm", "edgellm_peer.py")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 GROUP_SIZES = (64, 128)
 # Its int4 kernel wants both widths to be multiples of 64.

@@ -29,12 +29,7 @@ from targets.packing.output_pairs import pack_output_pairs
 from targets.tensorrt_llm import TrtInt4, check_loadable
 from targets.tensorrt_llm.reader import Header, read_activation_scales, read_folder, read_headers, unpack_nibbles
 
-# torch first and pinned, so that nothing pulls a CUDA build.
-MODELOPT = Peer(
-    ".venv-modelopt",
-    "modelopt_peer.py",
-    (["torch==2.13.0"], ["nvidia-modelopt[hf]==0.47.0", "transformers==5.14.1", "torch==2.13.0"]),
-)
+MODELOPT = Peer(".venv-modelopt", "modelopt_peer.py")
 SHAPES = ((2, 64), (16, 64), (32, 128), (130, 320), (192, 576), (1536, 576))
 GROUP_SIZES = (64, 128)
 MODEL_NOTE = (

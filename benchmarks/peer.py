@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from environments import ENVIRONMENTS, Environment
 
 BENCHMARKS = Path(__file__).resolve().parent
 
@@ -19,12 +20,12 @@ class Peer:
     """A virtual environment beside the checkout, and the script that is run in it.
 
     Attributes:
-        requirements: what to install, one list of packages after the other.
+        requirements: what to install, one list of packages after the other, if `environments` does not know it.
     """
 
     environment: str
     script: str
-    requirements: Sequence[Sequence[str]]
+    requirements: Sequence[Sequence[str]] = ()
 
     def run(self, *arguments: object) -> str:
         """What the script prints for these arguments; a failure ends the benchmark with its last lines."""
@@ -38,18 +39,13 @@ class Peer:
         """The command line that runs the script with these arguments, once its environment is there."""
         root = BENCHMARKS.parent / self.environment
         if not (root / "bin" / "python").is_file():
-            self._make(root)
+            self._make()
         return [str(part) for part in (root / "bin" / "python", BENCHMARKS / "peers" / self.script, *arguments)]
 
-    def _make(self, root: Path) -> None:
+    def _make(self) -> None:
         """Make the environment; a failed or interrupted installation is removed, so that it is never used."""
-        try:
-            subprocess.run([sys.executable, "-m", "venv", root], check=True)
-            for packages in self.requirements:
-                subprocess.run([root / "bin" / "python", "-m", "pip", "install", "--quiet", *packages], check=True)
-        except BaseException:
-            shutil.rmtree(root, ignore_errors=True)
-            raise
+        name = self.environment.removeprefix(".venv-")
+        (ENVIRONMENTS.get(name) or Environment(name, self.requirements, "pass")).make()
 
 
 def table(rows: Iterable[Row]) -> list[str]:

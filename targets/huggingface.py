@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -16,27 +17,21 @@ import numpy as np
 import torch
 
 from compressor import layout
-from compressor.architecture import EMBEDDINGS, Architecture
+from compressor.architecture import EMBEDDINGS, Architecture, read_config
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.decoder import attention_implementation
 from compressor.measure.torch_session import TorchSession, check_memory
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
 from compressor.shards import INDEX
-from compressor.target import Artifact, Session, Target, Tolerance
+from compressor.target import Artifact, Runtime, Session, Target, Tolerance
 from compressor.writer import copy_companions
+from targets.engines import VLLM
 from targets.packing import compressed_folder, nf4_folder
 from targets.packing.stored import in_memory
 from targets.structure import CHECKPOINT_RULES, broken_checkpoint_rules
-
-_ROUNDED = Tolerance(0.5, "activations are rounded to eight bits, after sums in another order")
-_ROUNDED_TO_FOUR = Tolerance(2.0, "activations are rounded to four bits, after sums in another order")
-# By the dtype that the model computes in.
-_TOLERANCES = {
-    torch.float32: Tolerance(1e-3, "float32 sums are taken in another order"),
-    torch.float16: Tolerance(0.1, "float16 activations are rounded to 11 bits, after sums in another order"),
-    torch.bfloat16: Tolerance(0.5, "bfloat16 activations are rounded to 8 bits, after sums in another order"),
-}
+from targets.tolerances import BY_DTYPE, ROUNDED, ROUNDED_TO_FOUR
+from targets.vllm import VllmFolder, VllmFp8, VllmInt4, VllmInt8, served_tolerance
 
 
 @dataclass(frozen=True)
@@ -85,14 +80,14 @@ class HuggingFace(Target):
     def broken_rules(self, artifact: Artifact) -> list[str]:
         return broken_checkpoint_rules(artifact.root)
 
-    def tolerance(self, artifact: Artifact) -> Tolerance:
+    def tolerance(self, artifact: Artifact, **options: Any) -> Tolerance:
         checkpoint = Checkpoint.open(artifact.root)
         bits = {scheme.activations.bits for scheme in checkpoint.schemes.values() if scheme.activations}
         if 4 in bits:
-            return _ROUNDED_TO_FOUR
+            return ROUNDED_TO_FOUR
         if bits or checkpoint.kv_cache:
-            return _ROUNDED
-        return _TOLERANCES[torch.bfloat16 if _has(checkpoint.schemes, "nvfp4") else checkpoint.dtype]
+            return ROUNDED
+        return BY_DTYPE[torch.bfloat16 if _has(checkpoint.schemes, "nvfp4") else checkpoint.dtype]
 
     def why_not_run(self) -> str | None:
         return None
@@ -113,6 +108,14 @@ class HuggingFace(Target):
             session.prefill(np.zeros((1, 1), dtype=np.int64))  # the first forward pass is what decompresses
         return session
 
+    def runtimes(self, artifact: Artifact) -> tuple[Runtime, ...]:
+        """transformers, and vLLM where it has kernels for the folder."""
+        own, config = super().runtimes(artifact), read_config(artifact.root)
+        if not _vllm_takes(Checkpoint.open(artifact.root)):
+            return own
+        served = Runtime(VllmFolder.runtime, VLLM.why_missing(), partial(_serve, artifact), served_tolerance(config))
+        return (*own, served)
+
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         quantization = config.get("quantization_config") or {}
         groups = (quantization.get("config_groups") or {}).values()
@@ -127,3 +130,16 @@ class HuggingFace(Target):
 
 def _has(schemes: Mapping[str, Scheme], kind: str) -> bool:
     return any(scheme.kind == kind for scheme in schemes.values())
+
+
+def _serve(artifact: Artifact) -> Session:
+    from targets.engines.vllm_session import VllmSession
+
+    return VllmSession(artifact.root)
+
+
+def _vllm_takes(checkpoint: Checkpoint) -> bool:
+    """Whether vLLM has kernels for a folder: a float one, or one that a target made for it takes."""
+    schemes = checkpoint.schemes
+    made_for_it = (VllmInt4(), VllmInt8(), VllmFp8())
+    return not schemes or any(not target.problems(checkpoint.architecture, schemes) for target in made_for_it)

@@ -16,17 +16,19 @@ from typing import Any, ClassVar
 import torch
 
 from compressor import layout
-from compressor.architecture import Architecture
+from compressor.architecture import Architecture, read_config
 from compressor.checkpoint import Block, Checkpoint, Weight
-from compressor.errors import InputError
+from compressor.errors import InputError, RunError
 from compressor.quantized import QuantizedWeight, Scheme
-from compressor.target import Artifact
+from compressor.target import Artifact, Session, Tolerance
+from targets.engines import VLLM
 from targets.packing import compressed_folder
 from targets.packing.stored import in_memory
 from targets.refusals import kind_reasons, refusals
 from targets.served import ServedFolder
 from targets.serving import length_option
 from targets.structure import CHECKPOINT_RULES, broken_checkpoint_rules
+from targets.tolerances import BY_DTYPE, ROUNDED, ROUNDED_TO_FOUR
 
 RUNTIME = "vLLM"
 GROUP_SIZES = (128, 64, 32)
@@ -43,6 +45,7 @@ class VllmFolder(ServedFolder):
     """What all folders for vLLM share, whatever their layout; subclasses say which layers it has kernels for."""
 
     runtime = "vLLM >= 0.10"
+    engine = VLLM
     takes_transposed: ClassVar[bool] = True  # linears that float checkpoints store [in_features, out_features]
 
     @abstractmethod
@@ -58,8 +61,17 @@ class VllmFolder(ServedFolder):
             found.append(f"lm_head: a quantized head is not served by {RUNTIME} for every model; lm_head=false works.")
         return found
 
+    def tolerance(self, artifact: Artifact, **options: Any) -> Tolerance:
+        return served_tolerance(read_config(artifact.root))
+
     def why_not_run(self) -> str | None:
-        return f"{RUNTIME} wants an environment of its own, which benchmarks/vllm_parity.py makes"
+        return VLLM.why_missing()
+
+    def open(self, artifact: Artifact, **options: Any) -> Session:
+        """Serve it with vLLM, in the environment of that."""
+        from targets.engines.vllm_session import VllmSession
+
+        return VllmSession(artifact.root)
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         length = length_option("--max-model-len", config)
@@ -162,6 +174,11 @@ class VllmNvfp4(CompressedTensors):
     def check_block(self, block: Block, architecture: Architecture) -> None:
         check_fused_scales(block, architecture)
 
+    def open(self, artifact: Artifact, **options: Any) -> Session:
+        if VLLM.place().is_for_cpu:
+            raise RunError(f"{RUNTIME}'s build for the CPU has no kernel for NVFP4")
+        return super().open(artifact, **options)
+
 
 def check_fused_scales(block: Block, architecture: Architecture) -> None:
     """See that layers which vLLM makes one of share the scale of their inputs, and that of an NVFP4 tensor.
@@ -179,6 +196,15 @@ def check_fused_scales(block: Block, architecture: Architecture) -> None:
                     f"{RUNTIME} reads one {part.replace('_', ' ')} for {names} of {block.name}, and theirs differ.",
                     f"{works}.",
                 )
+
+
+def served_tolerance(config: Mapping[str, Any]) -> Tolerance:
+    """How far apart the logits of a served folder may be, by its config.json."""
+    groups = config.get("quantization_config", {}).get("config_groups", {}).values()
+    bits = {inputs["num_bits"] for group in groups if (inputs := group.get("input_activations"))}
+    if 4 in bits:
+        return ROUNDED_TO_FOUR
+    return ROUNDED if bits or layout.reads_kv_cache(config) else BY_DTYPE[getattr(torch, config["dtype"])]
 
 
 def packed_reasons(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:

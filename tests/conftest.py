@@ -9,7 +9,7 @@ arguments give equal bytes; every call makes a folder of its own. `adapter_of` m
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,21 @@ OWN_CONFIG: dict[str, dict[str, Any]] = {
     "phi3": {"partial_rotary_factor": 0.5},
     "gpt2": {"n_inner": 128, "intermediate_size": None, "num_key_value_heads": None, "head_dim": None},
 }  # fmt: skip
+ENGINES = ("LLMC_ENGINE_VLLM", "LLMC_ENGINE_LLAMA_CPP")
 SPECIALS = ("<|begin|>", "<|end|>", "<|pad|>")
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|begin|>{{ m['role'] }}\n{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_engines() -> Iterator[None]:
+    """Runtimes in environments of their own are for `tests/engines`; elsewhere they would make minutes of seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ENGINES:
+            patch.setenv(name, "none")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ VERBS = {
     "passes": ("compressor.cli.listing", "List the passes, or the options of one."),
     "targets": ("compressor.cli.listing", "List the targets, or the options of one."),
     "verify": ("compressor.cli.verify", "Check an artifact against its manifest, on any machine."),
+    "compare": ("compressor.cli.compare", "Tell a loss of quantizing from a runtime's fault."),
     "report": ("compressor.cli.report", "Show the ledger of a run."),
     "doctor": ("compressor.cli.doctor", "Tell what is installed and which targets can run here."),
 }

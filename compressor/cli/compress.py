@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compressor.cli.engines import engine_option
 from compressor.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     "--allow-pickle", is_flag=True, help="Convert pickle weights (.bin, .pt), which can run code when opened."
 )
 @click.option("--trust-remote-code", is_flag=True, help="Let a tokenizer run code of the model folder.")
+@engine_option
 @click.option("--json", "as_json", is_flag=True, help="Print the ledger as JSON.")
 def compress_command(
     model: str | None, recipe_file: Path | None, output: Path | None, as_json: bool, **options: Any

@@ -34,6 +34,7 @@ def doctor_command(as_json: bool) -> None:
     facts: dict[str, Any] = {
         "machine": _machine(),
         "packages": _packages(),
+        "engines": _engines(),
         "targets": _targets(),
         "problems": _problems(),
     }
@@ -45,6 +46,9 @@ def doctor_command(as_json: bool) -> None:
     click.echo()
     for name, entry in facts["packages"].items():
         _line(entry["version"] is not None, name, entry["version"] or f"missing: {entry['install']}", entry["purpose"])
+    click.echo()
+    for name, entry in facts["engines"].items():
+        _line(entry["missing"] is None, name, entry["place"] or "not found", entry["missing"] or entry["purpose"])
     click.echo()
     for name, entry in facts["targets"].items():
         runs = "runs here" if entry["not_run"] is None else entry["not_run"]
@@ -80,6 +84,20 @@ def _packages() -> dict[str, dict[str, Any]]:
         except PackageNotFoundError:
             installed = None
         found[name] = {"version": installed, "install": install, "purpose": purpose}
+    return found
+
+
+def _engines() -> dict[str, dict[str, Any]]:
+    from compressor.cli.engines import known_engines
+    from compressor.registry import TARGETS, load, names
+
+    targets = {name: load(TARGETS, "target", name).engine for name in names(TARGETS)}
+    found = {}
+    for engine in known_engines():
+        missing = engine.why_missing()
+        purpose = "runs " + ", ".join(name for name, wanted in targets.items() if wanted == engine)
+        place = str(engine.place()) if missing is None else None
+        found[engine.name] = {"place": place, "missing": missing, "purpose": purpose}
     return found
 
 

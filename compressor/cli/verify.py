@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from compressor.cli.engines import engine_option
+
 if TYPE_CHECKING:
     from compressor.audit import Check, Verdict
 
@@ -16,6 +18,7 @@ UNITS = {"files": "files", "weights": "weights", "generation": "tokens"}
 
 @click.command("verify")
 @click.argument("artifact", type=click.Path(path_type=Path))
+@engine_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify_command(artifact: Path, as_json: bool) -> int:
     """Check ARTIFACT (its folder, or that of its run) against its manifest: on any machine, without the checkpoint.

@@ -19,6 +19,7 @@ from compressor.decoder import Decoder
 from compressor.measure.statistics import Estimate, exponential, mean
 from compressor.target import Session
 
+LEAST_REST = 1e-6  # probability of the tokens that are not told; float32 knows no smaller one
 LOGITS_AT_ONCE = 1 << 23  # logits made at a time, in elements: 32 MiB a copy in float32
 
 Report = Callable[[int, int], None]  # windows done, windows in all
@@ -92,6 +93,12 @@ class Reference:
         states.copy_(_final_states(checkpoint, tokens, progress))
         return cls(checkpoint, tokens, states)
 
+    def log_probabilities(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What gives the log-probabilities [positions, vocab_size] of final states [positions, hidden_size]."""
+        decoder = Decoder(self.checkpoint)
+        head = decoder.head()
+        return lambda states: torch.log_softmax(decoder.logits(states, head), dim=-1)
+
 
 def checkpoint_scores(checkpoint: Checkpoint, reference: Reference, progress: Report) -> TokenScores:
     """Scores of a step, run block by block with transformers' layer code in float32."""
@@ -143,12 +150,7 @@ def _final_states(checkpoint: Checkpoint, tokens: torch.Tensor, progress: Report
 
 
 def _compare(reference: Reference, candidate: Callable[[int], Iterator[tuple[int, torch.Tensor]]]) -> TokenScores:
-    decoder = Decoder(reference.checkpoint)
-    head = decoder.head()
-
-    def original(states: torch.Tensor) -> torch.Tensor:
-        return torch.log_softmax(decoder.logits(states, head), dim=-1)
-
+    original = reference.log_probabilities()
     windows = [_compare_window(reference, original, at, candidate(at)) for at in range(len(reference.tokens))]
     names = [field.name for field in fields(TokenScores)]
     return TokenScores(**{name: np.stack([window[name] for window in windows]) for name in names})
@@ -161,31 +163,69 @@ def _compare_window(
     window: int,
     candidate: Iterator[tuple[int, torch.Tensor]],
 ) -> dict[str, np.ndarray]:
-    """The fields of `TokenScores` for one window, [length - 1] each.
+    """The fields of `TokenScores` for one window, [length - 1] each."""
+    tokens = reference.tokens[window]
+    parts = [
+        _token_scores(known, ours, tokens[first + 1 : first + 1 + len(ours)])
+        for first, known, ours in paired(reference, original, window, candidate)
+    ]
+    return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+
+
+def paired(
+    reference: Reference,
+    original: Callable[[torch.Tensor], torch.Tensor],
+    window: int,
+    candidate: Iterator[tuple[int, torch.Tensor]],
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Log-probabilities of the original and of a candidate, a few positions at a time.
 
     Args:
-        original: log-probabilities of the original's final states.
+        original: log-probabilities of the original's final states, see `Reference.log_probabilities`.
+        candidate: first position and logits, as `Session.logits` gives them.
+
+    Yields:
+        (first position, the original's, the candidate's), float32 [positions, vocab_size] each. The last position of
+        a window predicts a token that we do not have, and is left out.
     """
-    tokens, states = reference.tokens[window], reference.states[window]
-    parts: list[dict[str, torch.Tensor]] = []
+    states = reference.states[window]
+    last = len(reference.tokens[window]) - 1
     for start, logits in candidate:
         for offset, part in _parts(logits, logits.shape[1]):
             first = start + offset
-            targets = tokens[first + 1 : first + 1 + len(part)]
-            kept = len(targets)  # the last position of a window predicts a token we do not have
-            ours = torch.log_softmax(part[:kept], dim=-1)
-            parts.append(_token_scores(original(states[first : first + kept]), ours, targets))
-    return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+            kept = max(0, min(len(part), last - first))
+            yield first, original(states[first : first + kept]), log_probabilities(part[:kept])
+
+
+def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Logits as log-probabilities. Rows with -inf, of the likeliest tokens only, are log-probabilities already."""
+    return logits if bool(torch.isneginf(logits).any()) else torch.log_softmax(logits, dim=-1)
+
+
+def divergence(original: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
+    """KL(original || ours) of each row in nats; tokens that ours does not tell count as one, which is a lower bound.
+
+    Args:
+        original: log-probabilities [positions, vocab_size].
+        ours: the same; -inf where they are not told.
+    """
+    terms = original.exp() * (original - ours)
+    hidden = torch.isneginf(ours)
+    if not bool(hidden.any()):
+        return terms.sum(-1)
+    rest, known = (
+        (1 - row.double().exp().masked_fill(hidden, 0).sum(-1)).clamp(min=LEAST_REST) for row in (ours, original)
+    )
+    return terms.masked_fill(hidden, 0).sum(-1) + known * (known / rest).log()
 
 
 def _token_scores(original: torch.Tensor, ours: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
     picked = targets.unsqueeze(1)
-    divergence = torch.nn.functional.kl_div(ours, original, reduction="none", log_target=True)
     first, second = original.argmax(-1), ours.argmax(-1)
     return {
         "original_loss": -original.gather(1, picked).squeeze(1),
         "loss": -ours.gather(1, picked).squeeze(1),
-        "kl": divergence.sum(-1),
+        "kl": divergence(original, ours),
         "same_top1": first == second,
         "original_correct": first == targets,
         "correct": second == targets,

@@ -20,14 +20,16 @@ from compressor.checkpoint import Checkpoint, Weight
 from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
-from compressor.target import Artifact, Target
+from compressor.target import Artifact, Session, Target, Tolerance
 from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, dtype_name
+from targets.engines import LLAMA_CPP
 from targets.gguf.metadata import RUNTIME, architecture_problems, context_length
 from targets.gguf.reader import READER, read_file
 from targets.gguf.writer import block_kind, write_file
 from targets.packing.gguf_blocks import BLOCK
 from targets.refusals import refusals
 from targets.serving import SERVED_LENGTH
+from targets.tolerances import ROUNDED
 
 FILE = "model.gguf"
 
@@ -37,6 +39,7 @@ class GgufTarget(Target):
     """Streams the checkpoint into one file; subclasses say which codes it may hold."""
 
     runtime = f"{RUNTIME} (llama-server)"
+    engine = LLAMA_CPP
     reader = READER
     holds_quantized_embedding = True
     bits: ClassVar[int]  # of at least one layer
@@ -68,6 +71,21 @@ class GgufTarget(Target):
         if isinstance(weight, QuantizedWeight) or weight.dim() > 1:
             return cast(self.dtype, weight)
         return weight.float()
+
+    def tolerance(self, artifact: Artifact, **options: Any) -> Tolerance:
+        return ROUNDED  # its kernels multiply blocks of eight bits with blocks of eight bits
+
+    def why_not_run(self) -> str | None:
+        return LLAMA_CPP.why_missing()
+
+    def open(self, artifact: Artifact, **options: Any) -> Session:
+        """Run it in llama.cpp, in the environment of that."""
+        from compressor.gguf.config import build_config
+        from compressor.gguf.container import GgufFile
+        from targets.engines.llama_cpp_session import LlamaCppSession
+
+        file = artifact.root / FILE
+        return LlamaCppSession(file, min(SERVED_LENGTH, resolve(build_config(GgufFile.open(file))).max_positions))
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         length = min(SERVED_LENGTH, context_length(resolve(config)))

@@ -26,10 +26,9 @@ from compressor.writer import copy_companions
 from targets.casting import Caster, dtype_name, served_config
 from targets.onnx.limits import by_kind, group_problems, have, shape_problems, table_problems
 from targets.onnx.plan import Plan
+from targets.tolerances import BY_DTYPE, ROUNDED
 
 EXACT, FAST = 0, 4  # accuracy levels of MatMulNBits
-_ROUNDED = Tolerance(0.5, "activations are rounded to int8, after float32 sums in another order")
-_HALF = Tolerance(0.1, "float16 activations are rounded to 11 bits, after sums in another order")
 _TAKER = {"int4": "onnx-int4", "int8": "onnx-int8"}  # the target for a kind of weights; hf takes every other
 
 
@@ -94,13 +93,12 @@ class _Onnx(Target):
 
         return check_folder(artifact.root)
 
-    def tolerance(self, artifact: Artifact) -> Tolerance:
+    def tolerance(self, artifact: Artifact, **options: Any) -> Tolerance:
         require_packages()
         from targets.onnx.session import rounds_activations
 
-        if rounds_activations(artifact.root):
-            return _ROUNDED
-        return _HALF if self.compute == torch.float16 else super().tolerance(artifact)
+        exact = options.get("accuracy_level") == EXACT
+        return ROUNDED if not exact and rounds_activations(artifact.root) else BY_DTYPE[self.compute]
 
     def why_not_run(self) -> str | None:
         missing = missing_package()

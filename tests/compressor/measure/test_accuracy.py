@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from compressor.checkpoint import Checkpoint
-from compressor.measure.accuracy import Reference, checkpoint_scores, session_scores
+from compressor.measure.accuracy import Reference, checkpoint_scores, divergence, log_probabilities, session_scores
 from compressor.quantized import Scheme
 from passes.grid import fit_grid, quantize
 
@@ -110,3 +110,23 @@ def test_reference_states_live_on_disk(original, tmp_path):
     stored = np.load(tmp_path / "states.npy", mmap_mode="r")
     assert stored.shape == (6, 40, 64)
     assert np.array_equal(stored, reference.states.numpy())
+
+
+def test_tokens_that_are_not_told_count_as_one():
+    """By hand, in float64: the listed tokens one by one, the others as one event; never more than the whole."""
+    p, q = (torch.randn(5, 50, generator=torch.Generator().manual_seed(seed)).log_softmax(-1) for seed in (1, 2))
+    told = q >= q.topk(10).values[:, -1:]
+    told[:, 7] = True
+    found = divergence(p, q.masked_fill(~told, -torch.inf))
+    for row in range(5):
+        a, b, known = p[row].double().exp(), q[row].double().exp(), told[row]
+        listed = (a[known] * (a[known] / b[known]).log()).sum()
+        rest = a[~known].sum() * (a[~known].sum() / b[~known].sum()).log()
+        assert found[row].item() == pytest.approx((listed + rest).item(), rel=1e-5)
+    assert bool((found < divergence(p, q)).all())
+
+
+def test_rows_of_the_likeliest_tokens_are_log_probabilities_already():
+    rows = torch.tensor([[-0.5, -torch.inf, -2.0]])
+    assert torch.equal(log_probabilities(rows), rows)
+    assert log_probabilities(torch.tensor([[1.0, 1.0]]))[0, 0].item() == pytest.approx(-np.log(2))

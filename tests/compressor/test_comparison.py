@@ -1,0 +1,140 @@
+"""The weights' part and the runtime's part of what an artifact loses, each made wrong in turn."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from compressor.comparison import Comparer, fault
+from compressor.errors import RunError
+from compressor.measure.difference import Difference
+from compressor.measure.statistics import Estimate
+from compressor.source import open_model
+from compressor.target import Tolerance
+from targets.onnx.session import OnnxSession
+
+TOKENS = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+def silent(*_):
+    pass
+
+
+@pytest.fixture(scope="module")
+def made():
+    return {}
+
+
+@pytest.fixture
+def run(tiny_model, tmp_path_factory, made):
+    """`run(target, spec)`: the original's folder and that of a finished run."""
+    from compressor.cli import main
+
+    def make(target, spec):
+        if (target, spec) not in made:
+            model, out = tiny_model("llama"), tmp_path_factory.mktemp("run") / "out"
+            words = ["compress", model, "-t", target, "--pass", spec, "--measure", "none", "-o", out]
+            with pytest.raises(SystemExit) as stop:
+                main([str(word) for word in words])
+            assert stop.value.code == 0
+            made[target, spec] = model, out
+        return made[target, spec]
+
+    return make
+
+
+@pytest.fixture
+def compare(tmp_path):
+    def act(model, out):
+        original = open_model(str(model), tmp_path / "import", progress=silent).checkpoint
+        return Comparer(TOKENS, original, tmp_path / "states", silent).compare(out / "artifact")
+
+    return act
+
+
+def test_a_right_runtime_agrees_whatever_quantizing_costs(run, compare):
+    found = compare(*run("onnx-int4", "rtn:group_size=32"))
+    assert found.loss.kl.value > 1e-3
+    assert [row.verdict for row in found.runtimes] == ["agrees", "agrees"]
+    exact, shipped = found.runtimes
+    assert exact.runtime.endswith(", level 0")
+    assert exact.tolerance.logits < shipped.tolerance.logits
+    assert exact.difference.largest < 1e-3
+    assert not found.at_fault
+    json.dumps(found.plain())
+
+
+def test_a_wrong_runtime_is_at_fault_and_quantizing_is_not(run, compare, monkeypatch):
+    right = OnnxSession.logits
+
+    def scaled(self, tokens):
+        for start, rows in right(self, tokens):
+            yield start, np.asarray(rows * 1.5, np.float32)
+
+    monkeypatch.setattr(OnnxSession, "logits", scaled)
+    found = compare(*run("onnx-int4", "rtn:group_size=32"))
+    assert found.at_fault
+    assert {row.verdict for row in found.runtimes} == {"differs"}
+    assert "difference is" in found.runtimes[0].reason
+    assert found.loss.kl.value < 0.5  # as before
+
+
+def test_a_runtime_that_does_not_open_is_at_fault(run, compare, monkeypatch):
+    def broken(self, *_, **__):
+        raise RunError("It has no kernel for this")
+
+    monkeypatch.setattr(OnnxSession, "__init__", broken)
+    found = compare(*run("onnx-int4", "rtn:group_size=32"))
+    assert {row.verdict for row in found.runtimes} == {"broke"}
+    assert found.runtimes[0].reason == "It has no kernel for this"
+    assert found.at_fault
+
+
+def test_a_runtime_that_is_not_here_is_no_fault(run, compare):
+    found = compare(*run("gguf-q8_0", "rtn:bits=8,group_size=32"))
+    (row,) = found.runtimes
+    assert row.verdict == "not run"
+    assert row.reason == "llama-cpp is switched off"
+    assert not found.at_fault
+    assert 0 <= found.loss.kl.value < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("target", "spec"),
+    [
+        ("hf", "rtn:group_size=32,symmetric=false"),
+        ("trt-int4", "rtn:group_size=64"),
+        ("vllm-int8", "rtn:bits=8,group_size=channel,activations=dynamic"),
+        ("awq", "rtn:group_size=32,symmetric=false"),
+    ],
+)
+def test_weights_read_back_mean_what_the_step_means(run, tmp_path, target, spec):
+    from compressor.checkpoint import Checkpoint
+    from compressor.measure.accuracy import Reference, checkpoint_scores
+    from compressor.readback import ReadBack
+    from compressor.registry import make_target
+    from compressor.target import Artifact
+
+    _, out = run(target, spec)
+    step = Checkpoint.open(next((out / "steps").iterdir()))
+    stored = ReadBack.of(make_target(target, {}), Artifact(out / "artifact", target), silent)
+    assert stored.schemes.keys() == step.schemes.keys()
+    reference = Reference.make(step, TOKENS, tmp_path / "states.npy", silent)
+    quality = checkpoint_scores(stored, reference, silent).quality
+    # The floats of folders for 16-bit runtimes are cast to bfloat16.
+    assert quality.kl.value < (1e-8 if target == "hf" else 2e-3)
+    assert quality.top1.value > 0.85
+
+
+def difference(mean=0.0, largest=0.0):
+    nothing = Estimate(0.0, None)
+    return Difference(largest, (0, 0), mean, nothing, nothing, 1)
+
+
+def test_limits_are_those_of_the_way_of_computing():
+    tolerance = Tolerance(0.1, "a reason")
+    assert fault(difference(mean=0.049, largest=0.79), tolerance) is None
+    assert "the mean difference is 0.06, and 0.05 is explained (a reason)" in fault(difference(mean=0.06), tolerance)
+    assert "the largest" in fault(difference(largest=0.9), tolerance)
+    assert fault(difference(largest=float("nan")), tolerance) is not None
