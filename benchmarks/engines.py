@@ -134,7 +134,7 @@ def row(runtime: Runtime, meaning: Reference, tokenizer: Any) -> dict[str, Any]:
     try:
         with closing(runtime.open()) as session:
             ready = time.perf_counter() - start
-            label = ", ".join([session.runtime, *runtime.name.split(", ")[1:]])
+            label = runtime.called(session.runtime)
             said = answer(session, tokenizer)
             found = difference(session, meaning, lambda *_: None)
     except LlmcError as error:

@@ -111,14 +111,14 @@ class Comparer:
         return checkpoint_scores(stored, reference, self._report("judging its weights")).quality
 
     def _row(self, runtime: Runtime, meaning: Reference) -> RuntimeRow:
+        name = runtime.called(runtime.name)
         if runtime.why_not is not None:
-            return RuntimeRow(runtime.name, "not run", runtime.tolerance, reason=runtime.why_not)
-        name = runtime.name
+            return RuntimeRow(name, "not run", runtime.tolerance, reason=runtime.why_not)
         try:
             self.progress(f"opening {name}", 0, 1)
             with closing(runtime.open()) as session:
                 self.progress(f"opening {name}", 1, 1)
-                name = ", ".join([session.runtime, *name.split(", ")[1:]])
+                name = runtime.called(session.runtime)
                 found = difference(session, meaning, self._report(f"asking {session.runtime}"))
         except RunError as error:
             return RuntimeRow(name, "broke", runtime.tolerance, reason=str(error))

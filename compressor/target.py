@@ -103,12 +103,22 @@ class Variant:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A program that runs an artifact. `why_not` is the reason why it cannot be opened here."""
+    """A program that runs an artifact.
+
+    Attributes:
+        why_not: the reason why it cannot be opened here, None where it can.
+        label: of the variant, where the artifact can be run in several ways.
+    """
 
     name: str
     why_not: str | None
     open: Callable[[], Session]
     tolerance: Tolerance
+    label: str = ""
+
+    def called(self, name: str) -> str:
+        """A name that the runtime has, with that of the variant."""
+        return ", ".join(filter(None, [name, self.label]))
 
 
 class Target(Configurable, ABC):
@@ -197,10 +207,11 @@ class Target(Configurable, ABC):
         """Every way to run the artifact that is to be held against what its weights mean."""
         return tuple(
             Runtime(
-                ", ".join(filter(None, [self.runtime, variant.label])),
+                self.runtime,
                 self.why_not_run(),
                 partial(self.open, artifact, **variant.options),
                 self.tolerance(artifact, **variant.options),
+                variant.label,
             )
             for variant in self.variants
         )

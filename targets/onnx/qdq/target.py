@@ -102,7 +102,7 @@ class _OnnxQdq(QdqTarget):
     baseline = "onnx-fp32"
     rules = "graph, external data and genai_config.json fit together, with standard operators only"
 
-    def tolerance(self, artifact: Artifact) -> Tolerance:
+    def tolerance(self, artifact: Artifact, **options: Any) -> Tolerance:
         require_packages()
         from targets.onnx.rules import operators
 
