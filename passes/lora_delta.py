@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-ELEMENTS_AT_ONCE = 1 << 20  # of a weight in float32: parts that stay in the cache
+ELEMENTS_AT_ONCE = 1 << 17  # of a weight in float32: parts that stay in the cache
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,12 @@ class Change:
             out[self.row_indices] = self.new_rows.to(out.dtype)
 
     def _added(self, weight: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        values = weight[start:stop].float()
-        for delta in self.deltas:
-            values = values + delta.rows(start, stop)
+        """Rows of the sum, float32, in memory of their own."""
+        if not self.deltas:
+            return weight[start:stop].float()
+        values = self.deltas[0].rows(start, stop).add_(weight[start:stop])
+        for delta in self.deltas[1:]:
+            values.add_(delta.rows(start, stop))
         return values
 
     def _column_norms(self, weight: torch.Tensor) -> torch.Tensor:
