@@ -16,7 +16,7 @@ import torch
 
 from compressor.adapter import Adapter, open_adapter
 from compressor.adapter.folder import pickle_of
-from compressor.architecture import Architecture
+from compressor.architecture import HEAD, Architecture
 from compressor.checkpoint import Block, Checkpoint, Weight
 from compressor.errors import InputError
 from compressor.files import digest_json
@@ -24,7 +24,7 @@ from compressor.options import option
 from compressor.pass_ import Pass, PassContext
 from compressor.quantized import Scheme
 from passes.lora_base import base_notes
-from passes.lora_place import EMBEDDING, HEAD, Edits, place
+from passes.lora_place import Edits, place
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class AdaptedCheckpoint(Checkpoint):
         return {name: self._read(name) for name in parameters}
 
     def _read(self, parameter: str) -> torch.Tensor:
-        stored = EMBEDDING if parameter == HEAD and self.base.architecture.tied_embeddings else parameter
+        tied = parameter == f"{HEAD}.weight" and self.base.architecture.tied_embeddings
+        stored = f"{self.architecture.embedding}.weight" if tied else parameter
         weight = self.base.read([stored])[stored]
         assert isinstance(weight, torch.Tensor)  # `plan` refuses quantized checkpoints
         return self.edits.apply(parameter, weight, weight.dtype if self.rounded else torch.float32)

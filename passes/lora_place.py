@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import torch
 
 from compressor.adapter import Adapter
-from compressor.architecture import Architecture
+from compressor.architecture import HEAD, Architecture
 from compressor.errors import InputError
 from passes.lora_delta import Change, Delta, Hadamard, Kronecker, LowRank, LowRankTable, combine
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 MAGNITUDE, ROWS = "lora_magnitude_vector", "trainable_tokens_delta"
 # Parts that make one change of a weight; a module has all of one of these.
 PRODUCTS = (
@@ -37,6 +36,7 @@ class Edit:
         parts: keys of its tensors by what they are; `weight` or `bias` is a whole new parameter.
         scaling: of its low-rank product.
         rows: of the table, that `trainable_tokens_delta` replaces.
+        transposed: whether a new parameter lies as [in_features, out_features] in its file.
     """
 
     adapter: Adapter
@@ -44,6 +44,7 @@ class Edit:
     parts: Mapping[str, str]
     scaling: float = 1.0
     rows: Sequence[int] = ()
+    transposed: bool = False
 
     @property
     def whole(self) -> str | None:
@@ -61,13 +62,15 @@ class Edit:
         return any(product <= self.parts.keys() for product in PRODUCTS)
 
     def shapes(self) -> dict[str, Shape]:
-        """Shapes of the tensors, by what they are."""
-        return {part: self.adapter.tensors[key].shape for part, key in self.parts.items()}
+        """Shapes of the tensors in memory, by what they are."""
+        found = {part: self.adapter.tensors[key].shape for part, key in self.parts.items()}
+        return found | {"weight": found["weight"][::-1]} if self.transposed and "weight" in found else found
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors in float32, by what they are."""
         read = self.adapter.read(self.parts.values())
-        return {part: read[key] for part, key in self.parts.items()}
+        found = {part: read[key] for part, key in self.parts.items()}
+        return found | {"weight": found["weight"].T} if self.transposed and "weight" in found else found
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class Edits:
             return stored
         whole = next((one for one in edits if one.whole), None)
         if whole is not None:
-            stored = whole.adapter.read([str(whole.whole)])[str(whole.whole)].to(stored.dtype)
+            brought = whole.tensors()
+            stored = brought["weight" if "weight" in brought else "bias"].to(stored.dtype)
         if stored.dim() == 1:
             return _add_bias(stored.float(), edits).to(dtype)
         out = stored if stored.dtype == dtype else torch.empty(stored.shape, dtype=dtype)
@@ -148,26 +152,27 @@ def place(adapters: Sequence[Adapter], weights: Sequence[float], combination: st
         InputError: a tensor has no place in the model or another shape, is the half of something, or adapters that
             cannot be combined are.
     """
-    shapes = architecture.tensor_shapes()
-    head = (architecture.vocab_size, architecture.hidden_size)
     placed: dict[str, list[Edit]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
-        for parameter, edit in _edits(adapter, weight, {**shapes, HEAD: head}):
+        for parameter, edit in _edits(adapter, weight, architecture):
             placed.setdefault(parameter, []).append(edit)
     for parameter, edits in placed.items():
         _check_combination(parameter, edits, combination)
     return _with_ties(placed, combination, architecture)
 
 
-def _edits(adapter: Adapter, weight: float, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Edit]]:
+def _edits(adapter: Adapter, weight: float, architecture: Architecture) -> Iterator[tuple[str, Edit]]:
+    head = {f"{HEAD}.weight": (architecture.vocab_size, architecture.hidden_size)}
+    shapes: Mapping[str, Shape] = architecture.tensor_shapes() | head
+    tables = (*head, f"{architecture.embedding}.weight")
     strangers, misfits = [], []
     for module, parts in adapter.modules.items():
         for kind, chosen in _by_kind(parts).items():
-            parameter = next((n for n in (f"{module}.{kind}", f"model.{module}.{kind}") if n in shapes), None)
+            parameter = next((n for n in _spellings(f"{module}.{kind}", architecture) if n in shapes), None)
             if parameter is None:
                 strangers.append(f"{module}.{kind}")
                 continue
-            edit = _edit(adapter, weight, module, chosen)
+            edit = _edit(adapter, weight, module, chosen, architecture.is_transposed(parameter))
             wanted = shapes[parameter]
             found = next((shape for shape in _implied_shapes(edit, module, wanted) if shape != wanted), None)
             if found is not None:
@@ -178,12 +183,18 @@ def _edits(adapter: Adapter, weight: float, shapes: Mapping[str, Shape]) -> Iter
         raise InputError(f"The adapter {adapter.source} changes {_list(strangers)}, which the model lacks.", trained)
     if misfits:
         lines = [f"{name} is {_spell(wanted)} here and {_spell(found)} there" for name, wanted, found in misfits]
-        resized = all(name in (EMBEDDING, HEAD) and wanted[1] == found[1] for name, wanted, found in misfits)
+        resized = all(name in tables and wanted[1] == found[1] for name, wanted, found in misfits)
         hint = "Its vocabulary was extended: give the base as transformers' resize_token_embeddings left it."
         raise InputError(
             f"The adapter {adapter.source} is for a model of other shapes: {_list(lines)}.",
             hint if resized else trained,
         )
+
+
+def _spellings(parameter: str, architecture: Architecture) -> list[str]:
+    """What a parameter is called here: adapters of a model without a head, or of one with images, say it otherwise."""
+    text = parameter.replace("language_model.", "")
+    return [parameter, text, f"{architecture.modules.blocks.partition('.')[0]}.{text}"]
 
 
 def _by_kind(parts: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -193,11 +204,11 @@ def _by_kind(parts: Mapping[str, str]) -> dict[str, dict[str, str]]:
     return {kind: chosen for kind, chosen in (("weight", others), ("bias", biases)) if chosen}
 
 
-def _edit(adapter: Adapter, weight: float, module: str, parts: Mapping[str, str]) -> Edit:
+def _edit(adapter: Adapter, weight: float, module: str, parts: Mapping[str, str], transposed: bool) -> Edit:
     indices = adapter.config.get("trainable_token_indices") or ()
     rows = indices.get(module.rpartition(".")[2], ()) if isinstance(indices, Mapping) else indices
     scaling = 1.0 if parts.keys() <= {"weight", "bias", ROWS} else adapter.scaling(module)
-    return Edit(adapter, weight, parts, scaling, rows if ROWS in parts else ())
+    return Edit(adapter, weight, parts, scaling, rows if ROWS in parts else (), transposed)
 
 
 def _implied_shapes(edit: Edit, module: str, wanted: Shape) -> Iterator[Shape]:
@@ -264,11 +275,11 @@ def _with_ties(placed: dict[str, list[Edit]], combination: str, architecture: Ar
 
     peft adds a change of either to the one tensor they share, so that both are changed, which is not what was trained.
     """
-    table, head = placed.get(EMBEDDING, []), placed.get(HEAD, [])
+    table, head = placed.get(f"{architecture.embedding}.weight", []), placed.get(f"{HEAD}.weight", [])
     if not architecture.tied_embeddings or not (table or head):
         return Edits(placed, combination)
     if all(one.adapter.config.get("ensure_weight_tying") for one in (*table, *head)):
-        kept = {name: edits for name, edits in placed.items() if name != HEAD}
+        kept = {name: edits for name, edits in placed.items() if name != f"{HEAD}.weight"}
         return Edits(kept, combination, notes=["the embedding and lm_head stay tied, as they were trained"])
     if not head and all(one.rows for one in table):
         return Edits(placed, combination, notes=["the new rows are those of lm_head too, which stays tied"])

@@ -10,6 +10,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from compressor.architecture import FAMILIES
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.pass_ import PassContext
@@ -111,6 +112,30 @@ def test_every_kind_is_merged_bit_for_bit_as_peft_does(tiny_model, adapter_of, t
     assert [name for name in ours if not torch.equal(ours[name], expected[name])] == []
     assert [name for name in ours if not torch.equal(ours[name], before[name])], "something was merged"
     assert result.dtype == dtype
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(tiny_model, adapter_of, tmp_path, family):
+    root = half(tiny_model(family))
+    adapter = adapter_of(root, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    result, _ = merge(root, tmp_path / "out", adapter=[str(adapter)])
+    ours, expected = weights_of(result), merged_by_peft(root, [adapter], torch.bfloat16)
+    assert [name for name in ours if not torch.equal(ours[name], _in_memory(expected[name], name, result))] == []
+    before = weights_of(Checkpoint.open(root))
+    changed = {name for name in ours if not torch.equal(ours[name], before[name])}
+    assert changed == {f"{name}.weight" for name in result.architecture.linears()} - {"lm_head.weight"}
+
+
+def test_transposed_weights_with_magnitudes_and_trained_whole(tiny_model, adapter_of, tmp_path):
+    root = half(tiny_model("gpt2"))
+    adapter = adapter_of(root, LoraConfig(r=4, use_dora=True, target_modules=["c_fc"], modules_to_save=["c_attn"]))
+    result, _ = merge(root, tmp_path / "out", adapter=[str(adapter)])
+    ours, expected = weights_of(result), merged_by_peft(root, [adapter], torch.bfloat16)
+    assert [name for name in ours if not torch.equal(ours[name], _in_memory(expected[name], name, result))] == []
+
+
+def _in_memory(weight, name, checkpoint):
+    return weight.T if checkpoint.architecture.is_transposed(name) else weight
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
