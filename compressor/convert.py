@@ -15,6 +15,8 @@ from compressor.errors import InputError
 from compressor.files import whole_folder
 from compressor.writer import STEP_FILE, CheckpointWriter
 
+DEQUANTIZED = "as --requantize asks; a pass that rounds these weights rounds them for the second time"
+
 
 def write_converted(
     out: Path,

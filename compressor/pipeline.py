@@ -136,6 +136,7 @@ class Run:
             self.settings.out / "steps" / "00-import",
             allow_pickle=self.settings.allow_pickle,
             trust_remote_code=self.settings.trust_remote_code,
+            requantize=self.recipe.requantize,
             progress=self.progress,
         )
 
@@ -334,7 +335,7 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
     if cache_scales:
         problems += target.cache_problems(checkpoint.architecture, linears)
     if problems:
-        raise InputError(f"{target.name} cannot take this: " + " ".join(problems))
+        raise InputError(f"{target.name} cannot take this: " + " ".join(problems), _remedy(checkpoint))
     return schemes
 
 
@@ -349,6 +350,13 @@ def check_pickles(passes: list[Pass], allowed: bool) -> None:
         raise InputError(
             f"{first} is a pickle, which can run code when opened.", "Pass --allow-pickle if you trust its source."
         )
+
+
+def _remedy(checkpoint: Checkpoint) -> str | None:
+    """What helps where a model that is quantized already does not fit."""
+    if not checkpoint.schemes and not checkpoint.kv_cache:
+        return None
+    return "The model is quantized already; --requantize dequantizes it first, and rounds its weights a second time."
 
 
 def step_key(one: Pass, checkpoint: Checkpoint, calibration: TokenSet | None, seed: int) -> str:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from compressor import registry
+from compressor.architecture import EMBEDDINGS, HEAD
 from compressor.errors import InputError, nearest
 from compressor.pass_ import Pass
 from compressor.quantized import Scheme
@@ -57,6 +58,7 @@ class Recipe(_Section):
     model: str
     adapter: dict[str, float] | None = None  # folders or hub ids, and what each is multiplied by
     calibration: CalibrationSection | None = None
+    requantize: bool = False  # take a quantized model for the float model that it stands for
     passes: list[str | dict[str, Any]] | None = None  # None: what the target suggests for a float model
     target: str | dict[str, Any]
     measure: MeasureSection = MeasureSection()
@@ -90,8 +92,9 @@ class Recipe(_Section):
         return [{MERGE: {"adapter": list(self.adapter), "weights": weights}}]
 
     def for_model(self, schemes: Mapping[str, Scheme]) -> Recipe:
-        """The recipe for a model whose linears have these schemes: the target's preset is for float models only."""
-        return self.model_copy(update={"passes": []}) if schemes and self.passes is None else self
+        """The recipe for a model with these schemes: the target's preset is for models with float layers only."""
+        quantized = bool(schemes.keys() - EMBEDDINGS - {HEAD})
+        return self.model_copy(update={"passes": []}) if quantized and self.passes is None else self
 
     def with_target_options(self, options: Mapping[str, Any]) -> Recipe:
         """The recipe with these options of its target, in the place of those that it has."""

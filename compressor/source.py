@@ -15,6 +15,7 @@ from compressor.adapter import is_adapter
 from compressor.architecture import FAMILIES, Architecture, full_name, read_config, resolve
 from compressor.checkpoint import Checkpoint
 from compressor.convert import converted_before, write_converted
+from compressor.dequantize import dequantize
 from compressor.errors import InputError, RunError
 from compressor.files import digest_files, is_disk_full
 from compressor.pass_ import Progress
@@ -48,6 +49,7 @@ def open_model(
     *,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    requantize: bool = False,
     progress: Progress,
 ) -> Source:
     """Open a model by what its user calls it.
@@ -60,35 +62,33 @@ def open_model(
             the same input is used again.
         allow_pickle: whether pickle weights may be opened (without running code that is stored in them).
         trust_remote_code: whether a tokenizer may run code of the model's folder.
+        requantize: open a quantized model as the float model that its integers and scales stand for.
 
     Raises:
         InputError: there is no such model, or it cannot be read.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
-        return _open_folder(path, import_to, allow_pickle, trust_remote_code, progress)
     if path.is_file() and path.suffix == ".gguf":
         from compressor.gguf import import_gguf
 
-        return Source(*import_gguf(path, import_to, progress))
-    if not path.exists() and HUB_ID.fullmatch(model) and path.suffix != ".gguf":
-        return _open_folder(_download(model, allow_pickle), import_to, allow_pickle, trust_remote_code, progress)
-    raise InputError(f"{model} is neither a folder, a .gguf file nor a hub id (org/name).")
-
-
-def _open_folder(
-    root: Path, import_to: Path, allow_pickle: bool, trust_remote_code: bool, progress: Progress
-) -> Source:
-    if is_adapter(root):
+        return Source(*import_gguf(path, import_to, progress, dequantize=requantize))
+    if not path.is_dir():
+        if path.exists() or not HUB_ID.fullmatch(model) or path.suffix == ".gguf":
+            raise InputError(f"{model} is neither a folder, a .gguf file nor a hub id (org/name).")
+        path = _download(model, allow_pickle)
+    if is_adapter(path):
         raise InputError(
-            f"{root} is an adapter, not a model.", f"Give the model it was trained on, and --adapter {root}."
+            f"{path} is an adapter, not a model.", f"Give the model it was trained on, and --adapter {path}."
         )
-    check_tokenizer_code(root, trust_remote_code)
-    if allow_pickle and not _has_safetensors(root) and _pickle_shards(root):
-        return _import_pickles(root, import_to, progress)
-    if is_prequantized(root):
-        return Source(*import_prequantized(root, import_to, progress))
-    return Source(Checkpoint.open(root))
+    check_tokenizer_code(path, trust_remote_code)
+    if allow_pickle and not _has_safetensors(path) and _pickle_shards(path):
+        return _import_pickles(path, import_to, progress)
+    if is_prequantized(path):
+        return Source(*import_prequantized(path, import_to, progress, dequantize=requantize))
+    checkpoint = Checkpoint.open(path)
+    if requantize and (checkpoint.schemes or checkpoint.kv_cache):
+        return Source(*dequantize(checkpoint, import_to, progress))
+    return Source(checkpoint)
 
 
 def _has_safetensors(root: Path) -> bool:

@@ -54,7 +54,9 @@ class Embeddings(BlockPass):
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         table = architecture.embedding
         if table in schemes:
-            raise InputError(f"{table} is already {schemes[table]}; a weight is rounded once.")
+            raise InputError(
+                f"{table} is already {schemes[table]}; a weight is rounded once.", "Leave out the pass embeddings."
+            )
         self.scheme.group_width(architecture.hidden_size)  # refuses what does not divide
         return {**schemes, table: self.scheme}
 

@@ -131,7 +131,8 @@ def refuse_fixed(name: str, linears: Iterable[str], schemes: Mapping[str, Scheme
     for linear in linears:
         if linear in schemes:
             raise InputError(
-                f"{name} re-scales {linear}, which is {schemes[linear]} already.", f"Put {name} before what rounds it."
+                f"{name} re-scales {linear}, which is {schemes[linear]} already.",
+                f"Put {name} before what rounds it; --requantize dequantizes a model that came quantized.",
             )
 
 

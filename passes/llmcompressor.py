@@ -63,7 +63,7 @@ class LLMCompressor(Pass):
             name = next(iter(schemes))
             raise InputError(
                 f"{name} is already {schemes[name]}; llm-compressor would round it again.",
-                "Run it on the float checkpoint.",
+                "Run it on the float checkpoint; --requantize dequantizes this one.",
             )
         planned: dict[str, Scheme] = {}
         for modifier in self._quantizing():

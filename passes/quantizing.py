@@ -44,7 +44,7 @@ class LinearPass(Pass):
         if rounded:
             raise InputError(
                 f"{rounded[0]} is already {schemes[rounded[0]]}; a weight is rounded once.",
-                f"Remove the pass {self.name}, or start from the float checkpoint.",
+                f"Leave out {self.name}, or start from the float checkpoint; --requantize dequantizes this one.",
             )
         table = schemes.get(architecture.embedding)
         if "lm_head" in chosen and architecture.tied_embeddings and table is not None:

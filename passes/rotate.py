@@ -167,7 +167,7 @@ class Rotate(BlockPass):
             first = next(iter(schemes))
             raise InputError(
                 f"{first} is already {schemes[first]}; a weight is rounded once.",
-                "Rotate before quantizing, and start from the float checkpoint.",
+                "Rotate before quantizing, and start from the float checkpoint; --requantize dequantizes this one.",
             )
         if self.residual:
             _check_stream(architecture)

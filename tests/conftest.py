@@ -3,7 +3,8 @@
 `tiny_model` is a factory, `tiny_model(family, tied=True, **overrides) -> Path`, for an ordinary Hugging Face folder
 in float32: hidden 64, intermediate 128, 2 layers, 4 heads, 2 key-value heads, head_dim 16, vocabulary 288 (a multiple
 of 32, as the packed formats want; the tokenizer uses the first 259 ids). Overrides are keys of config.json. Equal
-arguments give equal bytes; every call makes a folder of its own. `adapter_of` makes PEFT adapters for them.
+arguments give equal bytes; every call makes a folder of its own. `adapter_of` makes PEFT adapters for them. `llmc`
+runs the command line.
 """
 
 from __future__ import annotations
@@ -69,6 +70,23 @@ def byte_tokenizer() -> Any:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token=end, pad_token=pad)
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+@pytest.fixture
+def llmc(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line; returns (exit code, stdout, stderr)."""
+
+    def run(*words: Any) -> tuple[int, str, str]:
+        from compressor.cli import main
+
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

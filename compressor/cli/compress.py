@@ -47,6 +47,11 @@ if TYPE_CHECKING:
     help="How onnx-int4 computes: 0 with float activations, 4 with activations rounded to int8, faster.  [default: 4]",
 )
 @click.option("--sm", metavar="86,89,120", help="Compute capabilities that a TensorRT-RTX engine is built for.")
+@click.option(
+    "--requantize",
+    is_flag=True,
+    help="Dequantize a quantized model first and round it again; without it, its integers stay as they are.",
+)
 @click.option("--calibration", metavar="TEXT", help="Calibration text: .txt, .jsonl, .parquet or a datasets id.")
 @click.option("--samples", type=click.IntRange(1), help="Calibration windows.  [default: 128]")
 @click.option("--length", type=click.IntRange(8), help="Tokens of a calibration window.  [default: 512]")
@@ -151,6 +156,7 @@ def _given(model: str | None, options: dict[str, Any]) -> dict[str, Any]:
         "model": model,
         "adapter": [_weighted(text) for text in options["adapters"]] or None,
         "target": options["target"],
+        "requantize": options["requantize"] or None,
         "passes": list(options["passes"]) or None,
         "calibration": _set(calibration) or None,
         "measure": _set(measure) or None,
@@ -213,6 +219,7 @@ def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
             Path(scratch) / "import",
             allow_pickle=options["allow_pickle"],
             trust_remote_code=options["trust_remote_code"],
+            requantize=recipe.requantize,
             progress=progress,
         )
         recipe = recipe.for_model(source.checkpoint.schemes)

@@ -63,7 +63,7 @@ def _model(path: Path) -> dict[str, Any]:
     checkpoint = PackedFolder.open(path) if is_prequantized(path) else Checkpoint.open(path)
     quantized = str(checkpoint.layout) if isinstance(checkpoint, PackedFolder) else "quantized"
     schemes = Counter(map(str, checkpoint.schemes.values())) or {"none": len(checkpoint.architecture.linears())}
-    cached = {"key-value cache": "fp8"} if isinstance(checkpoint, Checkpoint) and checkpoint.kv_cache else {}
+    cached = {"key-value cache": "fp8"} if checkpoint.kv_cache else {}
     return {
         "kind": f"{quantized} model folder" if checkpoint.schemes else "model folder",
         **_shape(checkpoint.architecture),

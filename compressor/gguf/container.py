@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +34,10 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -73,18 +77,22 @@ class GgufFile:
 
         stored = self.tensors[name]
         kind = GGMLQuantizationType[stored.kind]
-        width = stored.shape[-1]
-        rows = math.prod(stored.shape) // width
-        values = np.empty((rows, width), dtype=np.float32)
-        row_bytes = stored.nbytes // rows
+        values = np.empty((stored.rows, stored.shape[-1]), dtype=np.float32)
+        for rows, raw in self.rows(name):
+            values[rows] = dequantize(raw, kind)
+        return values.reshape(stored.shape)
+
+    def rows(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
+        """The bytes of a tensor, uint8 [rows, bytes of a row], as many rows at a time as are worth one read."""
+        stored = self.tensors[name]
+        row_bytes = stored.nbytes // stored.rows
         step = max(1, READ_BYTES // row_bytes)
         with self.path.open("rb") as file:
             file.seek(stored.offset)
-            for start in range(0, rows, step):
-                part = values[start : start + step]
-                raw = np.fromfile(file, dtype=np.uint8, count=len(part) * row_bytes)
-                part[:] = dequantize(raw.reshape(len(part), row_bytes), kind)
-        return values.reshape(stored.shape)
+            for start in range(0, stored.rows, step):
+                count = min(step, stored.rows - start)
+                raw = np.fromfile(file, dtype=np.uint8, count=count * row_bytes)
+                yield slice(start, start + count), raw.reshape(count, row_bytes)
 
 
 @dataclass

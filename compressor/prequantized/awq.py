@@ -6,13 +6,14 @@ Source: casper-hansen/AutoAWQ, awq/modules/linear/gemm.py and awq/utils/packing_
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic.dataclasses import dataclass
 
 from compressor.errors import InputError
 from compressor.layout import unpack_words
+from compressor.prequantized.parts import HALVES, Part
 from compressor.prequantized.settings import GroupSize, width
 from compressor.quantized import QuantizedWeight, Scheme
 
@@ -22,6 +23,9 @@ PLACES = [0, 4, 1, 5, 2, 6, 3, 7]  # where the eight columns of a word lie in it
 @dataclass(frozen=True)
 class AwqLayout:
     """How one folder is packed. The scales that AWQ multiplied activations with are folded into the layers before."""
+
+    packed: ClassVar[str] = "qweight"
+    kv_cache: ClassVar[bool] = False
 
     group_size: GroupSize
     symmetric: bool
@@ -45,17 +49,17 @@ class AwqLayout:
         """How a layer that is stored packed is quantized."""
         return Scheme(4, width(self.group_size), self.symmetric)
 
-    def parts(self, scheme: Scheme, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
-        """Suffix and shape of the tensors that store one weight."""
+    def parts(self, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Part]:
+        """The tensors that store one weight, by their suffix."""
         groups = in_features // scheme.group_width(in_features)
         return {
-            "qweight": (in_features, out_features // 8),
-            "qzeros": (groups, out_features // 8),
-            "scales": (groups, out_features),
+            "qweight": Part((in_features, out_features // 8), (torch.int32,)),
+            "qzeros": Part((groups, out_features // 8), (torch.int32,)),
+            "scales": Part((groups, out_features), HALVES),
         }
 
-    def optional_parts(self, in_features: int) -> dict[str, tuple[int, ...]]:
-        """Suffix and shape of tensors that may lie beside them."""
+    def optional_parts(self, in_features: int) -> dict[str, Part]:
+        """Tensors that may lie beside them."""
         return {}
 
     def decode(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
@@ -64,14 +68,23 @@ class AwqLayout:
         Raises:
             InputError: the zero points are not what the settings say.
         """
-        codes, zero_points = (_unpack(parts[name]).T.contiguous() for name in ("qweight", "qzeros"))
-        if scheme.symmetric and bool(zero_points.any()):
-            raise InputError(f"The folder says zero_point=false, but the zero points of {layer} are not all 8.")
+        codes, zero_points = _unpack(parts["qweight"]), self.zero_points(layer, parts, scheme)
         scales = parts["scales"].T.contiguous().float()
         return QuantizedWeight(codes, scales, None if scheme.symmetric else zero_points, scheme)
 
+    def zero_points(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> torch.Tensor:
+        """Signed zero points, int8 [out_features, groups].
+
+        Raises:
+            InputError: they are not what the settings say.
+        """
+        zero_points = _unpack(parts["qzeros"])
+        if scheme.symmetric and bool(zero_points.any()):
+            raise InputError(f"The folder says zero_point=false, but the zero points of {layer} are not all 8.")
+        return zero_points
+
 
 def _unpack(words: torch.Tensor) -> torch.Tensor:
-    """int32 words [rows, out_features / 8] to int8 [rows, out_features], offset removed."""
+    """int32 words [rows, out_features / 8] to int8 [out_features, rows], offset removed."""
     as_stored = unpack_words(words, 4, words.shape[1] * 8)
-    return as_stored.view(words.shape[0], -1, 8)[..., PLACES].flatten(1)
+    return as_stored.view(words.shape[0], -1, 8)[..., PLACES].flatten(1).T.contiguous()

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 
 from compressor.architecture import FAMILIES, Architecture, read_config, resolve
-from compressor.checkpoint import Weight
+from compressor.checkpoint import FLOATS, Weight
 from compressor.errors import InputError
 from compressor.prequantized.awq import AwqLayout
+from compressor.prequantized.folding import fold
 from compressor.prequantized.gptq import GptqLayout
+from compressor.prequantized.modelopt import ACTIVATION_SCALE, ModelOptLayout, check_reciprocals
+from compressor.prequantized.parts import HALVES, Layout, Part
 from compressor.prequantized.settings import read_settings
-from compressor.quantized import QuantizedWeight, Scheme
+from compressor.quantized import Scheme
 from compressor.shards import TensorInfo, read_headers, read_tensors
 
-LAYOUTS = {"gptq": GptqLayout, "awq": AwqLayout}
-PACKED = "qweight"
-
-
-class Layout(Protocol):
-    """How one tool packs the weight of one linear into tensors."""
-
-    def scheme(self, layer: str) -> Scheme: ...
-    def parts(self, scheme: Scheme, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]: ...
-    def optional_parts(self, in_features: int) -> dict[str, tuple[int, ...]]: ...
-    def decode(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight: ...
+LAYOUTS = {"gptq": GptqLayout, "awq": AwqLayout, "modelopt": ModelOptLayout}
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class PackedFolder:
         architecture = resolve(config)
         layout = _layout(root, settings)
         tensors = read_headers(root)
-        packed = [layer for layer in architecture.linears() if f"{layer}.{PACKED}" in tensors]
+        packed = [layer for layer in architecture.linears() if f"{layer}.{layout.packed}" in tensors]
         folder = cls(root, config, architecture, layout, tensors, {layer: layout.scheme(layer) for layer in packed})
         folder._check_tensors()
         return folder
@@ -74,12 +68,47 @@ class PackedFolder:
         """Dtype of the float parameters, as the embedding has it."""
         return self.tensors[f"{self.architecture.embedding}.weight"].dtype
 
+    @property
+    def kv_cache(self) -> bool:
+        """Whether there are scales of an fp8 key-value cache."""
+        return self.layout.kv_cache
+
+    @cached_property
+    def _cache_scales(self) -> list[str]:
+        layers = range(self.architecture.layers if self.kv_cache else 0)
+        return [name for index in layers for name in self.architecture.cache_scales(index)]
+
+    def settled(self) -> PackedFolder:
+        """This folder, taken for symmetric where every zero point in it is the middle of its range.
+
+        AutoAWQ stores zero points always. All layers or none: runtimes want one scheme of layers that they fuse.
+        """
+        if any(scheme.symmetric or self._zero_points(layer).any() for layer, scheme in self.schemes.items()):
+            return self
+        return replace(self, schemes={layer: replace(one, symmetric=True) for layer, one in self.schemes.items()})
+
     def blocks(self) -> Iterator[dict[str, Weight]]:
         """The weights of the embedding, of every decoder block, and of the head, by full parameter name.
 
         Raises:
             InputError: a tensor is damaged, or a layer is stored in a way that cannot be held.
         """
+        for weights, scales in self._blocks():
+            for name, weight in weights.items():
+                check_reciprocals(name, weight)
+            yield fold(weights, scales, self.architecture)
+
+    def dequantized_blocks(self) -> Iterator[dict[str, Weight]]:
+        """The same with the values of quantized weights, float32, in their place, and no scales of a cache."""
+        for weights, scales in self._blocks():
+            yield {
+                name: _value(weight, scales.get(name.removesuffix(".weight")))
+                for name, weight in weights.items()
+                if name not in self._cache_scales
+            }
+
+    def _blocks(self) -> Iterator[tuple[dict[str, Weight], dict[str, torch.Tensor]]]:
+        """The weights of each block, and by what the inputs of its layers are multiplied, float32 [in_features]."""
         names = self._parameters()
         for block in self.architecture.block_names:
             prefixes = self.architecture.modules.prefixes(block)
@@ -87,42 +116,61 @@ class PackedFolder:
 
     def _parameters(self) -> list[str]:
         names = list(self.architecture.tensor_shapes())
+        names += self._cache_scales
         return names if "lm_head.weight" in names or "lm_head" not in self.schemes else [*names, "lm_head.weight"]
 
-    def _read(self, parameters: list[str]) -> dict[str, Weight]:
+    def _read(self, parameters: list[str]) -> tuple[dict[str, Weight], dict[str, torch.Tensor]]:
         stored = {name: list(self._stored(name)) for name in parameters}
         raw = read_tensors(self.root, self.tensors, [part for parts in stored.values() for part in parts])
-        return {name: self._assemble(name, parts, raw) for name, parts in stored.items()}
+        scales = {
+            name.removesuffix(f".{ACTIVATION_SCALE}"): tensor.float()
+            for name, tensor in raw.items()
+            if name.endswith(f".{ACTIVATION_SCALE}")
+        }
+        return {name: self._assemble(name, parts, raw) for name, parts in stored.items()}, scales
 
     def _assemble(self, parameter: str, stored: list[str], raw: Mapping[str, torch.Tensor]) -> Weight:
-        layer = parameter.removesuffix(".weight")
+        if parameter in self._cache_scales:
+            return raw[stored[0]].reshape(1)
         if stored == [parameter]:
             return raw[parameter].T if self.architecture.is_transposed(parameter) else raw[parameter]
-        parts = {name.rpartition(".")[2]: raw[name] for name in stored}
-        return self.layout.decode(layer, parts, self.schemes[layer])
+        layer = parameter.removesuffix(".weight")
+        return self.layout.decode(layer, {name.rpartition(".")[2]: raw[name] for name in stored}, self.schemes[layer])
 
-    def _stored(self, parameter: str) -> dict[str, tuple[int, ...]]:
-        """Name and shape of the tensors that store a parameter."""
+    def _zero_points(self, layer: str) -> torch.Tensor:
+        name = f"{layer}.qzeros"
+        raw = read_tensors(self.root, self.tensors, [name])
+        return self.layout.zero_points(layer, {"qzeros": raw[name]}, self.schemes[layer])
+
+    def _stored(self, parameter: str) -> dict[str, Part]:
+        """The tensors that store a parameter, by their full name."""
+        if parameter in self._cache_scales:
+            attention, _, scale = parameter.rpartition(".")
+            return {f"{attention}.{scale[0]}_proj.{scale}": Part((), HALVES)}
         layer = parameter.removesuffix(".weight")
         if layer == parameter or layer not in self.schemes:
             shape = self.architecture.tensor_shapes()[parameter]
-            return {parameter: shape[::-1] if self.architecture.is_transposed(parameter) else shape}
+            return {parameter: Part(shape[::-1] if self.architecture.is_transposed(parameter) else shape, FLOATS)}
         out_features, in_features = self.architecture.linears()[layer]
         parts = self.layout.parts(self.schemes[layer], out_features, in_features)
         optional = self.layout.optional_parts(in_features)
-        parts |= {part: shape for part, shape in optional.items() if f"{layer}.{part}" in self.tensors}
-        return {f"{layer}.{part}": shape for part, shape in parts.items()}
+        parts |= {part: spec for part, spec in optional.items() if f"{layer}.{part}" in self.tensors}
+        return {f"{layer}.{part}": spec for part, spec in parts.items()}
 
     def _check_tensors(self) -> None:
-        expected: dict[str, tuple[int, ...]] = {}
+        expected: dict[str, Part] = {}
         for parameter in self._parameters():
             expected |= self._stored(parameter)
-        for name, shape in expected.items():
+        for name, part in expected.items():
             if name not in self.tensors:
                 raise InputError(f"{self.root} has no tensor {name}, which its config.json calls for.")
-            if self.tensors[name].shape != shape:
-                found = list(self.tensors[name].shape)
-                raise InputError(f"Tensor {name} has shape {found}; {self.root / 'config.json'} says {list(shape)}.")
+            found = self.tensors[name]
+            if found.shape != part.shape and not (part.shape == () and found.shape == (1,)):
+                where = self.root / "config.json"
+                raise InputError(f"Tensor {name} has shape {list(found.shape)}; {where} says {list(part.shape)}.")
+            if found.dtype not in part.dtypes:
+                wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in part.dtypes)
+                raise InputError(f"Tensor {name} is stored as {str(found.dtype).removeprefix('torch.')}, not {wanted}.")
         self._check_left_over([name for name in self.tensors if name not in expected])
 
     def _check_left_over(self, names: list[str]) -> None:
@@ -141,6 +189,13 @@ class PackedFolder:
 def is_prequantized(root: Path) -> bool:
     """Whether a model folder says that it is quantized in one of these layouts."""
     return read_settings(root).get("quant_method") in LAYOUTS
+
+
+def _value(weight: Weight, scale: torch.Tensor | None) -> torch.Tensor:
+    """What a layer multiplies its inputs by, the factors of these included."""
+    if isinstance(weight, torch.Tensor):
+        return weight
+    return weight.dequantize() if scale is None else weight.dequantize() * scale
 
 
 def _layout(root: Path, settings: Mapping[str, Any]) -> Layout:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic.dataclasses import dataclass
 
 from compressor.errors import InputError
 from compressor.layout import unpack_words
+from compressor.prequantized.parts import HALVES, Part
 from compressor.prequantized.settings import GroupSize, width
 from compressor.quantized import QuantizedWeight, Scheme
 
@@ -32,6 +33,9 @@ class GptqLayout:
             borrows from its neighbour; other writers lose that neighbour.
         dynamic: rules by pattern of layer name: `-:pattern` leaves layers out, `+:pattern` overrides settings.
     """
+
+    packed: ClassVar[str] = "qweight"
+    kv_cache: ClassVar[bool] = False
 
     bits: int
     group_size: GroupSize
@@ -77,18 +81,18 @@ class GptqLayout:
             raise InputError(f"{layer} is stored in {rule.bits} bits a weight, of which 4 and 8 can be read.")
         return Scheme(rule.bits, width(rule.group_size), rule.symmetric)
 
-    def parts(self, scheme: Scheme, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
-        """Suffix and shape of the tensors that store one weight."""
+    def parts(self, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Part]:
+        """The tensors that store one weight, by their suffix."""
         groups = in_features // scheme.group_width(in_features)
         return {
-            "qweight": (in_features * scheme.bits // 32, out_features),
-            "qzeros": (groups, out_features * scheme.bits // 32),
-            "scales": (groups, out_features),
+            "qweight": Part((in_features * scheme.bits // 32, out_features), (torch.int32,)),
+            "qzeros": Part((groups, out_features * scheme.bits // 32), (torch.int32,)),
+            "scales": Part((groups, out_features), HALVES),
         }
 
-    def optional_parts(self, in_features: int) -> dict[str, tuple[int, ...]]:
-        """Suffix and shape of tensors that may lie beside them."""
-        return {"g_idx": (in_features,)}
+    def optional_parts(self, in_features: int) -> dict[str, Part]:
+        """Tensors that may lie beside them."""
+        return {"g_idx": Part((in_features,), (torch.int32, torch.int64))}
 
     def decode(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
         """The weight that `parts` store.
@@ -96,13 +100,31 @@ class GptqLayout:
         Raises:
             InputError: act-order has scattered the groups, or the zero points are not what the settings say.
         """
-        out_features = parts["scales"].shape[1]
         in_features = parts["qweight"].shape[0] * 32 // scheme.bits
         _check_group_index(layer, parts.get("g_idx"), scheme.group_width(in_features))
         codes = unpack_words(parts["qweight"].T.contiguous(), scheme.bits, in_features)
-        zero_points = self._zero_points(layer, parts["qzeros"], scheme, out_features)
+        zero_points = self.zero_points(layer, parts, scheme)
         scales = parts["scales"].T.contiguous().float()
         return QuantizedWeight(codes, scales, None if scheme.symmetric else zero_points, scheme)
+
+    def zero_points(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> torch.Tensor:
+        """Signed zero points, int8 [out_features, groups].
+
+        Raises:
+            InputError: they are not what the settings say, or version 1 lost one.
+        """
+        words = parts["qzeros"]
+        out_features = words.shape[1] * 32 // scheme.bits
+        if self.version == 1:
+            self._check_borrow(layer, words, scheme, out_features)
+            words = words + ONES[scheme.bits]
+        zero_points = unpack_words(words, scheme.bits, out_features).T.contiguous()
+        if scheme.symmetric and bool(zero_points.any()):
+            raise InputError(
+                f"The folder says sym=true, but the zero points of {layer} are not all {2 ** (scheme.bits - 1)}.",
+                "If it was saved as gptq_v2, its config should say so; if it is asymmetric, sym=false.",
+            )
+        return zero_points
 
     def _rule(self, layer: str) -> GptqLayout:
         """This layout with the settings that the first rule for `layer` overrides."""
@@ -114,19 +136,6 @@ class GptqLayout:
             renamed = {"symmetric" if key == "sym" else key: value for key, value in settings.items()}
             return replace(self, **{key: renamed[key] for key in ("bits", "group_size", "symmetric") if key in renamed})
         return self
-
-    def _zero_points(self, layer: str, words: torch.Tensor, scheme: Scheme, out_features: int) -> torch.Tensor:
-        """Signed zero points, int8 [out_features, groups]."""
-        if self.version == 1:
-            self._check_borrow(layer, words, scheme, out_features)
-            words = words + ONES[scheme.bits]
-        zero_points = unpack_words(words, scheme.bits, out_features).T.contiguous()
-        if scheme.symmetric and bool(zero_points.any()):
-            raise InputError(
-                f"The folder says sym=true, but the zero points of {layer} are not all {2 ** (scheme.bits - 1)}.",
-                "If it was saved as gptq_v2, its config should say so; if it is asymmetric, sym=false.",
-            )
-        return zero_points
 
     def _check_borrow(self, layer: str, words: torch.Tensor, scheme: Scheme, out_features: int) -> None:
         stored = unpack_words(words, scheme.bits, out_features)

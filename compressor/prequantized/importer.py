@@ -6,15 +6,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from compressor.checkpoint import Checkpoint, Weight
-from compressor.convert import converted_before, write_converted
+from compressor.convert import DEQUANTIZED, converted_before, write_converted
 from compressor.files import digest_files
 from compressor.pass_ import Progress
 from compressor.prequantized.folder import PackedFolder
+from compressor.prequantized.settings import CONFIGS
 from compressor.writer import copy_companions
 
 
-def import_prequantized(root: Path, out: Path, progress: Progress) -> tuple[Checkpoint, str]:
-    """Write the integers, scales and zero points of a GPTQ or AWQ folder into the new folder `out`, as they are.
+def import_prequantized(root: Path, out: Path, progress: Progress, dequantize: bool = False) -> tuple[Checkpoint, str]:
+    """Write the integers, scales and zero points of a GPTQ, AWQ or ModelOpt folder into the new folder `out`.
+
+    Args:
+        dequantize: write the values that they stand for instead, in float32.
 
     Returns:
         The checkpoint, and a sentence that says what was done.
@@ -22,15 +26,18 @@ def import_prequantized(root: Path, out: Path, progress: Progress) -> tuple[Chec
     Raises:
         InputError: the folder cannot be read, or `out` holds something else.
     """
-    folder = PackedFolder.open(root)
-    sentence = f"re-laid from {folder.layout} to compressed-tensors; integers, zero points and scales are unchanged"
-    provenance = {"import": str(folder.layout), "files": digest_files(root, ["config.json", *folder.shards])}
+    folder = PackedFolder.open(root).settled()
+    kept = f"re-laid from {folder.layout} to compressed-tensors; integers, zero points and scales are unchanged"
+    sentence = f"dequantized from {folder.layout} to float32, {DEQUANTIZED}" if dequantize else kept
+    described = [name for name in CONFIGS if (root / name).is_file()]
+    kind = f"{folder.layout}, dequantized" if dequantize else str(folder.layout)
+    provenance = {"import": kind, "files": digest_files(root, [*described, *folder.shards])}
     if found := converted_before(out, provenance):
         return found, sentence
     checkpoint = write_converted(
         out,
         folder.config,
-        _counted(folder, progress),
+        _counted(folder, dequantize, progress),
         provenance,
         lambda made: copy_companions(root, made),
         dtype=folder.dtype,
@@ -38,9 +45,9 @@ def import_prequantized(root: Path, out: Path, progress: Progress) -> tuple[Chec
     return checkpoint, sentence
 
 
-def _counted(folder: PackedFolder, progress: Progress) -> Iterator[Mapping[str, Weight]]:
-    total = folder.architecture.layers + 2
-    for done, weights in enumerate(folder.blocks()):
-        progress(f"re-laying {folder.layout}", done, total)
+def _counted(folder: PackedFolder, dequantize: bool, progress: Progress) -> Iterator[Mapping[str, Weight]]:
+    total, what = folder.architecture.layers + 2, "dequantizing" if dequantize else "re-laying"
+    for done, weights in enumerate(folder.dequantized_blocks() if dequantize else folder.blocks()):
+        progress(f"{what} {folder.layout}", done, total)
         yield weights
-    progress(f"re-laying {folder.layout}", total, total)
+    progress(f"{what} {folder.layout}", total, total)

@@ -13,6 +13,7 @@ import torch
 
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.errors import InputError
+from compressor.gguf.blocks import GROUP_SIZES
 from compressor.gguf.weights import gguf_name
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
@@ -21,10 +22,6 @@ from targets.casting import Caster
 from targets.gguf.metadata import ARCHITECTURES, ROPE_FREQS, add_metadata, frequency_factors
 from targets.gguf.tokenizer import check_tokenizer, describe_tokenizer, further_ends
 from targets.packing.gguf_blocks import BLOCK, pack_blocks
-
-# Ours alone: inputs that share a scale, for each tensor in the file's order, 0 where it has none. llama.cpp does not
-# look at it; whoever reads the file back learns which repeated scales are one.
-GROUP_SIZES = "llmc.group_sizes"
 
 
 @dataclass(frozen=True)

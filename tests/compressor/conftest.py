@@ -17,12 +17,19 @@ QUANTIZABLE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def gguf_of(tmp_path: Path, byte_tokenizer: Any) -> Callable[..., Path]:
     """A factory: write a model folder as GGUF the way llama.cpp's converter does.
 
-    `gguf_of(root, kind="F32", arch=None, extra={key: value}, tensors={name: array}) -> Path`; `extra` overrides
-    metadata (None removes a key), `tensors` adds tensors under their GGUF names.
+    `gguf_of(root, kind="F32", arch=None, extra={key: value}, tensors={name: array}, kinds={part: kind}) -> Path`;
+    `extra` overrides metadata (None removes a key), `tensors` adds tensors under their GGUF names, `kinds` gives
+    tensors whose name has this part another type. Those that `widen` names are rounded to it and stored as F32.
     """
 
     def make(
-        root: Path, kind: str = "F32", arch: str | None = None, extra: dict | None = None, tensors: dict | None = None
+        root: Path,
+        kind: str = "F32",
+        arch: str | None = None,
+        extra: dict | None = None,
+        tensors: dict | None = None,
+        kinds: dict | None = None,
+        widen: tuple[str, ...] = (),
     ) -> Path:
         import gguf
 
@@ -44,6 +51,9 @@ def gguf_of(tmp_path: Path, byte_tokenizer: Any) -> Callable[..., Path]:
                 if permuted and part in name:
                     array = _paired(array, heads)
             chosen = kind if array.ndim > 1 and any(part in name for part in QUANTIZABLE) else "F32"
+            chosen = next((other for part, other in (kinds or {}).items() if part in name), chosen)
+            if any(part in name for part in widen):
+                array, chosen = _rounded(array, chosen), "F32"
             _add_tensor(writer, names.get_name(name, try_suffixes=(".weight", ".bias")), array, chosen)
         for name, array in (tensors or {}).items():
             _add_tensor(writer, name, array, "F32")
@@ -111,6 +121,13 @@ def _add_tensor(writer: Any, name: str, array: np.ndarray, kind: str) -> None:
 
     quantized = gguf.GGMLQuantizationType[kind]
     writer.add_tensor(name, gguf.quantize(np.ascontiguousarray(array), quantized), raw_dtype=quantized)
+
+
+def _rounded(array: np.ndarray, kind: str) -> np.ndarray:
+    import gguf
+
+    quantized = gguf.GGMLQuantizationType[kind]
+    return gguf.dequantize(gguf.quantize(array, quantized), quantized).astype(np.float32)
 
 
 def _paired(rows: np.ndarray, heads: int) -> np.ndarray:

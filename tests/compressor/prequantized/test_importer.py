@@ -64,6 +64,27 @@ def test_awq(packed_model, take, group_size, symmetric):
     assert_holds(source.checkpoint, linears, symmetric)
 
 
+@pytest.mark.parametrize(("method", "version"), [("awq", 2), ("gptq", 1), ("gptq", 2)])
+def test_zero_points_in_the_middle_are_none(packed_model, take, method, version):
+    """AutoAWQ stores zero points whatever they are; where all are 8, runtimes without them can have the model."""
+    root, linears = packed_model(method, version=version)
+    assert_holds(take(root).checkpoint, linears, symmetric=False)
+    root, linears = packed_model(method, version=version, symmetric=True, settings={"zero_point": True, "sym": False})
+    checkpoint = open_model(str(root), root.parent / "other", progress=lambda *_: None).checkpoint
+    assert set(checkpoint.schemes.values()) == {Scheme(4, 32)}
+    assert_holds(checkpoint, linears, symmetric=True)
+
+
+def test_one_zero_point_elsewhere_and_all_are_kept(packed_model, take):
+    root, _ = packed_model("awq", symmetric=True)
+    tensors = load_file(root / "model.safetensors")
+    tensors[f"{LAYER}.qzeros"][0, 0] += 1
+    save_file(tensors, root / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = take(root).checkpoint
+    assert set(checkpoint.schemes.values()) == {Scheme(4, 32, symmetric=False)}
+    assert int(checkpoint.read([f"{LAYER}.weight"])[f"{LAYER}.weight"].zero_points.count_nonzero()) == 1
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_everything_else_is_carried_over(packed_model, take, family, tied):
@@ -320,3 +341,91 @@ def test_it_ships_without_being_rounded_again(packed_model, tmp_path):
     ]
     assert ledger["artifact"]["verified"]["mismatches"] == []
     assert_holds(Checkpoint.open(out / "artifact"), linears, symmetric=True)
+
+
+def test_an_awq_folder_of_symmetric_weights_goes_where_there_are_no_zero_points(packed_model, llmc, tmp_path):
+    root, linears = packed_model("awq", group_size=64, symmetric=True, dtype=torch.float16)
+    narrow_scales(root, linears)
+    code, _, _ = llmc("compress", root, "--target", "trt-int4", "--measure", "none", "-o", tmp_path / "out")
+    assert code == 0
+    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    assert (ledger["recipe"]["passes"], ledger["recipe"]["requantize"]) == ([], False)
+    assert [row["name"] for row in ledger["steps"]] == ["original", "trt-int4"]
+    assert ledger["artifact"]["verified"] == {
+        "reader": "unpacker written from the layout's text (numpy)", "weights": 20, "mismatches": [],
+    }  # fmt: skip
+
+
+def narrow_scales(root, linears):
+    """Scales with as few bits as both 16-bit dtypes have."""
+    tensors = load_file(root / "model.safetensors")
+    for layer in linears:
+        tensors[f"{layer}.scales"] = tensors[f"{layer}.scales"].bfloat16().half()
+    save_file(tensors, root / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-t", "trt-int4"), "zero points are not read by TensorRT-LLM"),
+        (("-t", "onnx-int8"), "onnx-int8 takes int8 weights"),
+        (("-t", "onnx-fp32"), "onnx-fp32 takes no quantized weights"),
+        (("-t", "gptq", "--pass", "rtn:group_size=32"), "is already int4 g32 asymmetric; a weight is rounded once"),
+        (("-t", "gptq", "--bits", "8"), "is already int4 g32 asymmetric; a weight is rounded once"),
+        (("-t", "vllm-int4", "--pass", "smoothquant", "--calibration", "x.txt"), "re-scales model.layers.0"),
+        (("-t", "hf", "--pass", "rotate"), "is already int4 g32 asymmetric; a weight is rounded once"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["--dry-run", "--resume"])
+def test_what_does_not_fit_is_refused_before_work_and_names_requantize(
+    packed_model, llmc, tmp_path, words, message, mode
+):
+    root, _ = packed_model("awq")
+    code, _, err = llmc("compress", root, *words, "--measure", "none", "-o", tmp_path / "out", mode)
+    assert (code, message in err) == (2, True)
+    assert "--requantize dequantizes" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "passes"),
+    [
+        ((), ["original", "gptq:bits=8,group_size=channel", "trt-int8"]),
+        (("--pass", "rtn:bits=8,group_size=channel"), ["original", "rtn:bits=8,group_size=channel", "trt-int8"]),
+    ],
+)
+def test_requantize_runs_the_preset_or_the_passes_and_says_so(packed_model, llmc, tmp_path, words, passes):
+    root, linears = packed_model("awq")
+    (tmp_path / "text.txt").write_text("Once upon a time there was a weight that was rounded twice. " * 40)
+    calibration = ("--calibration", tmp_path / "text.txt", "--samples", 4, "--length", 32)
+    common = ("-t", "trt-int8", "--measure", "none", "-o", tmp_path / "out", "--requantize")
+    code, _, _ = llmc("compress", root, *common, *words, *calibration)
+    assert code == 0
+    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    assert [row["name"] for row in ledger["steps"]] == passes
+    assert ledger["recipe"]["requantize"]
+    (note,) = ledger["steps"][0]["notes"]
+    assert note.startswith("dequantized from AWQ GEMM to float32, as --requantize asks")
+    assert note.endswith("rounds them for the second time")
+    floats = Checkpoint.open(tmp_path / "out" / "steps" / "00-import")
+    assert floats.schemes == {}
+    wanted = (linears[LAYER].codes.reshape(64, -1, 32) - linears[LAYER].zeros[..., None]) * linears[LAYER].scales[
+        ..., None
+    ].astype(np.float32)
+    np.testing.assert_array_equal(floats.read([f"{LAYER}.weight"])[f"{LAYER}.weight"].numpy(), wanted.reshape(64, 128))
+    assert llmc("compress", "--recipe", tmp_path / "out" / "recipe.yaml", "-o", tmp_path / "again")[0] == 0
+
+
+def test_a_pass_that_rounds_no_layer_may_follow(packed_model, llmc, tmp_path):
+    root, linears = packed_model()
+    words = ("-t", "hf", "--pass", "embeddings", "--measure", "none", "-o", tmp_path / "out")
+    assert llmc("compress", root, *words)[0] == 0
+    checkpoint = Checkpoint.open(tmp_path / "out" / "artifact")
+    assert checkpoint.schemes["model.embed_tokens"].kind == "int8"
+    assert_layers(checkpoint, linears)
+
+
+def assert_layers(checkpoint, linears):
+    for layer, wanted in linears.items():
+        found = checkpoint.read([f"{layer}.weight"])[f"{layer}.weight"]
+        np.testing.assert_array_equal(found.codes.numpy().astype(int) + 8, wanted.codes)
