@@ -33,12 +33,22 @@ MIXTURE = (
     "rtn:bits=8,group_size=channel,skip=*.self_attn.*+gate_proj+up_proj",
     "fp8:activations=static,scales=tensor,skip=*.mlp.*",
 )
+FLOATS = (
+    "nvfp4:activations=static,skip=*.self_attn.*+down_proj",
+    "nvfp4:skip=*.self_attn.*+gate_proj+up_proj",
+    "fp8:activations=static,scales=tensor,skip=*.mlp.*",
+)
 CASES = {
     "W8A16": ("trt-int8", ("rtn:bits=8,group_size=channel",)),
     "FP8": ("trt-fp8", ("fp8:activations=static,scales=tensor",)),
     "FP8 with an fp8 cache": ("trt-fp8", ("fp8:activations=static,scales=tensor,kv_cache=true",)),
     "FP8_PER_CHANNEL_PER_TOKEN": ("trt-fp8", ("fp8",)),
+    "W4A16_AWQ": ("trt-int4", ("rtn:group_size=64",)),
+    "NVFP4": ("trt-nvfp4", ("nvfp4:activations=static",)),
+    "NVFP4 with an fp8 cache": ("trt-nvfp4", ("nvfp4:activations=static", "fp8:skip=*,kv_cache=true")),
+    "W4A16_NVFP4": ("trt-nvfp4", ("nvfp4",)),
     "MIXED_PRECISION": ("trt-int4", MIXTURE),
+    "MIXED_PRECISION with NVFP4": ("trt-nvfp4", FLOATS),
 }
 AWQ_ONLY = ".pre_quant_scale"  # of ones: ModelOpt writes it for AWQ, the loader wants it of all int4
 
@@ -89,6 +99,8 @@ def hand_over(checkpoint: Checkpoint, base: Path, folder: Path) -> None:
         if isinstance(weight, QuantizedWeight):
             kind = f"{layer}:{weight.scheme.kind}"
             numbers[f"{kind}:weight"] = weight.scales[0, 0].clone() if weight.scheme.per_tensor else weight.scales
+            if weight.tensor_scale is not None:
+                numbers[f"{kind}:tensor"] = weight.tensor_scale.clone()
             if weight.input_scale is not None:
                 numbers[f"{kind}:input"] = weight.input_scale.clone()
         elif name.endswith(CACHE_SCALES):
@@ -101,12 +113,16 @@ def compare(name: str, theirs: Path, ours: Path, differences: dict[str, list[str
     names = tensors[0].keys() | {name for name in tensors[1] if not name.endswith(AWQ_ONLY)}
     equal = [one for one in names if same(tensors[0].get(one), tensors[1].get(one))]
     yield f"{name}: tensors equal in dtype, shape and bytes", f"{len(equal)} of {len(names)}", len(equal) == len(names)
-    if name != "MIXED_PRECISION":  # ModelOpt's has no activation scale, so that the loader would not take it
+    if "int4" not in target_of(name):  # ModelOpt's has no activation scale, so that the loader would not take it
         broken = check_loadable(theirs)
         yield f"{name}: our loader rules on ModelOpt's folder", f"{len(broken)} broken {broken[:1] or ''}", not broken
     differences[name] = sorted(json_differences(theirs, ours, "hf_quant_config.json"))
     for one in sorted(names - set(equal)):
         print(f"{name}: {one} differs", file=sys.stderr)
+
+
+def target_of(name: str) -> str:
+    return CASES[name][0]
 
 
 def load_all(folder: Path) -> dict[str, torch.Tensor]:
@@ -129,7 +145,8 @@ def render(versions: str, rows: list[Row], differences: Mapping[str, list[str]])
     yield from ("", f"Peer: {versions}. Ours: {ours}. CPU only.", "", *table(rows), "")
     yield "llmc quantizes a random two-layer Llama (width 256, MLP 512, 8 heads, 4 key-value heads). ModelOpt gets the"
     yield "values as a bfloat16 model, and the scales for those that it would calibrate. MIXED_PRECISION has"
-    yield "fp8 attention, int4 gate and up projections in groups of 64, and int8 down projections."
+    yield "fp8 attention, int4 gate and up projections in groups of 64, and int8 down projections; with NVFP4, it has"
+    yield "fp8 attention, NVFP4 gate and up projections, and down projections with NVFP4 weights alone."
     for name, found in differences.items():
         yield from ("", f"## Differences in hf_quant_config.json, {name}", "", *(f"- {line}" for line in found))
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+FP4_LARGEST, FP8_LARGEST = 6.0, 448.0
+
 
 def pack(source: Path, out: Path) -> None:
     """Pack every int8 tensor [N, K] of `source` with ModelOpt's packer, unit scales, blocks of 64."""
@@ -47,7 +49,7 @@ def export(model_folder: Path, out: Path, recipe: str, dtype: str, group_size: i
 def export_numbers(cases: Path, tokens_file: Path) -> None:
     """In each folder of `cases`, export the model `float` to `modelopt`, with the scales that the file `numbers` gives.
 
-    They are named `LAYER:KIND:weight`, `LAYER:KIND:input` and `ATTENTION.k_scale:cache`.
+    They are named `LAYER:KIND:weight`, `LAYER:KIND:input`, `LAYER:nvfp4:tensor` and `ATTENTION.k_scale:cache`.
     """
     from safetensors.torch import load_file
 
@@ -67,36 +69,59 @@ def _export_case(model_folder: Path, out: Path, numbers: dict, tokens: Any) -> N
     entries = [{"quantizer_name": name, "cfg": cfg} for name, (cfg, _) in quantizers.items()]
     config = {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *entries], "algorithm": "max"}
     mtq.quantize(model, config, forward_loop=lambda quantizing: quantizing(tokens))
-    for name, (_, scale) in quantizers.items():
-        quantizer = model.get_submodule(name)
-        if scale is not None:
-            found = quantizer._amax
-            del quantizer._amax
-            quantizer.register_buffer("_amax", (scale * quantizer.maxbound).reshape(found.shape))
+    for name, (_, largest) in quantizers.items():
+        if largest is not None:
+            _set_largest(model.get_submodule(name), *largest)
     with torch.inference_mode():
         export_hf_checkpoint(model, export_dir=out)
 
 
-def _quantizers(numbers: dict) -> Iterator[tuple[str, tuple[dict, Any]]]:
-    """Name, settings and scale of each of ModelOpt's quantizers."""
+def _set_largest(quantizer: Any, units: float | None, scale: Any, of_tensor: Any = None) -> None:
+    """As if calibration had found the largest values that give these scales; `units` is the largest code.
+
+    With `of_tensor`, scales are of NVFP4 blocks, and become fp8 numbers times that one.
+    """
+    from modelopt.torch.quantization.nn import NVFP4StaticQuantizer
+
+    largest = scale * (quantizer.maxbound if units is None else units)
+    found = getattr(quantizer, "_amax", None)
+    if found is not None:
+        del quantizer._amax
+    shape = largest.shape if of_tensor is not None or found is None else found.shape
+    quantizer.register_buffer("_amax", largest.reshape(shape))
+    if of_tensor is not None:
+        NVFP4StaticQuantizer.from_tensor_quantizer(quantizer, of_tensor * FP4_LARGEST * FP8_LARGEST)
+
+
+def _quantizers(numbers: dict) -> Iterator[tuple[str, tuple[dict, tuple | None]]]:
+    """Name, settings, and the arguments of `_set_largest` of each of ModelOpt's quantizers."""
     fp8 = {"num_bits": (4, 3)}
     for name, scale in numbers.items():
         layer, *kind = name.split(":")
         if kind == ["cache"]:
             attention, _, cached = layer.rpartition(".")
-            yield f"{attention}.{cached[0]}_bmm_quantizer", (fp8, scale)
+            yield f"{attention}.{cached[0]}_bmm_quantizer", (fp8, (None, scale))
         elif kind == ["int4", "weight"]:
             group_size = 64  # of the one model that is compared
-            yield f"{layer}.weight_quantizer", ({"num_bits": 4, "block_sizes": {-1: group_size}}, scale)
+            yield f"{layer}.weight_quantizer", ({"num_bits": 4, "block_sizes": {-1: group_size}}, (None, scale))
         elif kind == ["int8", "weight"]:
-            yield f"{layer}.weight_quantizer", ({"num_bits": 8, "axis": 0}, scale)
+            yield f"{layer}.weight_quantizer", ({"num_bits": 8, "axis": 0}, (None, scale))
+        elif kind == ["nvfp4", "weight"]:
+            given = (FP4_LARGEST, scale, numbers[f"{layer}:nvfp4:tensor"])
+            yield f"{layer}.weight_quantizer", (_nvfp4("static"), given)
+        elif kind == ["nvfp4", "input"]:
+            yield f"{layer}.input_quantizer", (_nvfp4("dynamic"), (FP4_LARGEST * FP8_LARGEST, scale))
         elif kind == ["fp8", "input"]:
-            yield f"{layer}.input_quantizer", (fp8, scale)
-        else:
+            yield f"{layer}.input_quantizer", (fp8, (None, scale))
+        elif kind == ["fp8", "weight"]:
             per_channel = scale.dim() > 0
-            yield f"{layer}.weight_quantizer", (fp8 | ({"axis": 0} if per_channel else {}), scale)
+            yield f"{layer}.weight_quantizer", (fp8 | ({"axis": 0} if per_channel else {}), (None, scale))
             if per_channel:
                 yield f"{layer}.input_quantizer", (fp8 | {"type": "dynamic", "block_sizes": {-1: None}}, None)
+
+
+def _nvfp4(blocks: str) -> dict:
+    return {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": blocks, "scale_bits": (4, 3)}}
 
 
 def versions() -> str:
