@@ -18,11 +18,26 @@ CODES = ".codes"  # how the names of integers end
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor of the ONNX lies in the engine, and whether it is transposed there."""
+    """Where a tensor of the ONNX lies in the engine.
+
+    Attributes:
+        offset: of its first byte.
+        length: of all its bytes.
+        transposed: whether rows and columns are exchanged.
+        stride: bytes from row to row where the builder put several matrices side by side; 0 is all in one run.
+        rows: how many there are then.
+    """
 
     offset: int
     length: int
     transposed: bool
+    stride: int = 0
+    rows: int = 1
+
+    @property
+    def span(self) -> int:
+        """Bytes from the first to behind the last."""
+        return self.stride * (self.rows - 1) + self.length // self.rows
 
 
 @dataclass(frozen=True)

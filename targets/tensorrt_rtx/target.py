@@ -102,7 +102,7 @@ class TensorRtRtx(QdqTarget):
     def stored_tensors(self, artifact: Artifact) -> Iterator[StoredTensor]:
         yield from super().stored_tensors(artifact)
         for name, place in Description.read(artifact.root).weights.items():
-            yield StoredTensor(ENGINE, name, place.offset, place.offset + place.length)
+            yield StoredTensor(ENGINE, name, place.offset, place.offset + place.span)
 
     def broken_rules(self, artifact: Artifact) -> list[str]:
         return [*super().broken_rules(artifact), *broken_engine_rules(artifact.root)]
