@@ -42,9 +42,9 @@ MIB = 1 << 20
 NOTES = (
     "Integers are those of the linears, at four or eight bits, found in the engine byte for byte; other tensors are",
     "scales, norms, embedding and rotary tables found so. Code is all the rest: what the engine computes, and tensors",
-    "that the builder changed, such as scales of weights that it multiplies by scales of activations. One engine is for",
-    "all GPUs named. CPU seconds and peak memory are those of the whole command: rounding, writing, building, finding the",
-    "weights, reading back. Nothing was run on a GPU.",
+    "that the builder changed, such as scales of weights that it multiplies by scales of activations. One engine is",
+    "for all GPUs named. CPU seconds and peak memory are those of the whole command: rounding, writing, building,",
+    "finding the weights, reading back. Nothing was run on a GPU.",
 )
 
 
