@@ -128,7 +128,7 @@ class Ledger:
 
     def plain(self) -> dict[str, Any]:
         """The ledger as JSON values; what the file holds."""
-        return _finite(asdict(self))
+        return finite(asdict(self))
 
     def save(self, folder: Path) -> None:
         """Write `ledger.json` into a run's folder."""
@@ -191,10 +191,10 @@ def _cpu_name() -> str:
     )
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN or infinity; a measurement that gave one is recorded as its name."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -104,6 +104,7 @@ class Run:
                 self.passes = self.recipe.build_passes()
                 check_pickles(self.passes, self.settings.allow_pickle)
                 check_plan(source.checkpoint, self.passes, self.target)
+                check_gate(self.recipe, self.target)
                 self.original = source.checkpoint
                 for one in self.passes:
                     self.original = one.original(self.original)
@@ -308,6 +309,28 @@ class Run:
         target.lower(original, folder, self.progress)
         row.size_bytes, row.bits_per_weight = folder_bytes(folder), artifact_bits(folder, original)
         return target.open(Artifact(folder, target.name))
+
+
+def check_gate(recipe: Recipe, target: Target) -> None:
+    """See that what the recipe's gate needs will be measured.
+
+    Raises:
+        InputError: it will not be.
+    """
+    limits, measure = recipe.gate, recipe.measure
+    if limits is None:
+        return
+    if not limits.asked:
+        raise InputError("The recipe's gate has no limit.", "Give max_perplexity_increase, for example.")
+    if measure.effort == "none":
+        raise InputError("The recipe has a gate, and measuring is switched off.", "Leave out --measure none.")
+    if limits.needs_text and measure.texts is None:
+        raise InputError(
+            "The recipe has a gate on accuracy, and no held-out text to measure it on.", "Give --eval TEXT."
+        )
+    reason = target.why_not_run()
+    if limits.max_latency_increase is not None and reason is not None:
+        raise InputError(f"The gate has a limit on latency, and {target.name} cannot be run here: {reason}.")
 
 
 def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Mapping[str, Scheme]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from compressor import registry
 from compressor.architecture import EMBEDDINGS, HEAD
 from compressor.errors import InputError, nearest
+from compressor.gate.limits import Limits
 from compressor.pass_ import Pass
 from compressor.quantized import Scheme
 from compressor.target import Target
@@ -62,6 +63,7 @@ class Recipe(_Section):
     passes: list[str | dict[str, Any]] | None = None  # None: what the target suggests for a float model
     target: str | dict[str, Any]
     measure: MeasureSection = MeasureSection()
+    gate: Limits | None = None  # judged at the end, where there is one
     seed: int = 0
 
     @field_validator("adapter", mode="before")

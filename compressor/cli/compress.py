@@ -11,8 +11,11 @@ from compressor.cli.engines import engine_option
 from compressor.errors import InputError
 
 if TYPE_CHECKING:
+    from compressor.gate.decide import Decision
     from compressor.ledger import Ledger
     from compressor.recipe import Recipe
+
+GATE_FILE = "gate.json"  # the verdict, where the recipe has a gate
 
 
 @click.command("compress")
@@ -80,7 +83,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the ledger as JSON.")
 def compress_command(
     model: str | None, recipe_file: Path | None, output: Path | None, as_json: bool, **options: Any
-) -> None:
+) -> int:
     """Compress MODEL (a Hugging Face folder, a .gguf file or a hub id) for a target, with a LoRA if one is given.
 
     \b
@@ -97,10 +100,12 @@ def compress_command(
         recipe = recipe.with_target_options(chosen)
     if options["dry_run"]:
         _show_plan(recipe, options, as_json)
-        return
+        return 0
     out = output or Path(f"{Path(recipe.model.removesuffix('.gguf')).name}-{recipe.build_target().name}")
     ledger = _run(recipe, out, options)
-    _present(ledger, as_json)
+    decision = _gated(recipe, out)
+    _present(ledger, decision, as_json)
+    return 0 if decision is None else decision.verdict.exit_code
 
 
 def _target_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -191,17 +196,35 @@ def _run(recipe: Recipe, out: Path, options: dict[str, Any]) -> Ledger:
     return ledger
 
 
-def _present(ledger: Ledger, as_json: bool) -> None:
+def _gated(recipe: Recipe, out: Path) -> Decision | None:
+    """The verdict of the recipe's gate, which is left in `gate.json`; None without a gate."""
+    if recipe.gate is None:
+        return None
+    from compressor.files import write_json
+    from compressor.gate.gate import gate
+    from compressor.gate.subject import Run
+
+    decision = gate(Run.open(out), recipe.gate)
+    write_json(out / GATE_FILE, decision.plain())
+    return decision
+
+
+def _present(ledger: Ledger, decision: Decision | None, as_json: bool) -> None:
     if as_json:
         from compressor.cli import emit_json
 
-        emit_json(ledger.plain())
+        emit_json(ledger.plain() | ({} if decision is None else {"gate": decision.plain()}))
         return
     from rich.console import Console
 
     from compressor.report.terminal import show
 
     show(ledger, Console())
+    if decision is not None:
+        from compressor.gate import terminal
+
+        click.echo()
+        terminal.show(decision, Console())
 
 
 def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
@@ -210,7 +233,7 @@ def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
 
     from compressor.cli import emit_json
     from compressor.cli.progress import ConsoleProgress
-    from compressor.pipeline import check_pickles, check_plan
+    from compressor.pipeline import check_gate, check_pickles, check_plan
     from compressor.source import open_model
 
     with tempfile.TemporaryDirectory() as scratch, ConsoleProgress() as progress:
@@ -225,6 +248,7 @@ def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
         recipe = recipe.for_model(source.checkpoint.schemes)
         check_pickles(recipe.build_passes(), options["allow_pickle"])
         schemes = check_plan(source.checkpoint, recipe.build_passes(), recipe.build_target())
+        check_gate(recipe, recipe.build_target())
     linears = source.checkpoint.architecture.linears()
     counts = Counter(str(schemes[name]) if name in schemes else "left as it is" for name in linears)
     passes = recipe.build_passes()

@@ -1,0 +1,183 @@
+"""Each limit with the evidence for and against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compressor.gate.limits import Limits
+from compressor.gate.statistics import Change, ClusteredChange, MeanChange, PairedProportions
+from compressor.gate.subject import LatencyPair, Subject, TokenPairs
+from compressor.gate.tasks import TaskPairs
+from compressor.measure.statistics import Estimate, exponential
+
+TIMES = {"ttft_ms": "time to first token", "itl_ms": "time per token"}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One metric: what it was, what it is, and the change as it is tested.
+
+    Attributes:
+        metric: its name in JSON.
+        title: its name for people.
+        unit: of the limit and of the change: `share` (relative), `points` (of a share) or `nats`.
+        before, after: the metric itself; there is nothing before a divergence.
+        change: tested on the scale of the test: that of logarithms for a relative change.
+        limit: as it was asked for.
+        samples: how many; `clusters` of which are independent, counted in `cluster_unit`.
+        broken: why the row fails without a test.
+    """
+
+    metric: str
+    title: str
+    unit: str
+    before: float | None
+    after: float
+    change: Change | None
+    limit: float
+    samples: int
+    clusters: int
+    cluster_unit: str
+    broken: str | None = None
+
+    def shown(self, tested: float) -> float:
+        """A value on the scale of the test as the change that people mean."""
+        return float(np.expm1(min(tested, 700.0))) if self.unit == "share" and np.isfinite(tested) else float(tested)
+
+    @property
+    def threshold(self) -> float:
+        """The limit on the scale of the test."""
+        return float(np.log1p(self.limit)) if self.unit == "share" else self.limit
+
+
+def gather(subject: Subject, limits: Limits, tasks: Sequence[TaskPairs] = ()) -> list[Evidence]:
+    """The evidence for every limit that was asked. Accuracy is that of `tasks`, or of the next token without any.
+
+    Raises:
+        InputError: something that a limit needs was not measured, or not on the same data.
+    """
+    found: list[Evidence] = []
+    if tasks and limits.max_accuracy_drop is not None:
+        found += [_of_task(one, limits.max_accuracy_drop) for one in tasks]
+        limits = limits.model_copy(update={"max_accuracy_drop": None})
+    if limits.needs_text:
+        found += _of_tokens(subject.tokens(), limits)
+    if limits.max_latency_increase is not None:
+        for pair in subject.latencies():
+            found += _of_times(pair, limits.max_latency_increase)
+    return found
+
+
+def _of_tokens(pairs: TokenPairs, limits: Limits) -> Iterator[Evidence]:
+    if limits.max_perplexity_increase is not None:
+        yield _perplexity(pairs, limits.max_perplexity_increase)
+    if limits.max_accuracy_drop is not None:
+        yield _next_token_accuracy(pairs, limits.max_accuracy_drop)
+    if limits.max_kl is not None:
+        yield _divergence(pairs, limits.max_kl)
+
+
+def _perplexity(pairs: TokenPairs, limit: float) -> Evidence:
+    change, broken = _clustered(pairs, pairs.after_loss.astype(float) - pairs.before_loss)
+    return Evidence(
+        metric="perplexity",
+        title="perplexity",
+        unit="share",
+        before=_exponential(pairs.before_loss),
+        after=_exponential(pairs.after_loss),
+        change=change,
+        limit=limit,
+        broken=broken,
+        **_counts(pairs),
+    )
+
+
+def _next_token_accuracy(pairs: TokenPairs, limit: float) -> Evidence:
+    """Share of tokens of the text that are the model's first choice. Not the accuracy of a task."""
+    change, broken = _clustered(pairs, pairs.before_correct.astype(float) - pairs.after_correct, grain=1.0)
+    return Evidence(
+        metric="next_token_accuracy",
+        title="next-token accuracy",
+        unit="points",
+        before=float(pairs.before_correct.mean()),
+        after=float(pairs.after_correct.mean()),
+        change=change,
+        limit=limit,
+        broken=broken or _not_finite(pairs.after_loss),  # the first choice among NaN is no choice
+        **_counts(pairs),
+    )
+
+
+def _divergence(pairs: TokenPairs, limit: float) -> Evidence:
+    change, broken = _clustered(pairs, pairs.kl.astype(float))
+    return Evidence(
+        metric="kl",
+        title="KL from the original",
+        unit="nats",
+        before=None,
+        after=float(pairs.kl.mean(dtype=float)),
+        change=change,
+        limit=limit,
+        broken=broken,
+        **_counts(pairs),
+    )
+
+
+def _exponential(losses: np.ndarray) -> float:
+    return exponential(Estimate(float(losses.mean(dtype=float)), None)).value
+
+
+def _counts(pairs: TokenPairs) -> dict[str, Any]:
+    clusters = len(np.unique(pairs.cluster))
+    return {"samples": len(pairs.cluster), "clusters": clusters, "cluster_unit": pairs.unit}
+
+
+def _clustered(pairs: TokenPairs, worse: np.ndarray, grain: float = 0.0) -> tuple[ClusteredChange | None, str | None]:
+    broken = _not_finite(worse)
+    _, cluster = np.unique(pairs.cluster, return_inverse=True)
+    sizes = np.bincount(cluster).astype(float)
+    if broken or len(sizes) < 2:
+        return None, broken
+    return ClusteredChange.of(np.bincount(cluster, weights=worse), sizes, grain), None
+
+
+def _not_finite(values: np.ndarray) -> str | None:
+    bad = int((~np.isfinite(values)).sum())
+    return f"{bad} of {len(values)} tokens have no finite loss" if bad else None
+
+
+def _of_task(pairs: TaskPairs, limit: float) -> Evidence:
+    return Evidence(
+        metric=f"task:{pairs.task}",
+        title=f"{pairs.task} ({pairs.metric})",
+        unit="points",
+        before=pairs.before / pairs.samples,
+        after=pairs.after / pairs.samples,
+        change=PairedProportions(pairs.samples, pairs.lost, pairs.gained),
+        limit=limit,
+        samples=pairs.samples,
+        clusters=pairs.samples,
+        cluster_unit="sample",
+    )
+
+
+def _of_times(pair: LatencyPair, limit: float) -> Iterator[Evidence]:
+    for key, title in TIMES.items():
+        before, after = (np.array(one.repeats[key]) for one in (pair.before, pair.after))
+        paired = pair.in_turns and len(before) == len(after)
+        yield Evidence(
+            metric=key.removesuffix("_ms"),
+            title=f"{title} ({pair.workload})",
+            unit="share",
+            before=float(np.exp(np.log(before).mean())),
+            after=float(np.exp(np.log(after).mean())),
+            change=MeanChange.of_times(before, after, paired),
+            limit=limit,
+            samples=len(after),
+            clusters=len(after),
+            cluster_unit="repeat, in turns" if paired else "repeat, not in turns",
+        )

@@ -1,0 +1,60 @@
+"""What a gate allows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+ALPHA = 0.05
+
+
+def fraction(value: Any) -> float:
+    """A share that is written as `2%` or as `0.02`.
+
+    Raises:
+        ValueError: it is neither, negative, or 1 and more without a percent sign, which hardly anybody means.
+    """
+    text = str(value).strip()
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError as error:
+        raise ValueError("Write a share as 2% or as 0.02") from error
+    if not 0 <= number < float("inf"):
+        raise ValueError("A limit is a number from 0 upwards")
+    if text.endswith("%"):
+        return number / 100
+    if number >= 1:
+        raise ValueError(f"{text} is more than all; write {text}% for {number / 100:g}")
+    return number
+
+
+Share = Annotated[float, BeforeValidator(fraction)]
+
+
+class Limits(BaseModel):
+    """How much worse a row may be; None: not asked. `alpha` bounds the chance of a wrong verdict of either kind.
+
+    Attributes:
+        max_perplexity_increase: relative to the original or baseline.
+        max_accuracy_drop: in points: 0.02 lets 71% become 69%.
+        max_latency_increase: of the time to first token and of the time per token, relative.
+        max_kl: KL divergence from the original, in nats a token.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_perplexity_increase: Share | None = None
+    max_accuracy_drop: Share | None = None
+    max_latency_increase: Share | None = None
+    max_kl: float | None = Field(None, ge=0, allow_inf_nan=False)
+    alpha: Share = Field(ALPHA, gt=0, lt=0.5)
+
+    @property
+    def asked(self) -> bool:
+        return any(value is not None for name, value in self if name != "alpha")
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether a limit is on what only held-out text can tell."""
+        return any(one is not None for one in (self.max_perplexity_increase, self.max_accuracy_drop, self.max_kl))
