@@ -6,7 +6,7 @@ READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut
 MODEL ?= examples/demo/model
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow engines test-engines lint format clean
+.PHONY: help demo gate test test-slow engines test-engines lint format clean
 
 help: ## Show this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,14 @@ demo: $(READY) ## Compress the embedded model for ONNX Runtime and TensorRT-LLM,
 	$(BIN)/llmc compress $(MODEL) --recipe examples/demo/recipe.yaml --target onnx-int4 -o out/demo-onnx-int4
 	$(BIN)/llmc compress $(MODEL) --recipe examples/demo/recipe.yaml --target trt-int4 -o out/demo-trt-int4
 	$(BIN)/python examples/demo/talk.py $(MODEL) out/demo-onnx-int4/artifact
+
+gate: $(READY) ## Compress the embedded model in two ways, and see one pass, one fail and one be neither
+	@rm -rf out/gate-rtn out/gate-gptq
+	$(BIN)/llmc compress --recipe examples/demo/gate.yaml --pass rtn:group_size=32 -o out/gate-rtn
+	$(BIN)/llmc compress --recipe examples/demo/gate.yaml --pass gptq:group_size=32 -o out/gate-gptq
+	$(BIN)/llmc gate out/gate-gptq --against out/gate-rtn --max-perplexity-increase 0.1%
+	$(BIN)/llmc gate out/gate-rtn --max-perplexity-increase 0.05% || test $$? -eq 1
+	$(BIN)/llmc gate out/gate-rtn --max-perplexity-increase 0.15% || test $$? -eq 3
 
 lint: $(READY) ## Style, types and layers
 	$(BIN)/ruff check .

@@ -8,6 +8,8 @@ from compressor.gate.decide import Decision, Finding, Verdict
 from compressor.gate.statistics import POWER
 from compressor.report.tables import MISSING, Table
 
+SUFFIXES = {"share": "%", "points": " points", "nats": " nats"}
+
 
 def headline(decision: Decision) -> str:
     """One line: what is judged, and what decided. The verdict itself is left to the layout."""
@@ -57,9 +59,11 @@ def amount(one: Finding, value: float | None) -> str:
         return MISSING
     if not math.isfinite(value):
         return "no bound"
-    if one.unit == "nats":
-        return f"{value:.4f} nats"
-    return f"{100 * value:.3g}{'%' if one.unit == 'share' else ' points'}"
+    return _number(one, value) + SUFFIXES[one.unit]
+
+
+def _number(one: Finding, value: float) -> str:
+    return f"{value:.4f}" if one.unit == "nats" else f"{100 * value:.3g}"
 
 
 def p_value(one: Finding) -> str:
@@ -70,22 +74,28 @@ def p_value(one: Finding) -> str:
 def table(decision: Decision) -> Table:
     """One line a metric."""
     interval = f"{100 * (1 - 2 * decision.alpha):g}% interval"
-    headers = ("metric", decision.against, decision.row, "worse by", interval, "limit", "could see", "verdict")
+    headers = ("metric", "before", "now", "worse by", interval, "limit", "could see", "verdict")
     return Table("Gate", headers, [_cells(one) for one in decision.findings])
 
 
 def _cells(one: Finding) -> tuple[str, ...]:
-    bounds = MISSING if one.lower is None else f"{amount(one, one.lower)} to {amount(one, one.upper)}"
     return (
         one.title,
         MISSING if one.before is None else figure(one, one.before),
         figure(one, one.after),
         amount(one, one.change),
-        bounds,
+        _interval(one),
         amount(one, one.limit),
         amount(one, one.detectable),
         str(one.verdict),
     )
+
+
+def _interval(one: Finding) -> str:
+    if one.lower is None or one.upper is None:
+        return MISSING
+    lower, upper = (_number(one, bound) if math.isfinite(bound) else "?" for bound in (one.lower, one.upper))
+    return f"{lower} to {upper}{SUFFIXES[one.unit]}"
 
 
 def figure(one: Finding, value: float) -> str:
