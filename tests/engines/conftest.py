@@ -1,0 +1,54 @@
+"""The engines that `make engines` has made; a test of one that is not here is skipped."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from targets.engines import LLAMA_CPP, VLLM
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "examples" / "demo"
+ENGINES = {engine.name: engine for engine in (VLLM, LLAMA_CPP)}
+START_S = 900  # of a test; the server of vLLM takes minutes on a busy machine
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.engines)
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(START_S))
+
+
+@pytest.fixture(scope="session")
+def engine(no_engines):
+    """`engine(name)`: looked for as a user's is, although other tests do without."""
+    with pytest.MonkeyPatch.context() as patch:
+        for one in ENGINES.values():
+            patch.delenv(one.variable)
+
+        def found(name):
+            reason = ENGINES[name].why_missing()
+            return ENGINES[name] if reason is None else pytest.skip(reason)
+
+        yield found
+
+
+@pytest.fixture(scope="session")
+def compress(tmp_path_factory, engine):
+    """`compress(target, spec, *words)`: the folder of a run on the demo model, made once."""
+    made = {}
+
+    def run(target, spec, *words):
+        key = target, spec, words
+        if key not in made:
+            out = tmp_path_factory.mktemp("run") / target.partition(":")[0]
+            llmc = Path(sys.executable).with_name("llmc")
+            command = [llmc, "compress", DEMO / "model", "-t", target, "--pass", spec, "-o", out, *words]
+            subprocess.run(command, check=True, capture_output=True)
+            made[key] = out
+        return made[key]
+
+    return run
