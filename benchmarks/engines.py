@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from calibration.dataset import load_tokens
-from compressor.comparison import fault
+from compressor.comparison import judged
 from compressor.errors import LlmcError
 from compressor.ledger import environment
 from compressor.measure.accuracy import Reference
@@ -139,15 +139,16 @@ def row(runtime: Runtime, meaning: Reference, tokenizer: Any) -> dict[str, Any]:
             found = difference(session, meaning, lambda *_: None)
     except LlmcError as error:
         return {"runtime": runtime.name, "verdict": "broke", "reason": str(error)}
-    reason = fault(found, runtime.tolerance)
-    verdict = "differs" if reason else "agrees"
+    outcome = judged(label, runtime, found, meaning, lambda *_: None)
+    explained = None if outcome.control is None else asdict(outcome.control)
     return {
         "runtime": label,
         "ready_s": ready,
         "answer": said,
         **asdict(found),
-        "verdict": verdict,
-        "reason": reason or runtime.tolerance.reason,
+        "verdict": outcome.verdict,
+        "reason": outcome.reason,
+        "control": explained,
     }
 
 
@@ -206,6 +207,12 @@ def render(value: dict[str, Any]) -> Iterator[str]:
     rows = [(case, row) for case, found in value["rows"].items() for row in found]
     yield from (f"| `{case}` | {row['runtime']} | {' | '.join(cells(row))} |" for case, row in rows)
     yield ""
+    for case, control in ((case, row["control"]) for case, row in rows if row.get("control")):
+        figures = (
+            f"{control['mean']:.2g} in the mean, {control['largest']:.2g} at most, KL {control['kl']['value']:.2g}"
+        )
+        yield f"- `{case}`: rounding to 16 bits in llmc's own decoder moves its weights' answers by {figures}:"
+        yield "  that is what the runtime is held against."
     untold = [(case, row) for case, row in rows if row["verdict"] in ("broke", "differs", "not run")]
     yield from (f"- `{case}`, {row['runtime']}: {row['reason']}" for case, row in untold)
 

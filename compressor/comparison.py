@@ -17,7 +17,8 @@ import torch
 from compressor.checkpoint import Checkpoint
 from compressor.errors import RunError
 from compressor.manifest import read_manifest
-from compressor.measure.accuracy import Quality, Reference, checkpoint_scores
+from compressor.measure.accuracy import Quality, Reference, Report, checkpoint_scores
+from compressor.measure.control import rounding_difference
 from compressor.measure.difference import Difference, difference
 from compressor.pass_ import Progress
 from compressor.readback import ReadBack
@@ -28,6 +29,7 @@ from compressor.target import Artifact, Runtime, Tolerance
 # nothing but rounding is between two runtimes, and the largest of them is larger: at a text's first token, where
 # activations are huge, bfloat16 alone moved SmolLM2's log-probabilities by 1.6.
 MEAN_SHARE, LARGEST_SHARE = 0.5, 8.0
+CONTROL_SHARE = 2.0  # of what rounding in llmc's own decoder does, which is another rounding than the runtime's
 
 Verdict = Literal["agrees", "differs", "broke", "not run"]
 
@@ -38,6 +40,7 @@ class RuntimeRow:
 
     Attributes:
         reason: why it was not run, how it broke, or in what it differs.
+        control: how far rounding alone moves the weights' answers, where that had to be found out.
     """
 
     runtime: str
@@ -45,6 +48,7 @@ class RuntimeRow:
     tolerance: Tolerance
     difference: Difference | None = None
     reason: str | None = None
+    control: Difference | None = None
 
     @property
     def at_fault(self) -> bool:
@@ -122,23 +126,36 @@ class Comparer:
                 found = difference(session, meaning, self._report(f"asking {session.runtime}"))
         except RunError as error:
             return RuntimeRow(name, "broke", runtime.tolerance, reason=str(error))
-        reason = fault(found, runtime.tolerance)
-        return RuntimeRow(name, "differs" if reason else "agrees", runtime.tolerance, found, reason)
+        return judged(name, runtime, found, meaning, self._report(f"rounding to {runtime.rounds_to}"))
 
     def _reference(self, checkpoint: Checkpoint, name: str) -> Reference:
         self.scratch.mkdir(parents=True, exist_ok=True)
         store = self.scratch / f"{name}.npy"
         return Reference.make(checkpoint, self.tokens, store, self._report(f"running the {name}"))
 
-    def _report(self, what: str) -> Any:
+    def _report(self, what: str) -> Report:
         return lambda done, total: self.progress(what, done, total)
 
 
-def fault(found: Difference, tolerance: Tolerance) -> str | None:
-    """In what a runtime is farther from the reference than its way of computing explains; None: it is not."""
-    limits = (("mean", found.mean, MEAN_SHARE), ("largest", found.largest, LARGEST_SHARE))
-    for what, value, share in limits:
-        limit = share * tolerance.logits
-        if not value <= limit:  # NaN is beyond too
-            return f"the {what} difference is {value:.2g}, and {limit:g} is explained ({tolerance.reason})"
+def judged(name: str, runtime: Runtime, found: Difference, meaning: Reference, progress: Report) -> RuntimeRow:
+    """The row of a runtime by its difference; where that is large, rounding alone is tried before it is blamed."""
+    reason, control = fault(found, runtime.tolerance), None
+    if reason is not None and runtime.rounds_to is not None:
+        control = rounding_difference(meaning, getattr(torch, runtime.rounds_to), progress)
+        reason = fault(found, runtime.tolerance, control)
+    return RuntimeRow(name, "differs" if reason else "agrees", runtime.tolerance, found, reason, control)
+
+
+def fault(found: Difference, tolerance: Tolerance, control: Difference | None = None) -> str | None:
+    """In what a runtime is farther from the reference than its way of computing explains; None: it is not.
+
+    Args:
+        control: the reference next to itself, rounding as the runtime does; CONTROL_SHARE of that is explained too.
+    """
+    limits = (("mean", MEAN_SHARE), ("largest", LARGEST_SHARE))
+    for what, share in limits:
+        value, limit = getattr(found, what), share * tolerance.logits
+        explained = limit if control is None else max(limit, CONTROL_SHARE * getattr(control, what))
+        if not value <= explained:  # NaN is beyond too
+            return f"the {what} difference is {value:.2g}, and {explained:.2g} is explained ({tolerance.reason})"
     return None

@@ -108,6 +108,7 @@ class Runtime:
     Attributes:
         why_not: the reason why it cannot be opened here, None where it can.
         label: of the variant, where the artifact can be run in several ways.
+        rounds_to: the 16-bit dtype that it computes in, if it does.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Runtime:
     open: Callable[[], Session]
     tolerance: Tolerance
     label: str = ""
+    rounds_to: str | None = None
 
     def called(self, name: str) -> str:
         """A name that the runtime has, with that of the variant."""

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from compressor import layout
-from compressor.architecture import EMBEDDINGS, Architecture, read_config
+from compressor.architecture import EMBEDDINGS, Architecture
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.decoder import attention_implementation
 from compressor.measure.torch_session import TorchSession, check_memory
@@ -26,12 +25,11 @@ from compressor.quantized import Scheme
 from compressor.shards import INDEX
 from compressor.target import Artifact, Runtime, Session, Target, Tolerance
 from compressor.writer import copy_companions
-from targets.engines import VLLM
 from targets.packing import compressed_folder, nf4_folder
 from targets.packing.stored import in_memory
 from targets.structure import CHECKPOINT_RULES, broken_checkpoint_rules
 from targets.tolerances import BY_DTYPE, ROUNDED, ROUNDED_TO_FOUR
-from targets.vllm import VllmFolder, VllmFp8, VllmInt4, VllmInt8, served_tolerance
+from targets.vllm import VllmFp8, VllmInt4, VllmInt8, vllm_runtime
 
 
 @dataclass(frozen=True)
@@ -110,11 +108,10 @@ class HuggingFace(Target):
 
     def runtimes(self, artifact: Artifact) -> tuple[Runtime, ...]:
         """transformers, and vLLM where it has kernels for the folder."""
-        own, config = super().runtimes(artifact), read_config(artifact.root)
+        own = super().runtimes(artifact)
         if not _vllm_takes(Checkpoint.open(artifact.root)):
             return own
-        served = Runtime(VllmFolder.runtime, VLLM.why_missing(), partial(_serve, artifact), served_tolerance(config))
-        return (*own, served)
+        return (*own, vllm_runtime(artifact))
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         quantization = config.get("quantization_config") or {}
@@ -130,12 +127,6 @@ class HuggingFace(Target):
 
 def _has(schemes: Mapping[str, Scheme], kind: str) -> bool:
     return any(scheme.kind == kind for scheme in schemes.values())
-
-
-def _serve(artifact: Artifact) -> Session:
-    from targets.engines.vllm_session import VllmSession
-
-    return VllmSession(artifact.root)
 
 
 def _vllm_takes(checkpoint: Checkpoint) -> bool:

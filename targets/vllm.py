@@ -9,7 +9,8 @@ from __future__ import annotations
 import shlex
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from compressor.architecture import Architecture, read_config
 from compressor.checkpoint import Block, Checkpoint, Weight
 from compressor.errors import InputError, RunError
 from compressor.quantized import QuantizedWeight, Scheme
-from compressor.target import Artifact, Session, Tolerance
+from compressor.target import Artifact, Runtime, Session, Tolerance
 from targets.engines import VLLM
 from targets.packing import compressed_folder
 from targets.packing.stored import in_memory
@@ -69,9 +70,10 @@ class VllmFolder(ServedFolder):
 
     def open(self, artifact: Artifact, **options: Any) -> Session:
         """Serve it with vLLM, in the environment of that."""
-        from targets.engines.vllm_session import VllmSession
+        return _serve(artifact)
 
-        return VllmSession(artifact.root)
+    def runtimes(self, artifact: Artifact) -> tuple[Runtime, ...]:
+        return (replace(vllm_runtime(artifact), open=partial(self.open, artifact)),)
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         length = length_option("--max-model-len", config)
@@ -196,6 +198,20 @@ def check_fused_scales(block: Block, architecture: Architecture) -> None:
                     f"{RUNTIME} reads one {part.replace('_', ' ')} for {names} of {block.name}, and theirs differ.",
                     f"{works}.",
                 )
+
+
+def vllm_runtime(artifact: Artifact) -> Runtime:
+    """vLLM, serving a folder whichever target wrote it."""
+    config = read_config(artifact.root)
+    dtype = None if config["dtype"] == "float32" else config["dtype"]
+    tolerance = served_tolerance(config)
+    return Runtime(VllmFolder.runtime, VLLM.why_missing(), partial(_serve, artifact), tolerance, rounds_to=dtype)
+
+
+def _serve(artifact: Artifact) -> Session:
+    from targets.engines.vllm_session import VllmSession
+
+    return VllmSession(artifact.root)
 
 
 def served_tolerance(config: Mapping[str, Any]) -> Tolerance:

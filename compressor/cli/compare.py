@@ -156,7 +156,10 @@ def _sentence(row: RuntimeRow) -> str:
     apart = f"mean {found.mean:.2g}, largest {found.largest:.2g}"
     kl, top1 = f"{found.kl.value:.2g}", estimate(found.top1, percent=True)
     said = f"log-probabilities apart by {apart}; KL {kl}, top-1 {top1} against its weights"
-    return f"{said}; {row.verdict}: {row.reason or row.tolerance.reason}"
+    control = (
+        row.control and f"rounding alone moves these weights by {row.control.mean:.2g} and {row.control.largest:.2g}"
+    )
+    return f"{said}; {row.verdict}: {row.reason or control or row.tolerance.reason}"
 
 
 def _line(mark: str, color: str, name: str, text: str) -> None:

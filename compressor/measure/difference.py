@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ class Difference:
 
     Attributes:
         largest: the largest difference of a log-probability, over the reference's likeliest tokens of each position;
-            infinite where the runtime does not tell one of them.
+            one that the runtime does not tell counts as the least likely that it tells, so that it is farther still.
         where: text and position, from 0, of the largest.
         mean: the mean of these differences.
         kl: KL(reference || runtime), mean over positions, in nats, with its standard error over texts.
@@ -36,15 +36,27 @@ class Difference:
     positions: int
 
 
-@torch.no_grad()
 def difference(session: Session, reference: Reference, progress: Report) -> Difference:
     """Ask a session for the texts of a reference."""
+
+    def chunks(window: int) -> Iterator[tuple[int, torch.Tensor]]:
+        for start, logits in session.logits(reference.tokens[window].numpy()):
+            yield start, torch.from_numpy(logits)
+
+    return chunked_difference(chunks, reference, progress)
+
+
+@torch.no_grad()
+def chunked_difference(
+    candidate: Callable[[int], Iterator[tuple[int, torch.Tensor]]], reference: Reference, progress: Report
+) -> Difference:
+    """The same of what a function gives for each text, as `Session.logits` does."""
     original = reference.log_probabilities()
     apart, texts = [], []
     for window in range(len(reference.tokens)):
         found = [
             (_apart(known, ours), divergence(known, ours), known.argmax(-1) == ours.argmax(-1))
-            for _, known, ours in paired(reference, original, window, _chunks(session, reference.tokens[window]))
+            for _, known, ours in paired(reference, original, window, candidate(window))
         ]
         likely, kl, same = (torch.cat(part).double() for part in zip(*found, strict=True))
         apart.append(likely)
@@ -57,11 +69,8 @@ def difference(session: Session, reference: Reference, progress: Report) -> Diff
     )
 
 
-def _chunks(session: Session, tokens: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    return ((start, torch.from_numpy(logits)) for start, logits in session.logits(tokens.numpy()))
-
-
 def _apart(original: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
     """Absolute differences of the likeliest tokens, [positions, LIKELY]."""
     values, tokens = original.topk(min(LIKELY, original.shape[-1]))
-    return (values - ours.gather(1, tokens)).abs()
+    least = ours.masked_fill(torch.isneginf(ours), torch.inf).amin(-1, keepdim=True)
+    return (values - torch.maximum(ours.gather(1, tokens), least)).abs()

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.comparison import Comparer, fault
+from compressor.comparison import Comparer, fault, judged
 from compressor.errors import RunError
 from compressor.measure.difference import Difference
 from compressor.measure.statistics import Estimate
 from compressor.source import open_model
-from compressor.target import Tolerance
+from compressor.target import Runtime, Tolerance
 from targets.onnx.session import OnnxSession
 
 TOKENS = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -138,3 +138,51 @@ def test_limits_are_those_of_the_way_of_computing():
     assert "the mean difference is 0.06, and 0.05 is explained (a reason)" in fault(difference(mean=0.06), tolerance)
     assert "the largest" in fault(difference(largest=0.9), tolerance)
     assert fault(difference(largest=float("nan")), tolerance) is not None
+
+
+def test_what_rounding_alone_does_is_explained():
+    tolerance, control = Tolerance(0.1, "a reason"), difference(mean=0.3, largest=2.0)
+    assert fault(difference(mean=0.5, largest=3.0), tolerance) is not None
+    assert fault(difference(mean=0.5, largest=3.0), tolerance, control) is None
+    assert "0.6 is explained" in fault(difference(mean=0.7), tolerance, control)
+    assert fault(difference(mean=0.04), tolerance, difference()) is None
+
+
+def test_rounding_is_that_of_the_dtype(tiny_model, tmp_path):
+    from compressor.checkpoint import Checkpoint
+    from compressor.decoder import full_model
+    from compressor.measure.accuracy import Reference
+    from compressor.measure.control import rounding_difference
+
+    checkpoint = Checkpoint.open(tiny_model("llama"))
+    reference = Reference.make(checkpoint, TOKENS, tmp_path / "states.npy", silent)
+    found = {dtype: rounding_difference(reference, dtype, silent) for dtype in (torch.bfloat16, torch.float16)}
+    with torch.no_grad():
+        whole = full_model(checkpoint).bfloat16()(TOKENS).logits.float().log_softmax(-1)[:, :-1]
+        exact = full_model(checkpoint)(TOKENS).logits.log_softmax(-1)[:, :-1]
+    likely = exact.topk(8).indices
+    apart = (exact - whole).gather(2, likely).abs().mean().item()
+    assert apart / 2.5 < found[torch.bfloat16].mean < apart * 2.5
+    assert 4 < found[torch.bfloat16].mean / found[torch.float16].mean < 16  # three bits
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "agrees"), (1.5, "differs")])
+def test_a_runtime_beyond_its_tolerance_is_held_against_rounding_first(tiny_model, tmp_path, factor, verdict):
+    """The model in bfloat16, as it is or scaled, under a tolerance that both are beyond."""
+    from compressor.checkpoint import Checkpoint
+    from compressor.decoder import full_model
+    from compressor.measure.accuracy import Reference
+    from compressor.measure.difference import difference as apart
+    from compressor.measure.torch_session import TorchSession
+
+    checkpoint = Checkpoint.open(tiny_model("llama"))
+    reference = Reference.make(checkpoint, TOKENS, tmp_path / "states.npy", silent)
+    session = TorchSession(full_model(checkpoint).bfloat16())
+    right = session.logits
+    session.logits = lambda tokens: ((start, rows * factor) for start, rows in right(tokens))
+    found = apart(session, reference, silent)
+    tolerance = Tolerance(1e-6, "a reason")
+    runtime = Runtime("it", None, lambda: session, tolerance, rounds_to="bfloat16")
+    assert judged("it", runtime, found, reference, silent).verdict == verdict
+    blamed = judged("it", Runtime("it", None, lambda: session, tolerance), found, reference, silent)
+    assert (blamed.verdict, blamed.control) == ("differs", None)
