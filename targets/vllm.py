@@ -202,9 +202,10 @@ def check_fused_scales(block: Block, architecture: Architecture) -> None:
 
 def vllm_runtime(artifact: Artifact) -> Runtime:
     """vLLM, serving a folder whichever target wrote it."""
+    from targets.engines.vllm_session import served_dtype
+
     config = read_config(artifact.root)
-    dtype = None if config["dtype"] == "float32" else config["dtype"]
-    tolerance = served_tolerance(config)
+    tolerance, dtype = served_tolerance(config), served_dtype(config)
     return Runtime(VllmFolder.runtime, VLLM.why_missing(), partial(_serve, artifact), tolerance, rounds_to=dtype)
 
 
@@ -216,11 +217,13 @@ def _serve(artifact: Artifact) -> Session:
 
 def served_tolerance(config: Mapping[str, Any]) -> Tolerance:
     """How far apart the logits of a served folder may be, by its config.json."""
+    from targets.engines.vllm_session import served_dtype
+
     groups = config.get("quantization_config", {}).get("config_groups", {}).values()
     bits = {inputs["num_bits"] for group in groups if (inputs := group.get("input_activations"))}
     if 4 in bits:
         return ROUNDED_TO_FOUR
-    return ROUNDED if bits or layout.reads_kv_cache(config) else BY_DTYPE[getattr(torch, config["dtype"])]
+    return ROUNDED if bits or layout.reads_kv_cache(config) else BY_DTYPE[getattr(torch, served_dtype(config))]
 
 
 def packed_reasons(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:

@@ -107,7 +107,7 @@ class Client:
         text = response.read().decode(errors="replace")
         with contextlib.suppress(ValueError, KeyError, TypeError):
             text = json.loads(text)["error"]["message"]
-        raise RunError(f"{self.url} answers {response.status}: {' '.join(text.split())[:300]}.")
+        raise RunError(f"{self.url} answers {response.status}: {' '.join(text.split())[:300].rstrip('.')}.")
 
 
 def _events(response: HTTPResponse) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ LIKELY_BY_DEFAULT = 20  # what a server tells that was not started here
 CHUNK_BYTES = 64 << 20  # of rows that are held at a time
 START_TIMEOUT_S = float(os.environ.get("LLMC_ENGINE_TIMEOUT", "600"))  # 40 s on an idle machine, minutes on a busy one
 LOOK_S = 0.5
+END_LOOK_S = 5.0
 CACHED_SEQUENCES = 8  # of the served length, that the key-value cache has room for on a CPU
 OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 ON_CPU = {
@@ -82,7 +83,7 @@ class VllmSession:
         self.model = card["id"]
         self._length = min(self._length, card.get("max_model_len") or self._length)
         kind = "server" if place.url is not None else "CPU" if place.is_for_cpu else "GPU"
-        self.runtime = f"vLLM {self._client.version().partition('+')[0]} {config['dtype']} {kind}"
+        self.runtime = f"vLLM {self._client.version().partition('+')[0]} {served_dtype(config)} {kind}"
 
     def logits(self, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """See `Session.logits`; of a text as long as is served, the last position is left out."""
@@ -154,7 +155,10 @@ class _Blame:
 
     @staticmethod
     def _died(process: EngineProcess) -> bool:
-        time.sleep(LOOK_S)  # a connection breaks before its process has ended
+        """Whether it has ended, or does so soon: a server answers that its engine broke, and ends then."""
+        limit = time.monotonic() + END_LOOK_S
+        while not process.has_ended and time.monotonic() < limit:
+            time.sleep(LOOK_S)
         return process.has_ended
 
 
@@ -162,9 +166,14 @@ def serve_command(root: Path, place: Place, port: int, config: Mapping[str, Any]
     """The command that serves a folder for comparing: nothing is remembered between requests."""
     return [
         *(str(place.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(root)),
-        *("--host", "127.0.0.1", "--port", str(port), "--dtype", config["dtype"]),
+        *("--host", "127.0.0.1", "--port", str(port), "--dtype", served_dtype(config)),
         *("--max-model-len", str(length), "--max-logprobs", str(LIKELY), "--no-enable-prefix-caching"),
     ]
+
+
+def served_dtype(config: Mapping[str, Any]) -> str:
+    """What a folder is served in: its own dtype, or bfloat16 where that is float32, which has no kernels for int4."""
+    return "bfloat16" if config["dtype"] == "float32" else str(config["dtype"])
 
 
 def _await(process: EngineProcess, client: Client) -> None:
