@@ -129,11 +129,16 @@ def served_config(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _legacy_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    rope = config.get("rope_parameters")
-    if not rope or "rope_theta" not in rope:
+    rope = config.get("rope_parameters") or {}
+    if "full_attention" in rope and "sliding_attention" in rope:  # Gemma 3, which scales the first only
+        local = {"rope_local_base_freq": rope["sliding_attention"]["rope_theta"]}
+        return local | _legacy_rope({"rope_parameters": rope["full_attention"]})
+    if "rope_theta" not in rope:
         return {}
-    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-    return {"rope_theta": rope["rope_theta"], "rope_scaling": None if rope.get("rope_type") == "default" else scaling}
+    partial = {key: rope[key] for key in ("partial_rotary_factor",) if key in rope}
+    scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", *partial)}
+    is_plain = rope.get("rope_type") == "default"
+    return {"rope_theta": rope["rope_theta"], "rope_scaling": None if is_plain else scaling, **partial}
 
 
 def _common_dtype(choice: ServedDtype | Literal["float32"], checkpoint: Checkpoint) -> torch.dtype:

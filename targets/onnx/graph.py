@@ -9,25 +9,38 @@ onnxruntime-genai.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from compressor.architecture import Architecture
+from compressor.architecture import Architecture, Branch
 from compressor.quantized import Scheme
 from targets.onnx.lengths import Lengths
 from targets.onnx.nodes import CONTRIB, ONNX_TYPES, Nodes
-from targets.onnx.plan import Matrix, Plan
+from targets.onnx.plan import PACKED, Matrix, Plan
 
 OPSET = 21
 IR_VERSION = 10  # the first whose nodes carry metadata
 
-COSINES, SINES = "rotary.cosines", "rotary.sines"
 GROUP_SIZE = "group_size"  # node metadata: the group size before scales were repeated over smaller blocks
 LAST_TOKEN = "last_token"  # name of the node that keeps one position of each row
 # GroupQueryAttention rotates heads of a multiple of this width itself; others are rotated before it.
 ROTATED_INSIDE = 16
 INT8_LEVEL = 4  # of int8 matrices whatever was asked: level 0 is 20 times slower
+# Operators of activation functions, with their attributes. SiLU is two nodes.
+ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "gelu": ("Gelu", {}),
+    "gelu_new": ("Gelu", {"approximate": "tanh"}),
+    "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
+    "relu": ("Relu", {}),
+}
+
+
+def rotary_names(kind: str) -> tuple[str, str]:
+    """Names of the tables of one kind of rotary embedding: cosines, sines."""
+    return (f"rotary.{kind}.cosines", f"rotary.{kind}.sines") if kind else ("rotary.cosines", "rotary.sines")
 
 
 def build(plan: Plan, accuracy_level: int) -> ModelProto:
@@ -54,11 +67,14 @@ class Decoder:
     def __init__(self, plan: Plan, accuracy_level: int) -> None:
         self._architecture, self._compute, self._level = plan.architecture, plan.compute, accuracy_level
         self._nodes = Nodes()
-        self._rotates_inside = self._architecture.head_dim % ROTATED_INSIDE == 0
+        widths = (self._architecture.head_dim, self._architecture.rotary_dim)
+        self._has_rotary = self._architecture.rotary_dim > 0
+        self._rotates_inside = self._has_rotary and not any(width % ROTATED_INSIDE for width in widths)
         self._lengths = Lengths.measure(self._nodes)
         self._attention_lengths = self._lengths.of_attention(self._nodes)
         self._padding_bias = self._lengths.padding_bias(self._nodes, self._compute)
-        self._positions = "" if self._rotates_inside else self._lengths.positions(self._nodes)
+        rotates_itself = self._has_rotary and not self._rotates_inside
+        self._positions = self._lengths.positions(self._nodes) if rotates_itself else ""
         self._residual, self._branch = "", ""
 
     def embed(self, table: Matrix) -> None:
@@ -67,20 +83,36 @@ class Decoder:
             self._residual = self._cast(rows, table.dtype, "embedding")
         else:
             self._residual = self._quantized_rows(table, table.scheme)
+        positions, scale = self._architecture.modules.positions, self._architecture.embedding_scale
+        if scale != 1:
+            self._residual = self._nodes.add("Mul", [self._residual, self._number(scale)], "embedding/scaled")
+        if positions:
+            indices = self._lengths.learned_positions(self._nodes)
+            places = self._nodes.add("Gather", [positions + ".weight", indices], "embedding/positions")
+            self._residual = self._nodes.add("Add", [self._residual, places], "embedding/placed")
 
     def block(self, index: int, matrices: Mapping[str, Matrix]) -> None:
-        prefix = f"model.layers.{index}."
-        normed = self._norm(prefix + "input_layernorm")
+        attention, mlp = self._architecture.modules.branches
+        prefix = self._architecture.modules.block(index)
+        normed = self._norm(prefix + attention.norm)
         attended = self._attention(index, self._query_key_value(index, matrices, normed))
-        self._branch = self._linear(matrices["self_attn.o_proj"], attended)
-        normed = self._norm(prefix + "post_attention_layernorm")
-        self._branch = self._gated_mlp(prefix, matrices, normed)
+        self._branch = self._post_norm(prefix, attention, self._linear(matrices[attention.last], attended))
+        normed = self._norm(prefix + mlp.norm)
+        inner = (
+            self._gated(prefix, matrices, normed) if self._architecture.gated else self._plain(prefix, matrices, normed)
+        )
+        self._branch = self._post_norm(prefix, mlp, self._linear(matrices[mlp.last], inner))
 
     def head(self, matrix: Matrix) -> None:
         """Logits [batch, 1, vocab_size] of the last token of each row, wherever its padding is."""
-        normed = self._norm("model.norm")
+        normed, cap = self._norm(self._architecture.modules.norm), self._architecture.logit_softcap
         last = self._nodes.add("GatherND", [normed, self._lengths.last_of_step(self._nodes)], LAST_TOKEN, batch_dims=1)
-        self._linear(matrix, last)
+        logits = self._linear(matrix, last)
+        if cap is not None:
+            small = self._nodes.add("Div", [logits, self._number(cap)], "logits/small")
+            self._nodes.add(
+                "Mul", [self._nodes.add("Tanh", [small], "logits/tanh"), self._number(cap)], "logits/capped"
+            )
         self._nodes.nodes[-1].output[0] = "logits"
 
     def model(self) -> ModelProto:
@@ -92,17 +124,37 @@ class Decoder:
 
     def _norm(self, name: str) -> str:
         """Add the branch to the residual, and normalize the sum."""
-        weight, epsilon = name + ".weight", self._architecture.norm_epsilon
         if not self._branch:
-            return self._rms_norm(self._residual, weight, name)
-        inputs = [self._residual, self._branch, weight]
+            return self._normalized(self._residual, name)
+        inputs = [self._residual, self._branch, self._gain(name), *self._norm_bias(name)]
         self._residual, self._branch = name + "/residual", ""
-        outputs = [name, "", "", self._residual]
-        return self._nodes.add("SkipSimplifiedLayerNormalization", inputs, name, outputs, epsilon=epsilon)
+        outputs, epsilon = [name, "", "", self._residual], self._architecture.norm_epsilon
+        return self._nodes.add("Skip" + self._norm_operator, inputs, name, outputs, epsilon=epsilon)
 
-    def _rms_norm(self, features: str, weight: str, name: str) -> str:
-        epsilon = self._architecture.norm_epsilon
-        return self._nodes.add("SimplifiedLayerNormalization", [features, weight], name, axis=-1, epsilon=epsilon)
+    def _normalized(self, features: str, name: str, output: str = "") -> str:
+        """`features`, normalized by the norm `name` and called that unless said otherwise."""
+        inputs, epsilon = [features, self._gain(name), *self._norm_bias(name)], self._architecture.norm_epsilon
+        return self._nodes.add(self._norm_operator, inputs, output or name, axis=-1, epsilon=epsilon)
+
+    def _post_norm(self, prefix: str, branch: Branch, features: str) -> str:
+        """What a branch adds to the residual stream."""
+        return self._normalized(features, prefix + branch.post_norm) if branch.post_norm else features
+
+    @property
+    def _norm_operator(self) -> str:
+        return "SimplifiedLayerNormalization" if self._architecture.norm == "rms" else "LayerNormalization"
+
+    def _gain(self, norm: str) -> str:
+        """What a norm multiplies by. The file keeps the weight as it is; onnxruntime adds the shift on opening, once."""
+        weight, shift = norm + ".weight", self._architecture.norm_shift
+        return self._nodes.add("Add", [self._number(shift), weight], norm + "/gain") if shift else weight
+
+    def _norm_bias(self, norm: str) -> list[str]:
+        return [] if self._architecture.norm == "rms" else [norm + ".bias"]
+
+    def _number(self, value: float) -> str:
+        """A constant in the dtype that the graph computes in."""
+        return self._nodes.constant(value, np.float16 if self._compute == torch.float16 else np.float32)
 
     def _linear(self, matrix: Matrix, features: str) -> str:
         multiply = self._float_linear if matrix.scheme is None else self._quantized_linear
@@ -156,40 +208,52 @@ class Decoder:
 
     def _query_key_value(self, index: int, matrices: Mapping[str, Matrix], normed: str) -> tuple[str, str, str]:
         """Query, key and value [batch, current, heads * head_dim]; or all in the first, the others empty."""
-        name, architecture = f"model.layers.{index}.self_attn.", self._architecture
-        packed = matrices.get("self_attn.qkv_proj")
-        if packed is None:
-            query, key, value = (self._linear(matrices[f"self_attn.{x}_proj"], normed) for x in "qkv")
+        architecture, attention = self._architecture, self._architecture.modules.attention
+        name = f"{architecture.modules.block(index)}{attention.body}."
+        if attention.first[-1] in matrices and len(attention.first) > 1:
+            query, key, value = (self._linear(matrices[part], normed) for part in attention.first)
         else:
+            packed = matrices.get(f"{attention.body}.{PACKED}") or matrices[attention.first[0]]
             features = self._linear(packed, normed)
-            if self._rotates_inside and not architecture.qk_norm:
+            if not architecture.qk_norm and (self._rotates_inside or not self._has_rotary):
                 return features, "", ""
-            query, key, value = outputs = [name + part for part in ("query", "key", "value")]
-            rows = self._nodes.constant(list(packed.rows))
-            self._nodes.add("Split", [features, rows], name + "split", outputs, axis=-1)
+            query, key, value = self._split(features, architecture.qkv_rows, name, ("query", "key", "value"))
         if architecture.qk_norm:
             query = self._head_norm(query, name + "q_norm", architecture.heads)
             key = self._head_norm(key, name + "k_norm", architecture.kv_heads)
-        if not self._rotates_inside:
-            query, key = self._rotated(query, name + "q_rotated"), self._rotated(key, name + "k_rotated")
+        if self._positions:
+            kind = architecture.rotary_kinds[index]
+            query = self._rotated(query, kind, name + "q_rotated", architecture.heads)
+            key = self._rotated(key, kind, name + "k_rotated", architecture.kv_heads)
         return query, key, value
+
+    def _split(self, features: str, rows: tuple[int, ...], prefix: str, parts: tuple[str, ...]) -> list[str]:
+        """Parts of so many features each, called after `prefix`."""
+        outputs = [prefix + part for part in parts]
+        self._nodes.add("Split", [features, self._nodes.constant(list(rows))], prefix + "split", outputs, axis=-1)
+        return outputs
 
     def _head_norm(self, features: str, name: str, heads: int) -> str:
         """Normalize each head of [batch, current, heads * head_dim] by itself."""
         width = self._architecture.head_dim
         by_head = self._nodes.add("Reshape", [features, self._nodes.constant([0, 0, heads, width])], name + "/heads")
-        normed = self._rms_norm(by_head, name + ".weight", name + "/normed")
+        normed = self._normalized(by_head, name, name + "/normed")
         return self._nodes.add("Reshape", [normed, self._nodes.constant([0, 0, heads * width])], name)
 
-    def _rotated(self, features: str, name: str) -> str:
-        return self._nodes.add("RotaryEmbedding", [features, self._positions, COSINES, SINES], name)
+    def _rotated(self, features: str, kind: str, name: str, heads: int) -> str:
+        """Heads [batch, current, heads * head_dim] rotated, all of each or its leading features."""
+        width, partial = self._architecture.rotary_dim, self._architecture.rotary_dim != self._architecture.head_dim
+        attributes: dict[str, Any] = {"rotary_embedding_dim": width, "num_heads": heads} if partial else {}
+        inputs = [features, self._positions, *rotary_names(kind)]
+        return self._nodes.add("RotaryEmbedding", inputs, name, **attributes)
 
     def _attention(self, index: int, query_key_value: tuple[str, str, str]) -> str:
         architecture = self._architecture
         past = [f"past_key_values.{index}.key", f"past_key_values.{index}.value"]
         present = [f"present.{index}.key", f"present.{index}.value"]
-        tables = [COSINES, SINES] if self._rotates_inside else ["", ""]
-        name = f"model.layers.{index}.self_attn"
+        tables = rotary_names(architecture.rotary_kinds[index]) if self._rotates_inside else ["", ""]
+        name = architecture.modules.block(index) + architecture.modules.attention.body
+        cap = {} if architecture.attention_softcap is None else {"softcap": architecture.attention_softcap}
         return self._nodes.add(
             "GroupQueryAttention",
             [*query_key_value, *past, *self._attention_lengths, *tables, "", self._padding_bias],
@@ -197,20 +261,34 @@ class Decoder:
             [name, *present],
             num_heads=architecture.heads,
             kv_num_heads=architecture.kv_heads,
-            scale=architecture.head_dim**-0.5,
+            scale=architecture.score_scale,
             do_rotary=int(self._rotates_inside),
             # Counts the token itself, as transformers does: key j is seen from i if i - j < window.
             local_window_size=architecture.windows[index] or -1,
+            **cap,
         )
 
-    def _gated_mlp(self, prefix: str, matrices: Mapping[str, Matrix], normed: str) -> str:
-        gate = self._linear(matrices["mlp.gate_proj"], normed)
-        up = self._linear(matrices["mlp.up_proj"], normed)
-        # onnxruntime makes one node of these two, its sign of SiLU.
-        sigmoid = self._nodes.add("Sigmoid", [gate], prefix + "mlp.sigmoid")
-        activated = self._nodes.add("Mul", [gate, sigmoid], prefix + "mlp.activated")
-        gated = self._nodes.add("Mul", [activated, up], prefix + "mlp.gated")
-        return self._linear(matrices["mlp.down_proj"], gated)
+    def _gated(self, prefix: str, matrices: Mapping[str, Matrix], normed: str) -> str:
+        """What the last linear of a gated MLP reads."""
+        mlp = self._architecture.modules.mlp
+        made = [self._linear(matrices[name], normed) for name in mlp.first]
+        rows = self._architecture.mlp_rows
+        gate, up = made if len(made) == 2 else self._split(made[0], rows, f"{prefix}{mlp.body}.", ("gate", "up"))
+        return self._nodes.add("Mul", [self._activated(prefix, gate), up], f"{prefix}{mlp.body}.gated")
+
+    def _plain(self, prefix: str, matrices: Mapping[str, Matrix], normed: str) -> str:
+        """What the last linear of an MLP without a gate reads."""
+        (first,) = self._architecture.modules.mlp.first
+        return self._activated(prefix, self._linear(matrices[first], normed))
+
+    def _activated(self, prefix: str, features: str) -> str:
+        name = f"{prefix}{self._architecture.modules.mlp.body}."
+        if self._architecture.activation == "silu":
+            # onnxruntime makes one node of these two, its sign of SiLU.
+            sigmoid = self._nodes.add("Sigmoid", [features], name + "sigmoid")
+            return self._nodes.add("Mul", [features, sigmoid], name + "activated")
+        operator, attributes = ACTIVATIONS[self._architecture.activation]
+        return self._nodes.add(operator, [features], name + "activated", **attributes)
 
 
 def _zero_points(matrix: Matrix) -> str:

@@ -74,6 +74,12 @@ class Lengths:
         # A row padded behind its prompt has its last token before the step's end; its prompt begins at 0.
         return nodes.add("Add", [nodes.add("Max", [unclipped, zero], "positions/first"), steps], "positions")
 
+    def learned_positions(self, nodes: Nodes) -> str:
+        """Position of each token in its text, padding in front not counted, int64 [batch, current]."""
+        among_all = self.positions(nodes)
+        within = nodes.add("Sub", [among_all, self.front_padding], "positions/within")
+        return nodes.add("Max", [within, nodes.constant(0)], "positions/learned")
+
     def last_of_step(self, nodes: Nodes) -> str:
         """Index of each row's last token among those of this step, int64 [batch, 1, 1]."""
         past = nodes.add("Sub", [self.total, self.current], "last_token/past")

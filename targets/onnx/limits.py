@@ -10,18 +10,16 @@ from compressor.quantized import Scheme
 from targets.onnx.plan import BLOCK_SIZES, block_size
 
 HEAD_DIM_STEP = 8
+ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 # Rules whose tables do not depend on how long the text is.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def shape_problems(architecture: Architecture) -> Iterator[str]:
     """Why a model of this shape cannot be expressed."""
-    unusual = unusual_traits(architecture)
-    if unusual:
-        yield f"The ONNX graph has no {unusual[0]} yet; choose target hf."
-        return
-    if architecture.activation != "silu":
-        yield f"The ONNX graph knows the activation silu, not {architecture.activation}; choose target hf."
+    if architecture.activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        yield f"The ONNX graph knows the activations {known}, not {architecture.activation}; choose target hf."
     for rope_type in set(architecture.rope_types).difference(ROPE_TYPES):
         yield (
             f"Rotary scaling {rope_type!r} changes with the length of the text, which a stored table "

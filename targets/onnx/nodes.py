@@ -16,6 +16,7 @@ CONTRIB_OPERATORS = {
     "GroupQueryAttention",
     "MatMulNBits",
     "RotaryEmbedding",
+    "SkipLayerNormalization",
     "SkipSimplifiedLayerNormalization",
 }
 ONNX_TYPES = {

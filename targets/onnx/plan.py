@@ -21,6 +21,9 @@ BLOCK_SIZES = (256, 128, 64, 32, 16)
 CHANNEL_BLOCK_SIZES = (128, 64, 32)
 
 
+PACKED = "qkv_proj"  # what the matrix is called that q, k and v of a checkpoint are packed into
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A matrix that the graph multiplies by, or looks rows up in.
@@ -88,15 +91,15 @@ class Plan:
 
     def block(self, index: int) -> dict[str, Matrix]:
         """Matrices of decoder block `index` by their name within it, q, k and v in one if they share a scheme."""
-        prefix = self.architecture.modules.block(index)
+        attention, prefix = self.architecture.modules.attention, self.architecture.modules.block(index)
         shapes = self.architecture.block_linears(index)
-        query, key, value, *others = shapes
-        is_uniform = len({self.schemes.get(name) for name in (query, key, value)}) == 1
-        groups = [(query, key, value)] if is_uniform else [(query,), (key,), (value,)]
+        first = tuple(prefix + name for name in attention.first)
+        is_uniform = len({self.schemes.get(name) for name in first}) == 1
+        groups = [first] if is_uniform else [(name,) for name in first]
         biased = self.architecture.tensor_shapes().keys()
         matrices = {}
-        for parts in (*groups, *((name,) for name in others)):
-            name = prefix + "self_attn.qkv_proj" if len(parts) == 3 else parts[0]
+        for parts in (*groups, *((name,) for name in shapes if name not in first)):
+            name = f"{prefix}{attention.body}.{PACKED}" if len(parts) > 1 else parts[0]
             bias = name + ".bias" if parts[0] + ".bias" in biased else ""
             rows, columns = tuple(shapes[part][0] for part in parts), shapes[parts[0]][1]
             matrices[name.removeprefix(prefix)] = self._matrix(name, parts, rows, columns, bias)

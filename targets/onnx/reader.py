@@ -31,10 +31,13 @@ WEIGHT_INPUTS = {
     "GatherBlockQuantized": 0,
     "SimplifiedLayerNormalization": 1,
     "SkipSimplifiedLayerNormalization": 2,
+    "LayerNormalization": 1,
+    "SkipLayerNormalization": 2,
     "FusedMatMul": 1,
     "Add": 1,
     "MatMulNBits": 1,
 }
+BIASES = {"LayerNormalization": 2, "SkipLayerNormalization": 3}  # beside the weight
 INPUTS = {
     "MatMulNBits": ("features", "codes", "scales", "zero_points", "order", "bias"),
     "GatherBlockQuantized": ("codes", "tokens", "scales", "zero_points"),
@@ -87,13 +90,12 @@ class _Folder:
         casts = {node.output[0]: node.input[0] for node in self.graph.node if node.op_type == "Cast"}
         seen: set[str] = set()
         for node in self.graph.node:
-            if node.op_type not in WEIGHT_INPUTS:
-                continue
-            used = node.input[WEIGHT_INPUTS[node.op_type]]
-            name = casts.get(used, used)
-            if name not in seen and name in self.stored and self.stored[name].external_data:
-                seen.add(name)  # a tied embedding is used twice
-                yield node, name
+            slots = (table[node.op_type] for table in (WEIGHT_INPUTS, BIASES) if node.op_type in table)
+            for used in (node.input[slot] for slot in slots):
+                name = casts.get(used, used)
+                if name not in seen and name in self.stored and self.stored[name].external_data:
+                    seen.add(name)  # a tied embedding is used twice
+                    yield node, name
 
     def parameters(self, node: NodeProto, name: str) -> Iterator[tuple[str, Weight]]:
         """The checkpoint's parameters in the weight `name` of a node."""
@@ -151,7 +153,8 @@ def _split_rows(architecture: Architecture, name: str, tensor: torch.Tensor) -> 
 
 def _parts(architecture: Architecture, name: str) -> Iterator[tuple[str, slice]]:
     """Checkpoint names and rows of an initializer: q, k and v, or all of it."""
-    if "qkv_proj" not in name:
+    is_packed = "qkv_proj" in name and name.rpartition(".")[0] not in architecture.linears()
+    if not is_packed:
         yield name, slice(None)
         return
     start = 0

@@ -13,7 +13,7 @@ from compressor.decoder import rotary_tables
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from targets.casting import Caster
-from targets.onnx.graph import COSINES, SINES
+from targets.onnx.graph import rotary_names
 from targets.onnx.nodes import ONNX_TYPES
 from targets.onnx.plan import Matrix, Plan
 
@@ -59,10 +59,11 @@ def stream(plan: Plan, checkpoint: Checkpoint, caster: Caster | None, data: Data
             _cast(block.weights, caster)
         _write_block(plan, block, data)
         progress("writing", done, len(names))
-    for name, table in zip(
-        (COSINES, SINES), rotary_tables(checkpoint.config, checkpoint.architecture.max_positions), strict=True
-    ):
-        _write_float(data, name, plan.compute, [table])
+    architecture = checkpoint.architecture
+    for kind in dict.fromkeys(architecture.rotary_kinds) if architecture.rotary_dim else ():
+        tables = rotary_tables(checkpoint.config, architecture.max_positions, kind)
+        for name, table in zip(rotary_names(kind), tables, strict=True):
+            _write_float(data, name, plan.compute, [table])
 
 
 def _cast(weights: dict[str, Weight], caster: Caster) -> None:

@@ -26,6 +26,12 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
     ("qwen3", {}),
     ("qwen3", {"attention_bias": True}),
+    ("gemma2", {"sliding_window": 7}),
+    ("gemma2", {"head_dim": 8, "attn_logit_softcapping": None}),
+    ("gemma3_text", {"sliding_window": 7}),
+    ("phi3", {"head_dim": 32}),  # rotates 16 of 32 features
+    ("phi3", {"sliding_window": 7}),  # rotates 8 of 16, which the attention kernel does not
+    ("gpt2", {}),
 ]
 
 
