@@ -28,6 +28,8 @@ SEARCH_DEFAULTS = {
     "top_k": 50,
     "top_p": 1.0,
 }
+# By its type gpt2, genai means graphs of another layout, with keys and values in one tensor. Its other decoders are one.
+GENERIC = "llama"
 # A shared cache is allocated at the full context at once. Beyond this size it grows with the text instead.
 LARGEST_SHARED_CACHE = 1 << 30
 
@@ -51,7 +53,7 @@ def write_config(
             **_special_tokens(model, config, generation),
             "context_length": architecture.max_positions,
             "decoder": _decoder(architecture),
-            "type": architecture.model_type,
+            "type": architecture.model_type if architecture.rotary_dim else GENERIC,
             "vocab_size": architecture.vocab_size,
         },
         "search": _search(architecture, generation, cache_dtype),

@@ -145,7 +145,7 @@ class Decoder:
         return "SimplifiedLayerNormalization" if self._architecture.norm == "rms" else "LayerNormalization"
 
     def _gain(self, norm: str) -> str:
-        """What a norm multiplies by. The file keeps the weight as it is; onnxruntime adds the shift on opening, once."""
+        """What a norm multiplies by. The file keeps the weight as it is; onnxruntime adds the shift once."""
         weight, shift = norm + ".weight", self._architecture.norm_shift
         return self._nodes.add("Add", [self._number(shift), weight], norm + "/gain") if shift else weight
 

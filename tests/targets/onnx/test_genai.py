@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.architecture import FAMILIES
 from compressor.checkpoint import Checkpoint
 from compressor.quantized import Scheme
 from targets.onnx.genai import write_config
@@ -44,7 +45,7 @@ def transformers_greedy(model, prompt: list[int], steps: int) -> list[int]:
     return output[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_text_is_that_of_transformers(tiny_model, quantize, lower, reference, byte_tokenizer, family):
     overrides = {"sliding_window": 9} if family == "mistral" else {}
     checkpoint = quantize(tiny_model(family, **overrides), Scheme(4, 32))

@@ -41,6 +41,12 @@ def test_read_back_is_bit_for_bit(tiny_model, quantize, lower, verified, family,
     assert verified(target, lower(target, checkpoint)[0], checkpoint).mismatches == []
 
 
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "phi3", "gpt2"])
+def test_other_families_are_exact(tiny_model, quantize, assert_exact, family, symmetric):
+    assert_exact(OnnxInt4(accuracy_level=0), quantize(tiny_model(family, not symmetric), Scheme(4, 32, symmetric)))
+
+
 @pytest.mark.parametrize("group", [16, 48, 96, 256])
 def test_groups_that_are_multiples_of_a_block(tiny_model, quantize, assert_exact, group):
     """48 and 96 are no block size of onnxruntime's: their scales are repeated over blocks of 16 and 32."""

@@ -20,7 +20,7 @@ from targets.onnx.target import OnnxFp16, OnnxFp32, OnnxInt4
 
 EMBEDDING = "model.embed_tokens"
 
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2"]
 BITS16 = [torch.bfloat16, torch.float16]
 
 

@@ -75,7 +75,7 @@ def test_groups_that_no_block_fits(architecture):
 
 
 def test_shapes_that_the_graph_cannot_express(architecture):
-    odd = replace(architecture, activation="gelu", head_dim=20)
+    odd = replace(architecture, activation="quick_gelu", head_dim=20)
     problems = OnnxFp32().problems(odd, {})
     assert len(problems) == 2
     assert "gelu" in problems[0]
