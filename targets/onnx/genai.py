@@ -28,7 +28,7 @@ SEARCH_DEFAULTS = {
     "top_k": 50,
     "top_p": 1.0,
 }
-# By its type gpt2, genai means graphs of another layout, with keys and values in one tensor. Its other decoders are one.
+# By its type gpt2, genai means graphs with keys and values in one tensor. Its other decoders are one.
 GENERIC = "llama"
 # A shared cache is allocated at the full context at once. Beyond this size it grows with the text instead.
 LARGEST_SHARED_CACHE = 1 << 30
