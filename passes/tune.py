@@ -102,7 +102,7 @@ class LearnedLayer:
         self._decoder, self._dtype = decoder, dtype
         self._layer = decoder.layer(start).requires_grad_(False)
         for name, weight in self.weights.items():
-            linear = name.removeprefix(f"model.{original.name}.").removesuffix(".weight")
+            linear = name.removeprefix(original.prefix).removesuffix(".weight")
             self._layer.get_submodule(linear).weight = weight.values
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor, rate: float) -> None:

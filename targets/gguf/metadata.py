@@ -28,7 +28,7 @@ def architecture_problems(shape: Architecture) -> list[str]:
     """Why llama.cpp would not compute what a model of this shape computes; each names a remedy."""
     name = ARCHITECTURES.get(shape.model_type)
     if name is None:
-        return [f"A {shape.model_type} model has no name in {RUNTIME}; the target hf works."]
+        return [f"{shape.model_type} models are not written for {RUNTIME}; the targets onnx-int4 and onnx-int8 work."]
     return [f"{reason}; the target hf works." for reason in _foreign_traits(shape, name)]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from compressor.architecture import FUSED_LINEARS
+from compressor.architecture import Architecture
 from compressor.checkpoint import Block
 from compressor.errors import InputError
 from compressor.quantized import FP8_LARGEST, FP16_SMALLEST_NORMAL, QuantizedWeight
@@ -23,7 +23,7 @@ FLOAT16_LOWEST, FLOAT16_HIGHEST = FP16_SMALLEST_NORMAL, 65504 / FP8_LARGEST
 REMEDY = "Start from the float checkpoint, with the pass fp8:scales=tensor,activations=static or nvfp4."
 
 
-def check_fused(block: Block, dtype: torch.dtype) -> None:
+def check_fused(block: Block, architecture: Architecture, dtype: torch.dtype) -> None:
     """See that the loader will give fused layers the codes and scales that they have in a block.
 
     Args:
@@ -32,8 +32,11 @@ def check_fused(block: Block, dtype: torch.dtype) -> None:
     Raises:
         InputError: it will not.
     """
-    for group in FUSED_LINEARS if block.index is not None else ():
-        scales = _scales(block, group)
+    if block.index is None:
+        return
+    # A checkpoint's stacked linear is taken apart first, and its parts are fused like any others.
+    for branch in architecture.modules.branches:
+        scales = _scales(block, branch.first)
         for name, scale in scales.items():
             first = next(iter(scales))
             if scale != scales[first]:

@@ -44,6 +44,8 @@ COLUMN_PARALLEL = (
     "v_proj",
     "gate_proj",
     "up_proj",
+    "qkv_proj",
+    "gate_up_proj",
 )  # the fused ones; the others split their inputs
 CACHE_SCALES = ("k_proj.k_scale", "v_proj.v_scale")
 SCALAR = ()  # may be stored as [1] too

@@ -34,7 +34,14 @@ from targets.tensorrt_llm.rules import check_loadable
 SERVING_OPTIONS = "--host 0.0.0.0 --port 8000 --tp_size 1 --max_batch_size 8 --max_num_tokens 8192"
 MEMORY_OPTION = "--kv_cache_free_gpu_memory_fraction 0.9"
 # tensorrt_llm/_torch/models/_arch_index.py
-CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+CLASSES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Gemma3ForCausalLM",
+    "Phi3ForCausalLM",
+)
 TAKERS = {"int4": "trt-int4", "int8": "trt-int8", "fp8": "trt-fp8", "nvfp4": "trt-nvfp4"}
 # tensorrt_llm/_torch/modules/attention.py hands the scales of an NVFP4 cache to its kernels, those of fp8 to none.
 CACHE_NOTE = (
@@ -67,8 +74,7 @@ class _TensorRTLLM(ServedFolder):
             return [f"{scheme.kind} is not what this target holds; {self.preset[0]} works, or the target {other}"]
 
         found = refusals(RUNTIME, reasons, architecture, inner)
-        if architecture.class_name not in CLASSES:
-            found.append(f"{RUNTIME} has no {architecture.class_name}; the targets vllm-int4 and hf work.")
+        found += [*_model_problems(architecture), *_stacked_problems(architecture, inner)]
         if "lm_head" in schemes:
             found.append(f"lm_head: {RUNTIME} serves no quantized head; lm_head=false works.")
         return found
@@ -79,7 +85,7 @@ class _TensorRTLLM(ServedFolder):
     def stored_block(
         self, block: Block, architecture: Architecture, caster: Caster
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        check_fused(block, caster.dtype)
+        check_fused(block, architecture, caster.dtype)
         cache = {name: weight for name, weight in block.weights.items() if name.endswith(CACHE_SCALES)}
         rest = {name: weight for name, weight in block.weights.items() if name not in cache}
         yield from super().stored_block(replace(block, weights=rest), architecture, caster)
@@ -176,6 +182,8 @@ class TrtNvfp4(_TensorRTLLM):
 
 def _cache_problems(architecture: Architecture, schemes: Mapping[str, Scheme], works: str) -> list[str]:
     projections = [name for name in architecture.linears() if name.endswith(("k_proj", "v_proj"))]
+    if not projections:
+        return [f"{RUNTIME} loads no cache scales beside stacked q, k and v; kv_cache=false works."]
     if all(name in schemes and _loads_cache_scales(schemes[name]) for name in projections):
         return []
     return [
@@ -186,6 +194,37 @@ def _cache_problems(architecture: Architecture, schemes: Mapping[str, Scheme], w
 
 def _loads_cache_scales(scheme: Scheme) -> bool:
     return scheme.per_tensor or (scheme.kind == "nvfp4" and scheme.activations is not None)
+
+
+def _model_problems(architecture: Architecture) -> Iterator[str]:
+    """Why the runtime would not compute what a model of this shape computes."""
+    if architecture.class_name not in CLASSES:
+        yield f"{RUNTIME} has no {architecture.class_name}; the target vllm-int4 works."
+    elif architecture.logit_softcap is not None:
+        yield f"{RUNTIME} leaves out the soft-capping of logits; the target vllm-int4 works."
+    elif architecture.norm_shift and architecture.qkv_bias:
+        yield f"{RUNTIME} gives the attention of a {architecture.class_name} no biases; the target vllm-int4 works."
+
+
+def _stacked_problems(architecture: Architecture, schemes: Mapping[str, Scheme]) -> Iterator[str]:
+    """Why layers that stack q, k and v, or gate and up, would be taken apart wrongly.
+
+    The loader cuts `weight` and `weight_scale` at the rows of a float weight (modeling_phi3.py): packed pairs of rows
+    and one scale a row are cut elsewhere, or break it.
+    """
+    if architecture.class_name not in CLASSES:
+        return
+    stacked = [name for branch in architecture.modules.branches if len(branch.first) == 1 for name in branch.first]
+    layers = {name: scheme for name, scheme in schemes.items() if name.endswith(tuple(stacked))} if stacked else {}
+    for name, scheme in layers.items():
+        if not (scheme.per_tensor or scheme.kind == "nvfp4"):
+            yield (
+                f"{name}: {RUNTIME} takes stacked linears apart in FP8 with one scale a tensor and in NVFP4 only; "
+                "the targets trt-fp8 and trt-nvfp4 work."
+            )
+            return
+    if layers and architecture.heads * architecture.head_dim != architecture.hidden_size:
+        yield f"{next(iter(layers))}: {RUNTIME} takes the queries for as wide as the hidden size; the target hf works."
 
 
 def _stored_cache_scale(name: str) -> str:

@@ -103,11 +103,13 @@ def _rewrite(
         special = [other for ending, other in but.items() if layer.endswith(ending)]
         return special[0] if special else scheme
 
+    inner = Checkpoint.open(root).architecture.linears().keys() - {"lm_head"}
+
     def edit(block: Block) -> Block:
         changed: dict[str, Any] = {}
         for name, weight in block.weights.items():
             layer = name.removesuffix(".weight")
-            is_chosen = layer != name and (layer.endswith("_proj") or layer in but)
+            is_chosen = layer != name and (layer in inner or layer in but)
             wanted = scheme_of(layer) if is_chosen else None
             if wanted is not None and isinstance(weight, torch.Tensor):
                 changed[name] = round_to_nearest(weight, wanted, shared_scales)

@@ -11,7 +11,7 @@ from compressor.errors import InputError
 from compressor.quantized import Scheme
 from targets.vllm import VllmInt4
 
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]  # test_families.py has the others
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -24,10 +24,11 @@ def block_size(scheme: Scheme, columns: int) -> int | None:
 
 def shape_problems(shape: Architecture) -> Iterator[str]:
     """Why a model of this shape cannot be expressed."""
+    if unusual := unusual_traits(shape):
+        yield f"The graph in standard operators has no {unusual[0]}; choose target onnx-int4 or onnx-int8."
+        return
     if shape.activation != "silu":
         yield f"The graph knows the activation silu, not {shape.activation}; choose target hf."
-    if unusual := unusual_traits(shape):
-        yield f"The graph has no {unusual[0]}; choose target onnx-int4."
     for rope_type in set(shape.rope_types).difference(ROPE_TYPES):
         yield (
             f"Rotary scaling {rope_type!r} changes with the length of the text, which a stored table cannot "

@@ -1,0 +1,63 @@
+"""Targets take the later families as their table says: what is lowered is read back, what is refused has a reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.families import preset, problems
+from compressor.architecture import FAMILIES
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+from compressor.registry import make_pass, make_target, parse_spec
+
+LATER = ["gemma2", "gemma3_text", "phi3", "gpt2"]
+TARGETS = ["awq", "gptq", "onnx-fp16", "onnx-fp32", "onnx-int4", "onnx-int8", "trt-fp8", "trt-int4", "trt-int8",
+           "trt-nvfp4", "vllm-fp8", "vllm-int4", "vllm-int8", "vllm-nvfp4"]  # fmt: skip
+WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "final_logit_softcapping": None}
+
+
+def shaped(tiny_model, family):
+    """Wide enough for groups of 128."""
+    own = {"n_inner": 256, "intermediate_size": None, "head_dim": None} if family == "gpt2" else {}
+    return tiny_model(family, **WIDE | own)
+
+
+def quantized(quantize, root, target):
+    """The model as the target's preset would quantize it, to the nearest."""
+    passes = preset(target)
+    return quantize(root, passes[-1].scheme) if passes else Checkpoint.open(root)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("family", LATER)
+def test_a_preset_is_read_back_or_refused(tiny_model, quantize, lower, verified, family, name):
+    root, target = shaped(tiny_model, family), make_target(name, {})
+    refused = problems(Checkpoint.open(root).architecture, target)
+    assert all(reason.endswith(".") for reason in refused)
+    if refused:
+        return
+    checkpoint = quantized(quantize, root, target)
+    artifact, _ = lower(target, checkpoint)
+    assert verified(target, artifact, checkpoint).mismatches == []
+    assert target.broken_rules(artifact) == []
+
+
+def test_layers_left_float_beside_quantized_ones_keep_their_orientation(tiny_model, quantize, lower, verified):
+    """GPT-2's weights are stored [in_features, out_features], but packed ones are not."""
+    target = make_target("vllm-int4", {})
+    checkpoint = quantize(shaped(tiny_model, "gpt2"), preset(target)[-1].scheme, {"mlp.c_proj": None})
+    assert len(checkpoint.schemes) == 6
+    artifact, _ = lower(target, checkpoint)
+    assert verified(target, artifact, checkpoint).mismatches == []
+
+
+@pytest.mark.parametrize("spec", ["nf4", "llmcompressor"])
+def test_passes_for_linears_of_torch_refuse_conv1d(tiny_model, spec):
+    with pytest.raises(InputError, match="Conv1D"):
+        make_pass(*parse_spec(spec)).plan(Checkpoint.open(tiny_model("gpt2")).architecture, {})
+
+
+def test_the_table_has_every_family():
+    from benchmarks.families import NAMES
+
+    assert set(NAMES) == set(FAMILIES)
