@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,6 +27,7 @@ from compressor.target import Artifact, Runtime, Session, Target, Tolerance
 from compressor.writer import copy_companions
 from targets.packing import compressed_folder, nf4_folder
 from targets.packing.stored import in_memory
+from targets.refusals import refusals
 from targets.structure import CHECKPOINT_RULES, broken_checkpoint_rules
 from targets.tolerances import BY_DTYPE, ROUNDED, ROUNDED_TO_FOUR
 from targets.vllm import VllmFp8, VllmInt4, VllmInt8, vllm_runtime
@@ -123,6 +124,28 @@ class HuggingFace(Target):
         if layout.read_schemes(config, EMBEDDINGS):
             return shlex.join(["transformers", "serve", path, "--port", "8080"])  # the servers hold float tables only
         return shlex.join(["text-generation-launcher", "--model-id", path, "--port", "8080"])
+
+
+@dataclass(frozen=True)
+class HuggingFaceNf4(HuggingFace):
+    """The same folder with NF4 linears, which bitsandbytes computes with."""
+
+    name = "hf-nf4"
+    summary = "NF4 weights for transformers with bitsandbytes"
+    runtime = "transformers >= 5.15 with bitsandbytes >= 0.50"
+    preset = ("nf4",)
+    holds_cache_scales = False
+    holds_quantized_embedding = False
+    reader = nf4_folder.READER
+
+    def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
+        return refusals(
+            self.runtime, _nf4_only, architecture, schemes, self.preset[0], fuses=False
+        ) or super().problems(architecture, schemes)
+
+
+def _nf4_only(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
+    return [] if scheme.type == "nf4" else [f"{scheme.kind} is not NF4; the pass nf4 works, or the target hf"]
 
 
 def _has(schemes: Mapping[str, Scheme], kind: str) -> bool:

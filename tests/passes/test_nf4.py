@@ -197,10 +197,14 @@ def test_a_later_rewrite_changes_no_bit(tiny_model, apply, tmp_path):
 
 # ---- targets
 
+TAKERS = ("hf", "hf-nf4")
 
+
+@pytest.mark.parametrize("name", TAKERS)
 @pytest.mark.parametrize("options", [{}, {"double_quant": True, "skip": ("*.v_proj",)}, {"lm_head": True}], ids=str)
-def test_hf_takes_it_and_bitsandbytes_verifies_it(tiny_model, apply, tmp_path, options):
-    step, target, out = apply(NF4(**options), tiny_model("llama")), make_target("hf", {}), tmp_path / "artifact"
+def test_it_is_taken_and_bitsandbytes_verifies_it(tiny_model, apply, tmp_path, name, options):
+    step, target, out = apply(NF4(**options), tiny_model("llama")), make_target(name, {}), tmp_path / "artifact"
+    assert check_plan(step, [], target)
     out.mkdir()
     target.lower(step, out, lambda *_: None)
     verified = verify(target, Artifact(out, "hf"), step, lambda *_: None)
@@ -217,11 +221,19 @@ def test_it_is_served_by_what_reads_it(tiny_model, apply):
     assert make_target("hf", {}).run_command("a b", config) == "vllm serve 'a b' --port 8000"
 
 
-@pytest.mark.parametrize("name", [name for name in names(TARGETS) if name != "hf"])
+@pytest.mark.parametrize("name", [name for name in names(TARGETS) if name not in TAKERS])
 def test_other_targets_refuse_it(tiny_model, name):
     checkpoint = Checkpoint.open(tiny_model("llama"))
     with pytest.raises(InputError, match=rf"{name} cannot take this: .*nf4"):
         check_plan(checkpoint, [NF4()], make_target(name, {}))
+
+
+def test_hf_nf4_takes_nothing_else(tiny_model):
+    checkpoint = Checkpoint.open(tiny_model("llama"))
+    with pytest.raises(InputError, match="No layer is quantized; add a quantizing pass such as nf4"):
+        check_plan(checkpoint, [], make_target("hf-nf4", {}))
+    with pytest.raises(InputError, match=r"int4 is not NF4; the pass nf4 works, or the target hf"):
+        check_plan(checkpoint, [make_pass("rtn", {"group_size": 64})], make_target("hf-nf4", {}))
 
 
 # ---- what is refused
