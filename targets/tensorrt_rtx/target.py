@@ -47,9 +47,10 @@ class TensorRtRtx(QdqTarget):
     )
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
+        found = [*self._option_problems(architecture), *super().problems(architecture, schemes)]
         if find_spec(PACKAGE) is None:
-            return ["The engine is built by TensorRT-RTX, which is missing; pip install 'llmc-compiler[trtrtx]'."]
-        return [*self._option_problems(architecture), *super().problems(architecture, schemes)]
+            found.append("The engine is built by TensorRT-RTX, which is missing; pip install 'llmc-compiler[trtrtx]'.")
+        return found
 
     def _option_problems(self, architecture: Architecture) -> Iterator[str]:
         unknown = [str(one) for one in self.sm if one not in CAPABILITIES]
