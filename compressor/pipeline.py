@@ -96,6 +96,7 @@ class Run:
     def execute(self) -> Ledger:
         """Run the recipe and return the ledger, which is on disk too, row by row."""
         self.target, self.passes = self.recipe.build_target(), self.recipe.build_passes()
+        check_gate(self.recipe, self.target)
         self.earlier = _earlier_rows(self.settings)
         with self._scratch() as scratch:
             with _refusable(self.settings.out):
@@ -104,7 +105,6 @@ class Run:
                 self.passes = self.recipe.build_passes()
                 check_pickles(self.passes, self.settings.allow_pickle)
                 check_plan(source.checkpoint, self.passes, self.target)
-                check_gate(self.recipe, self.target)
                 self.original = source.checkpoint
                 for one in self.passes:
                     self.original = one.original(self.original)

@@ -236,6 +236,7 @@ def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
     from compressor.pipeline import check_gate, check_pickles, check_plan
     from compressor.source import open_model
 
+    check_gate(recipe, recipe.build_target())
     with tempfile.TemporaryDirectory() as scratch, ConsoleProgress() as progress:
         source = open_model(
             recipe.model,
@@ -248,7 +249,6 @@ def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
         recipe = recipe.for_model(source.checkpoint.schemes)
         check_pickles(recipe.build_passes(), options["allow_pickle"])
         schemes = check_plan(source.checkpoint, recipe.build_passes(), recipe.build_target())
-        check_gate(recipe, recipe.build_target())
     linears = source.checkpoint.architecture.linears()
     counts = Counter(str(schemes[name]) if name in schemes else "left as it is" for name in linears)
     passes = recipe.build_passes()

@@ -15,6 +15,7 @@ PACKAGES = {
     "torch": (None, "running models block by block"),
     "transformers": (None, "layer code and tokenizers"),
     "compressed-tensors": (None, "the independent reader of steps"),
+    "scipy": (None, "the tests of `llmc gate`"),
     "pyarrow": (None, "what was measured of every token; parquet files as text"),
     "onnxruntime": ("onnx", "ONNX targets: reading back and running"),
     "onnxruntime-genai": ("onnx", "generating with ONNX artifacts"),

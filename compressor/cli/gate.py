@@ -65,8 +65,11 @@ def gate_command(
 
     run = Run.open(ledger)
     base = None if against is None else Run.open(against)
+    allowed = _limits(limits, run.ledger.recipe)
+    if lm_eval and allowed.max_accuracy_drop is None:
+        raise InputError("--lm-eval gives accuracies, and no limit is on them.", "Give --max-accuracy-drop.")
     tasks = load_pairs(*lm_eval) if lm_eval else []
-    decision = gate(run, _limits(limits, run.ledger.recipe), base, row, tasks)
+    decision = gate(run, allowed, base, row, tasks)
     write_reports(decision, junit, markdown)
     present(decision, as_json)
     return decision.verdict.exit_code

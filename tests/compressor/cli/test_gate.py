@@ -312,6 +312,7 @@ def test_samples_that_are_gone_or_changed(llmc, run, damage, message):
         ([PERPLEXITY, "2"], "2 is more than all; write 2% for 0.02"),
         ([PERPLEXITY, "much"], "Write a share as 2% or as 0.02"),
         ([PERPLEXITY, "-1%"], "A limit is a number from 0 upwards"),
+        (["--max-kl", "1", "--lm-eval", "a", "b"], "--lm-eval gives accuracies, and no limit is on them"),
         (["--max-kl", "nan"], "--max-kl nan is not allowed"),
         ([PERPLEXITY, "2%", "--alpha", "0.7"], "--alpha 0.7 is not allowed"),
         ([PERPLEXITY, "2%", "--row", "onnx-int5"], "did you mean 'onnx-int4'?"),
