@@ -93,7 +93,10 @@ def report(checkpoint: Checkpoint, layers: int, adapter: str, copied: list[Usage
     ratios = [copy.wall_s / merge.wall_s for copy, merge in zip(copied, merged, strict=True)]
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     print(f"{layers} layers, {checkpoint.nbytes / 1e9:.1f} GB of bfloat16; {adapter}. {len(ratios)} rounds in turns on")
-    print(f"{facts['cpu']}, {torch.get_num_threads()} thread(s), {facts['memory_bytes'] / GIB:.0f} GiB.\n")
+    print(
+        f"{facts['cpu']}, {torch.get_num_threads()} thread(s), {facts['memory_bytes'] / GIB:.0f} GiB, other work beside"
+    )
+    print(f"it: load average {os.getloadavg()[2]:.0f} on {facts['cores']} cores, this at nice {os.nice(0)}.\n")
     print("| | wall s | CPU s | peak RSS, MiB |\n|---|---:|---:|---:|")
     for name, usages in (("cp", copied), ("lora-merge", merged)):
         wall = ", ".join(f"{one.wall_s:.0f}" for one in usages)
@@ -107,7 +110,7 @@ def make_model(root: Path, layers: int) -> None:
     config = {**SHAPE, "num_hidden_layers": layers}
     architecture = resolve(config)
     root.mkdir()
-    writer, drawn = CheckpointWriter(root, torch.bfloat16), {}
+    writer, drawn = CheckpointWriter(root, architecture, torch.bfloat16), {}
     for name, shape in architecture.tensor_shapes().items():
         if shape not in drawn:
             drawn[shape] = torch.empty(shape, dtype=torch.bfloat16).normal_(std=0.02)

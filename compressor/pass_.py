@@ -91,6 +91,10 @@ class Pass(Configurable, ABC):
         """
         return present
 
+    def reshaped(self, architecture: Architecture) -> Architecture:
+        """The architecture of what it leaves; the same for most passes."""
+        return architecture
+
     def original(self, checkpoint: Checkpoint) -> Checkpoint:
         """What later rows are compared with, seen from what it was before this pass; the same for most passes."""
         return checkpoint

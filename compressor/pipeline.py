@@ -344,19 +344,21 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
     late = next((one.name for one in passes[1:] if one.comes_first), None)
     if late is not None:
         raise InputError(f"{late} comes first: what it brings fits the model as it was trained, and once.")
+    architecture = checkpoint.architecture
     for one in passes:
-        schemes = one.plan(checkpoint.architecture, schemes)
-        cache_scales = one.cache_scales(checkpoint.architecture, cache_scales)
+        schemes = one.plan(architecture, schemes)
+        cache_scales = one.cache_scales(architecture, cache_scales)
+        architecture = one.reshaped(architecture)
     layout.check_together(schemes, cache_scales)
-    embedding = checkpoint.architecture.embedding
+    embedding = architecture.embedding
     linears = {name: scheme for name, scheme in schemes.items() if name != embedding}
-    problems = list(target.problems(checkpoint.architecture, linears))
+    problems = list(target.problems(architecture, linears))
     if embedding in schemes and not target.holds_quantized_embedding:
         problems.append("It holds no quantized embedding; leave out the pass embeddings, or take the target hf.")
     elif embedding in schemes:
-        problems += target.embedding_problems(checkpoint.architecture, schemes[embedding])
+        problems += target.embedding_problems(architecture, schemes[embedding])
     if cache_scales:
-        problems += target.cache_problems(checkpoint.architecture, linears)
+        problems += target.cache_problems(architecture, linears)
     if problems:
         raise InputError(f"{target.name} cannot take this: " + " ".join(problems), _remedy(checkpoint))
     return schemes

@@ -249,9 +249,12 @@ def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
         recipe = recipe.for_model(source.checkpoint.schemes)
         check_pickles(recipe.build_passes(), options["allow_pickle"])
         schemes = check_plan(source.checkpoint, recipe.build_passes(), recipe.build_target())
-    linears = source.checkpoint.architecture.linears()
-    counts = Counter(str(schemes[name]) if name in schemes else "left as it is" for name in linears)
     passes = recipe.build_passes()
+    architecture = source.checkpoint.architecture
+    for one in passes:
+        architecture = one.reshaped(architecture)
+    linears = architecture.linears()
+    counts = Counter(str(schemes[name]) if name in schemes else "left as it is" for name in linears)
     choosing = [one.name for one in passes if one.chooses_schemes]
     if as_json:
         emit_json({"recipe": recipe.written_out(), "linears": counts, "chosen_by": choosing})

@@ -460,3 +460,17 @@ def test_every_verb_answers_help(llmc):
         code, shown, _ = llmc(verb, "--help")
         assert code == 0
         assert "--json" in shown
+
+
+def test_a_pruned_model_goes_on_to_a_target(llmc, tiny_model, tmp_path, workload):
+    out, root = tmp_path / "out", tiny_model("llama", num_hidden_layers=4)
+    words = ["compress", root, "-t", "hf", "--pass", "prune-depth:fraction=0.5", "--pass", "gptq:group_size=32"]
+    code, shown, _ = llmc(*words, *workload, "--dry-run", "--json")
+    assert code == 0 and sum(json.loads(shown)["linears"].values()) == 15, "the plan is for two layers and the head"
+    assert llmc(*words, *workload, "-o", out)[0] == 0
+    ledger = json.loads((out / "ledger.json").read_text())
+    original, pruned = ledger["steps"][:2]
+    assert pruned["size_bytes"] < original["size_bytes"]
+    assert pruned["quality"]["kl"]["value"] > 0 and "left out layers" in pruned["notes"][0]
+    assert json.loads((out / "artifact" / "config.json").read_text())["num_hidden_layers"] == 2
+    assert llmc(*words, *workload, "-o", out, "--resume")[0] == 0
