@@ -115,7 +115,7 @@ def make_model(root: Path, layers: int) -> None:
         if shape not in drawn:
             drawn[shape] = torch.empty(shape, dtype=torch.bfloat16).normal_(std=0.02)
         writer.add({name: drawn[shape].clone()})
-    writer.finish(config, architecture.linears(), {})
+    writer.finish(config, {})
 
 
 def make_adapter(root: Path, model: Path, rank: int, kind: str) -> None:
