@@ -87,7 +87,7 @@ class LoraMerge(Pass):
             first = next(iter(schemes))
             raise InputError(
                 f"{first} is {schemes[first]}; an adapter is merged into float weights, which are rounded afterwards.",
-                "Start from the float model that was quantized, and merge into it first.",
+                "Merge into the float model that it was made from; --requantize dequantizes this one first.",
             )
         place(self._adapters, self._factors, self.combination, architecture)
         for adapter in self._adapters:

@@ -447,7 +447,7 @@ def test_a_quantized_base(tiny_model, adapter_of):
     one = make_pass("lora-merge", {"adapter": [str(adapter_of(root, KINDS["lora"]))]})
     with pytest.raises(InputError, match="merged into float weights") as raised:
         one.plan(Checkpoint.open(root).architecture, {"lm_head": Scheme(4, 32)})
-    assert "merge into it first" in raised.value.hint
+    assert "Merge into the float model" in raised.value.hint
 
 
 def test_it_needs_an_adapter(tiny_model, tmp_path):

@@ -113,3 +113,13 @@ def test_inspect_tells_what_an_adapter_is(llmc, tiny_model, adapter_of):
     assert facts["kind"] == "DoRA adapter" and facts["rank"] == "4" and facts["scaling"] == "2"
     assert facts["changes"] == {"q_proj": 2, "up_proj": 2} and facts["trained whole"]["norm"] == 1
     assert facts["base"].endswith("model")
+
+
+def test_a_quantized_base_is_refused_unless_it_is_dequantized(llmc, tiny_model, adapter_of, tmp_path):
+    root, out = tiny_model("llama"), tmp_path / "out"
+    rounding = ["-t", "hf", "--pass", "rtn:group_size=32", "--measure", "none"]
+    assert llmc("compress", root, *rounding, "-o", out)[0] == 0
+    words = ["compress", out / "artifact", "--adapter", adapter_of(root, LORA), *rounding, "--dry-run"]
+    code, _, error = llmc(*words)
+    assert code == 2 and "merged into float weights" in error and "--requantize" in error
+    assert llmc(*words, "--requantize")[0] == 0
