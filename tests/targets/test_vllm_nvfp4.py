@@ -11,8 +11,9 @@ from compressor.architecture import read_config
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
 from compressor.errors import InputError
-from compressor.quantized import Activations, Scheme
+from compressor.quantized import Activations, QuantizedWeight, Scheme
 from targets.huggingface import HuggingFace
+from targets.tensorrt_llm import TrtNvfp4
 from targets.vllm import VllmFp8, VllmNvfp4
 
 WEIGHTS = Scheme(4, 16, type="float")
@@ -94,6 +95,31 @@ def test_fused_layers_share_their_scales(tiny_model, quantize, lower, tmp_path, 
         InputError, match=f"vLLM reads one {named} for gate_proj/up_proj of layers.1, and theirs differ"
     ):
         lower(VllmNvfp4(), checkpoint.rewrite(tmp_path / "step", edit, {}))
+
+
+def test_a_folder_of_one_target_is_re_laid_by_another(tiny_model, quantize, lower, verified):
+    artifact, _ = lower(VllmNvfp4(), quantize(tiny_model("llama"), NVFP4))
+    given = Checkpoint.open(artifact.root)
+    for target in (HuggingFace(), TrtNvfp4()):
+        assert verified(target, lower(target, given)[0], given).mismatches == []
+
+
+@pytest.mark.parametrize("target", [VllmNvfp4(), HuggingFace(), TrtNvfp4()], ids=lambda target: target.name)
+def test_scales_of_other_quantizers_are_kept(tiny_model, quantize, lower, verified, tmp_path, target):
+    """Their tensor scales are no powers of two, and have reciprocals that are rounded."""
+    checkpoint = quantize(tiny_model("llama"), NVFP4)
+
+    def edit(block):
+        changed = {}
+        for name, weight in block.weights.items():
+            if isinstance(weight, QuantizedWeight):
+                scales = replace(weight.block_scales, tensor_scale=torch.tensor(0.00073))
+                scaled = replace(weight, scales=scales.values(), rounded_scales=scales)
+                changed[name] = replace(scaled, input_scale=torch.tensor(0.0123))
+        return block.with_weights(changed)
+
+    given = checkpoint.rewrite(tmp_path / "step", edit, {})
+    assert verified(target, lower(target, given)[0], given).mismatches == []
 
 
 REFUSALS = [
