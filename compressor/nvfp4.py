@@ -65,5 +65,8 @@ def round_codes(values: torch.Tensor) -> torch.Tensor:
 def round_inputs(inputs: torch.Tensor, tensor_scale: torch.Tensor) -> torch.Tensor:
     """Inputs, float32 [..., in_features], as their codes mean them: each block with the scale of its largest value."""
     blocks = inputs.unflatten(-1, (-1, BLOCK))
-    scales = round_scales(blocks.abs().amax(-1, keepdim=True) / LARGEST / tensor_scale).float() * tensor_scale
+    scales = blocks.abs().amax(-1, keepdim=True) / LARGEST / tensor_scale
+    scales = scales.clamp(max=LARGEST_SCALE).to(SCALE_DTYPE).float()
+    # A block that is too small for any scale becomes zero, as it does at any that is far too large.
+    scales = torch.where(scales == 0, LARGEST_SCALE, scales) * tensor_scale
     return round_codes(blocks / scales).mul_(scales).flatten(-2)

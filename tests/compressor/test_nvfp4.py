@@ -65,6 +65,7 @@ def test_inputs_are_rounded_as_the_library_simulates_it(exponent, share, seed):
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(2, 5, 64, generator=generator) * torch.rand(64, generator=generator) * 2.0**exponent
     inputs[0, 0, :16] = 0
+    inputs[0, 1] *= 2.0**-19  # next to the others, some of these blocks are too small for any scale
     scale = activation_scale(inputs.abs().amax() * share, INPUTS)
     args = QuantizationConfig(config_groups={"NVFP4": ["Linear"]}).config_groups["NVFP4"].input_activations
     # Without its clipping, the library's scales overflow: e4m3 has no infinity.
