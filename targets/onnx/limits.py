@@ -68,7 +68,7 @@ def table_problems(architecture: Architecture, scheme: Scheme) -> Iterator[str]:
         yield f"onnxruntime looks up int4 and int8 embeddings, not {scheme}; choose target hf."
         return
     yield from group_problems({architecture.embedding: scheme})
-    block = block_size(scheme, architecture.hidden_size)
+    block = block_size(scheme, architecture.hidden_size, padding=0)
     # A row of the head would be padded, and the embedding has the same bytes.
     if block and architecture.hidden_size % block:
         yield (

@@ -17,8 +17,8 @@ from compressor.quantized import Scheme
 
 # onnxruntime's CPU kernel of MatMulNBits takes no other block size.
 BLOCK_SIZES = (256, 128, 64, 32, 16)
-# One scale a channel is repeated over blocks of the first size that divides the width, or of the last, padded.
-CHANNEL_BLOCK_SIZES = (128, 64, 32)
+# One scale a channel is repeated over blocks: large ones are faster, and padding is read for nothing.
+CHANNEL_PADDING = 1 / 8  # of the width, at most
 
 
 PACKED = "qkv_proj"  # what the matrix is called that q, k and v of a checkpoint are packed into
@@ -59,13 +59,18 @@ class Matrix:
     def block(self) -> int:
         """Block size along the input features that MatMulNBits is given."""
         assert self.scheme is not None
-        return block_size(self.scheme, self.columns)
+        return block_size(self.scheme, self.columns, 0 if self.is_looked_up else CHANNEL_PADDING)
 
 
-def block_size(scheme: Scheme, columns: int) -> int:
-    """The largest block size that carries `scheme` exactly, scales repeated over the blocks of a group; 0 is none."""
+def block_size(scheme: Scheme, columns: int, padding: float) -> int:
+    """The largest block size that carries `scheme` exactly, scales repeated over the blocks of a group; 0 is none.
+
+    Args:
+        padding: how much longer than `columns` a row of one scale a channel may become, as a part of it.
+    """
     if scheme.group_size is None:
-        return next((size for size in CHANNEL_BLOCK_SIZES if columns % size == 0), CHANNEL_BLOCK_SIZES[-1])
+        fitting = (size for size in BLOCK_SIZES if -columns % size <= columns * padding)
+        return next(fitting, BLOCK_SIZES[-1])
     return next((size for size in BLOCK_SIZES if scheme.group_size % size == 0), 0)
 
 
