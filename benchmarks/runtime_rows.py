@@ -23,19 +23,7 @@ GENAI = Peer(
         ["transformers==5.17.0", "onnx==1.23.2", "onnx-ir==1.1.0", "onnxruntime==1.31.1", "onnxruntime-genai==0.18.0"],
     ),
 )
-# For the instructions of a Zen 4, without those that only other processors have.
-CMAKE = {
-    "GGML_NATIVE": "OFF",
-    **dict.fromkeys(("GGML_AVX", "GGML_AVX2", "GGML_FMA", "GGML_F16C", "GGML_BMI2"), "ON"),
-    **dict.fromkeys(("GGML_AVX512", "GGML_AVX512_VBMI", "GGML_AVX512_VNNI", "GGML_AVX512_BF16"), "ON"),
-    **dict.fromkeys(("GGML_AMX_TILE", "GGML_AMX_INT8", "GGML_AMX_BF16", "LLAVA_BUILD", "MTMD_BUILD"), "OFF"),
-}
-LLAMA = Peer(
-    ".venv-llama",
-    "llama_cpp_peer.py",
-    (["numpy"], ["--no-binary", "llama-cpp-python", "llama-cpp-python==0.3.36"]),
-    {"CMAKE_ARGS": " ".join(f"-D{name}={value}" for name, value in CMAKE.items())},
-)
+LLAMA = Peer(".venv-llama-cpp", "llama_cpp_peer.py")
 # As the run script of an ONNX artifact sets it.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 CHANNEL, GROUPS = "gptq:group_size=channel,symmetric=false", "gptq:group_size=64"

@@ -157,6 +157,6 @@ def test_widths_that_would_be_padded_are_refused(tiny_model):
     architecture = Checkpoint.open(tiny_model("llama", hidden_size=72)).architecture
     (problem,) = OnnxInt8().embedding_problems(architecture, TABLE)
     assert problem == (
-        "onnxruntime takes a quantized embedding of a width that is a multiple of 32, not 72; "
+        "onnxruntime takes a quantized embedding of a width that is a multiple of 16, not 72; "
         "leave out the pass embeddings."
     )

@@ -10,6 +10,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.errors import RunError
 from compressor.quantized import Scheme
 from compressor.target import Target
+from targets.onnx.plan import block_size
 from targets.onnx.target import OnnxFp32, OnnxInt4, OnnxInt8
 
 TARGETS: dict[int, Target] = {4: OnnxInt4(), 8: OnnxInt8()}
@@ -58,6 +59,26 @@ def test_groups_that_are_multiples_of_a_block(tiny_model, quantize, assert_exact
 def test_width_that_is_no_multiple_of_a_block(tiny_model, quantize, assert_exact):
     checkpoint = quantize(tiny_model("llama", intermediate_size=72), Scheme(4, None, symmetric=False))
     assert_exact(OnnxInt4(accuracy_level=0), checkpoint)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_scale_a_channel_is_in_large_blocks_and_padded(tiny_model, quantize, lower, verified, bits):
+    sizes = {"hidden_size": 576, "intermediate_size": 512, "num_hidden_layers": 1, "head_dim": 64}
+    shape = sizes | {"num_attention_heads": 9, "num_key_value_heads": 3}
+    checkpoint = quantize(tiny_model("llama", **shape), Scheme(bits, None, symmetric=False))
+    artifact, _ = lower(TARGETS[bits], checkpoint)
+    assert verified(TARGETS[bits], artifact, checkpoint).mismatches == []
+    graph = onnx.load(artifact.root / "model.onnx", load_external_data=False).graph
+    values = [{one.name: one.i for one in node.attribute} for node in graph.node if node.op_type == "MatMulNBits"]
+    assert {(one["K"], one["block_size"]) for one in values} == {(576, 128), (512, 256)}
+
+
+@pytest.mark.parametrize(
+    ("columns", "padding", "block"),
+    [(576, 1 / 8, 128), (576, 0, 64), (1536, 1 / 8, 256), (72, 1 / 8, 16), (4096, 0, 256), (8, 0, 16)],
+)
+def test_blocks_of_one_scale_a_channel(columns, padding, block):
+    assert block_size(Scheme(4, None), columns, padding) == block
 
 
 @pytest.mark.parametrize(
