@@ -14,6 +14,7 @@ from peer import BENCHMARKS, Peer
 
 from compressor.gguf.container import GgufFile
 from compressor.source import open_model
+from targets.onnx import target
 
 GENAI = Peer(
     ".venv-genai",
@@ -24,8 +25,7 @@ GENAI = Peer(
     ),
 )
 LLAMA = Peer(".venv-llama-cpp", "llama_cpp_peer.py")
-# As the run script of an ONNX artifact sets it.
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+HUGE_PAGES = dict([target.HUGE_PAGES.split("=", 1)])  # as the run script of an ONNX artifact sets it
 CHANNEL, GROUPS = "gptq:group_size=channel,symmetric=false", "gptq:group_size=64"
 INT8_HEAD, INT4_HEAD = "embeddings:group_size=64", "embeddings:bits=4,group_size=32,scale_search=true"
 
