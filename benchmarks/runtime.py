@@ -153,9 +153,9 @@ class _Worker:
 
     def turn(self) -> dict:
         assert self._process.stdin is not None
+        time.sleep(0.05)  # threads of the row before may still spin
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        time.sleep(0.05)  # threads of the row before may still spin
         return json.loads(self._line())
 
     def end(self) -> None:
