@@ -128,6 +128,11 @@ class Checkpoint:
         raw = read_tensors(self.root, self.tensors, stored)
         return {parameter: self._assemble(parameter, raw) for parameter in parameters}
 
+    def scales(self, layer: str) -> torch.Tensor:
+        """The scales of a quantized layer alone, float32, in the shape that they are stored in; not of NF4."""
+        name = f"{layer}.{layout.SCALE}"
+        return read_tensors(self.root, self.tensors, [name])[name].float()
+
     def rewrite(
         self,
         out: Path,

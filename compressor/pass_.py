@@ -54,6 +54,7 @@ class Pass(Configurable, ABC):
     """
 
     comes_first: ClassVar[bool] = False  # its weights fit the model as it was trained, and no other
+    changes_floats: ClassVar[bool] = True  # beside those that it quantizes; so nothing is known of them before it ran
     chooses_schemes: ClassVar[bool] = False  # while it runs; its plan then shows each one that a linear may get
 
     @property

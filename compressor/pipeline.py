@@ -104,7 +104,8 @@ class Run:
                 self.recipe = self.recipe.for_model(source.checkpoint.schemes)
                 self.passes = self.recipe.build_passes()
                 check_pickles(self.passes, self.settings.allow_pickle)
-                check_plan(source.checkpoint, self.passes, self.target)
+                schemes = check_plan(source.checkpoint, self.passes, self.target)
+                check_values(source.checkpoint, self.passes, schemes, self.target)
                 self.original = source.checkpoint
                 for one in self.passes:
                     self.original = one.original(self.original)
@@ -375,6 +376,20 @@ def check_pickles(passes: list[Pass], allowed: bool) -> None:
         raise InputError(
             f"{first} is a pickle, which can run code when opened.", "Pass --allow-pickle if you trust its source."
         )
+
+
+def check_values(checkpoint: Checkpoint, passes: list[Pass], schemes: Mapping[str, Scheme], target: Target) -> None:
+    """See that the target can hold the numbers that no pass will change; `schemes` are those after all passes.
+
+    Raises:
+        InputError: it cannot.
+    """
+    rounded = {f"{layer}.weight" for layer in schemes}
+    known = not any(one.changes_floats for one in passes)
+    floats = [name for name in checkpoint.architecture.tensor_shapes() if known and name not in rounded]
+    problems = list(target.value_problems(checkpoint, floats))
+    if problems:
+        raise InputError(f"{target.name} cannot hold this: " + " ".join(problems), _remedy(checkpoint))
 
 
 def _remedy(checkpoint: Checkpoint) -> str | None:

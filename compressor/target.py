@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePath
@@ -152,6 +152,15 @@ class Target(Configurable, ABC):
 
     def embedding_problems(self, architecture: Architecture, scheme: Scheme) -> list[str]:
         """The same of an embedding quantized like this; asked of targets with `holds_quantized_embedding` only."""
+        return []
+
+    def value_problems(self, checkpoint: Checkpoint, floats: Sequence[str]) -> Iterable[str]:
+        """Why numbers cannot be lowered, as far as headers or one streaming read tell; asked before the first pass.
+
+        Args:
+            checkpoint: its quantized layers stay as they are.
+            floats: parameters that stay unquantized and as they are; others are not known yet.
+        """
         return []
 
     @abstractmethod

@@ -115,6 +115,7 @@ class AWQ(CalibratedPass, QuantizingPass):
     """Activation-aware scales, folded into what makes each input, then clipping and rounding to nearest."""
 
     name: ClassVar[str] = "awq"
+    changes_floats: ClassVar[bool] = True
     summary: ClassVar[str] = "scale up the inputs that matter, then round to nearest; needs calibration text"
 
     duo_scaling: bool = option(False, "try scales that even out the weights too, beside those of the inputs alone")

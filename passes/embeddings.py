@@ -36,6 +36,7 @@ class Embeddings(BlockPass):
     """Round the embedding table to integers."""
 
     name: ClassVar[str] = "embeddings"
+    changes_floats: ClassVar[bool] = False
     summary: ClassVar[str] = "round the embedding table to int8 or int4; a tied head shares its integers"
 
     bits: Literal[4, 8] = option(8, "bits per weight")

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -23,6 +23,8 @@ GROUP_SIZES = (128, 64, 32)
 @dataclass(frozen=True)
 class LinearPass(Pass):
     """Base of passes that round the weights of linears. Its fields say which; subclasses say how."""
+
+    changes_floats: ClassVar[bool] = False
 
     skip: tuple[str, ...] = option((), "layers to leave as they are: names or patterns such as *.down_proj")
     lm_head: Literal[4, 8] | bool = option(

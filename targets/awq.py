@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from compressor.checkpoint import Checkpoint, Weight
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact
-from targets.casting import float16_scales
+from targets.casting import float16_scales, scale_problems
 from targets.packing import awq_folder
 from targets.packing.awq_linear import pack_linear, stored_zero_points
 from targets.refusals import kind_reasons, one_scheme
+from targets.structure import PACKED_RULES, broken_packed_rules
 from targets.vllm import GROUP_SIZES, VllmFolder, packed_reasons
 
 
@@ -33,6 +34,7 @@ class AwqFolder(VllmFolder):
     preset = ("awq:symmetric=false",)
     takes_transposed = False  # AutoAWQ packs torch's own linears
     reader = awq_folder.READER
+    rules = PACKED_RULES
 
     def layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
         yield from kind_reasons(scheme, "int4", "awq:bits=4 or the target gptq")
@@ -44,6 +46,10 @@ class AwqFolder(VllmFolder):
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         inner = {name: scheme for name, scheme in schemes.items() if name != "lm_head"}
         return [*super().problems(architecture, schemes), *one_scheme(inner)]
+
+    def value_problems(self, checkpoint: Checkpoint, floats: Sequence[str]) -> Iterable[str]:
+        yield from super().value_problems(checkpoint, floats)
+        yield from scale_problems(checkpoint, torch.float16, "The target hf keeps them.")
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         notes = super().lower(checkpoint, out, progress)
@@ -72,6 +78,9 @@ class AwqFolder(VllmFolder):
         if isinstance(weight, QuantizedWeight):
             return replace(weight, zero_points=stored_zero_points(weight))
         return super().expected(name, weight)
+
+    def broken_rules(self, artifact: Artifact) -> list[str]:
+        return broken_packed_rules(artifact.root)
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         return awq_folder.read_folder(artifact.root)

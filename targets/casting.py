@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ DTYPE_HELP = (
     "dtype of what stays unquantized; auto keeps a 16-bit one and makes float32 bfloat16, which cannot overflow"
 )
 
+BFLOAT16_WORKS = "dtype=bfloat16 works."
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -37,6 +38,42 @@ def cast(choice: ServedDtype, weight: Weight) -> Weight:
     return weight if isinstance(weight, QuantizedWeight) else weight.to(cast_dtype(choice, weight.dtype))
 
 
+def float_problems(
+    choice: ServedDtype, checkpoint: Checkpoint, floats: Sequence[str], remedy: str = BFLOAT16_WORKS
+) -> Iterator[str]:
+    """Why the parameters `floats` have no common dtype, or are beyond float16; they are read for that only."""
+    if not floats:
+        return
+    try:
+        served = _common_dtype(choice, (checkpoint.tensors[name].dtype for name in floats))
+    except InputError as error:
+        yield f"{error} {error.hint}"
+        return
+    for name in floats if served == torch.float16 else ():
+        if checkpoint.tensors[name].dtype == served:
+            continue
+        (tensor,) = checkpoint.read([name]).values()
+        assert isinstance(tensor, torch.Tensor)
+        if sentence := _overflow(name, tensor, tensor.to(served)):
+            yield f"{sentence} {remedy}"
+
+
+def scale_problems(checkpoint: Checkpoint, held_in: torch.dtype, remedy: str) -> Iterator[str]:
+    """Which layer that is quantized already has scales that a dtype would round; the first of them."""
+    for layer, scheme in checkpoint.schemes.items():
+        if scheme.kind in ("nf4", "nvfp4"):
+            continue
+        scales = checkpoint.scales(layer)
+        if not torch.equal(scales.to(held_in).float(), scales):
+            yield f"The scales of {layer} are not exact in {dtype_name(held_in)}, in which they are held. {remedy}"
+            return
+
+
+def other_dtype(dtype: torch.dtype) -> str:
+    """What to try where scales are not exact in one of the two 16-bit dtypes."""
+    return f"Try dtype={'float16' if dtype == torch.bfloat16 else 'bfloat16'}, or the target hf."
+
+
 def float16_scales(layer: str, weight: QuantizedWeight) -> torch.Tensor:
     """The scales as GPTQ and AWQ folders hold them, whatever the model's dtype: float16 [groups, out_features].
 
@@ -53,6 +90,16 @@ def float16_scales(layer: str, weight: QuantizedWeight) -> torch.Tensor:
     return narrow
 
 
+def _overflow(name: str, tensor: torch.Tensor, served: torch.Tensor) -> str | None:
+    """Which value the cast of `tensor` to `served` made infinite, in a sentence."""
+    # Extremes rather than masks, which would be as large as the embedding itself.
+    low, high = torch.aminmax(served)
+    if not bool(torch.isinf(low)) and not bool(torch.isinf(high)):
+        return None
+    value = float(tensor.min() if bool(torch.isinf(low)) else tensor.max())
+    return f"{name} holds {value:.3g}, which {dtype_name(served.dtype)} does not reach."
+
+
 class Caster:
     """Casts the unquantized tensors of one checkpoint and counts what it did.
 
@@ -67,9 +114,9 @@ class Caster:
         self,
         choice: ServedDtype | Literal["float32"],
         checkpoint: Checkpoint,
-        remedy: str = "dtype=bfloat16 works.",
+        remedy: str = BFLOAT16_WORKS,
     ) -> None:
-        self.dtype, self._remedy = _common_dtype(choice, checkpoint), remedy
+        self.dtype, self._remedy = _common_dtype(choice, _float_dtypes(checkpoint)), remedy
         self._casts: Counter[torch.dtype] = Counter()
         self._flushed = 0
 
@@ -82,11 +129,8 @@ class Caster:
         if tensor.dtype == self.dtype:
             return tensor
         served = tensor.to(self.dtype)
-        # Extremes and counts rather than masks, which would be as large as the embedding itself.
-        low, high = torch.aminmax(served)
-        if bool(torch.isinf(low)) or bool(torch.isinf(high)):
-            value = float(tensor.min() if bool(torch.isinf(low)) else tensor.max())
-            raise InputError(f"{name} holds {value:.3g}, which {dtype_name(self.dtype)} does not reach.", self._remedy)
+        if sentence := _overflow(name, tensor, served):
+            raise InputError(sentence, self._remedy)
         self._casts[tensor.dtype] += 1
         self._flushed += int(torch.count_nonzero(tensor) - torch.count_nonzero(served))
         return served
@@ -141,14 +185,19 @@ def _legacy_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_theta": rope["rope_theta"], "rope_scaling": None if is_plain else scaling, **partial}
 
 
-def _common_dtype(choice: ServedDtype | Literal["float32"], checkpoint: Checkpoint) -> torch.dtype:
+def _float_dtypes(checkpoint: Checkpoint) -> Iterator[torch.dtype]:
+    """Dtypes of all parameters that are not quantized."""
     # Codes that are stored as they are lie under the name of the weight.
     codes = {f"{layer}.weight" for layer in checkpoint.schemes}
     parameters = checkpoint.architecture.tensor_shapes().keys() - codes
-    floating = {checkpoint.tensors[name].dtype for name in parameters if name in checkpoint.tensors}
-    served = {cast_dtype(choice, stored) for stored in floating}
+    return (checkpoint.tensors[name].dtype for name in parameters if name in checkpoint.tensors)
+
+
+def _common_dtype(choice: ServedDtype | Literal["float32"], stored: Iterable[torch.dtype]) -> torch.dtype:
+    floating = set(stored)
+    served = {cast_dtype(choice, dtype) for dtype in floating}
     if len(served) > 1:
-        kinds = " and ".join(sorted(dtype_name(stored) for stored in floating))
+        kinds = " and ".join(sorted(dtype_name(dtype) for dtype in floating))
         raise InputError(
             f"The checkpoint mixes {kinds}, so that dtype=auto has no answer.", "dtype=bfloat16 or dtype=float16 works."
         )

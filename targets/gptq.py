@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +20,12 @@ from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact, Session
-from targets.casting import float16_scales
+from targets.casting import float16_scales, scale_problems
 from targets.packing import gptq_folder
 from targets.packing.gptq_linear import Version, holds_zero, pack_linear
 from targets.packing.stored import in_memory
 from targets.refusals import kind_reasons, one_scheme
+from targets.structure import PACKED_RULES, broken_packed_rules
 from targets.vllm import RUNTIME, VllmFolder, packed_reasons
 
 
@@ -40,6 +41,7 @@ class GptqFolder(VllmFolder):
     summary = "int4 or int8 weights as AutoGPTQ and GPTQModel write them (vLLM: symmetric ones)"
     runtime = "vLLM >= 0.10, or transformers with gptqmodel"
     reader = gptq_folder.READER
+    rules = f"{PACKED_RULES}, and config.json and quantize_config.json say the same"
 
     checkpoint_format: Literal["auto", "gptq", "gptq_v2"] = option(
         "auto", "how zero points are stored: less by one (gptq) or as they are (gptq_v2); auto is gptq if none is 0"
@@ -53,6 +55,10 @@ class GptqFolder(VllmFolder):
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         inner = {name: scheme for name, scheme in schemes.items() if name != "lm_head"}
         return [*super().problems(architecture, schemes), *one_scheme(inner)]
+
+    def value_problems(self, checkpoint: Checkpoint, floats: Sequence[str]) -> Iterable[str]:
+        yield from super().value_problems(checkpoint, floats)
+        yield from scale_problems(checkpoint, torch.float16, "The target hf keeps them.")
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         if self.checkpoint_format != "auto":
@@ -77,6 +83,9 @@ class GptqFolder(VllmFolder):
         settings = _settings(checkpoint, self.checkpoint_format)
         write_json(out / "quantize_config.json", settings)
         return settings
+
+    def broken_rules(self, artifact: Artifact) -> list[str]:
+        return [*broken_packed_rules(artifact.root), *gptq_folder.broken_settings(artifact.root)]
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         return in_memory(gptq_folder.read_folder(artifact.root), artifact.root)

@@ -22,6 +22,7 @@ from compressor.decoder import attention_implementation
 from compressor.measure.torch_session import TorchSession, check_memory
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
+from compressor.requirements import unfit
 from compressor.shards import INDEX
 from compressor.target import Artifact, Runtime, Session, Target, Tolerance
 from compressor.writer import copy_companions
@@ -89,7 +90,7 @@ class HuggingFace(Target):
         return BY_DTYPE[torch.bfloat16 if _has(checkpoint.schemes, "nvfp4") else checkpoint.dtype]
 
     def why_not_run(self) -> str | None:
-        return None
+        return unfit("transformers") or unfit("compressed-tensors")
 
     def open(self, artifact: Artifact, **options: Any) -> Session:
         """Open with transformers, which decompresses the weights through compressed-tensors or bitsandbytes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +18,17 @@ from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight
 from compressor.target import Target
 from compressor.writer import ShardWriter, copy_companions
-from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, served_config
+from targets.casting import (
+    DTYPE_HELP,
+    Caster,
+    ServedDtype,
+    cast,
+    cast_dtype,
+    float_problems,
+    other_dtype,
+    scale_problems,
+    served_config,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,13 @@ class ServedFolder(Target):
         Raises:
             InputError: it cannot.
         """
+
+    def value_problems(self, checkpoint: Checkpoint, floats: Sequence[str]) -> Iterable[str]:
+        found = list(float_problems(self.dtype, checkpoint, floats))
+        if floats and not found and self.scales_are_served_in_dtype:
+            dtype = cast_dtype(self.dtype, checkpoint.tensors[floats[0]].dtype)
+            found += scale_problems(checkpoint, dtype, other_dtype(dtype))
+        return found
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         caster, shards = Caster(self.dtype, checkpoint), ShardWriter(out)

@@ -233,7 +233,7 @@ def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
 
     from compressor.cli import emit_json
     from compressor.cli.progress import ConsoleProgress
-    from compressor.pipeline import check_gate, check_pickles, check_plan
+    from compressor.pipeline import check_gate, check_pickles, check_plan, check_values
     from compressor.source import open_model
 
     check_gate(recipe, recipe.build_target())
@@ -248,8 +248,9 @@ def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
         )
         recipe = recipe.for_model(source.checkpoint.schemes)
         check_pickles(recipe.build_passes(), options["allow_pickle"])
-        schemes = check_plan(source.checkpoint, recipe.build_passes(), recipe.build_target())
-    passes = recipe.build_passes()
+        passes, target = recipe.build_passes(), recipe.build_target()
+        schemes = check_plan(source.checkpoint, passes, target)
+        check_values(source.checkpoint, passes, schemes, target)
     architecture = source.checkpoint.architecture
     for one in passes:
         architecture = one.reshaped(architecture)
@@ -259,7 +260,7 @@ def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
     if as_json:
         emit_json({"recipe": recipe.written_out(), "linears": counts, "chosen_by": choosing})
         return
-    click.echo(" -> ".join([recipe.model, *(one.spelled() for one in passes), recipe.build_target().name]))
+    click.echo(" -> ".join([recipe.model, *(one.spelled() for one in passes), target.name]))
     for scheme, count in counts.items():
         click.echo(f"  {scheme}" if choosing else f"  {count:5} linears  {scheme}")
     if choosing:

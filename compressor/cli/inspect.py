@@ -47,7 +47,7 @@ def describe(path: Path) -> dict[str, Any]:
     if path.suffix == ".gguf":
         return _gguf(path)
     if (path / MANIFEST).is_file():
-        return _artifact(path, MANIFEST)
+        return _artifact(path)
     if (path / LEDGER_FILE).is_file():
         return _run(path)
     if is_adapter(path):
@@ -119,18 +119,19 @@ def _shape(shape: Architecture) -> dict[str, Any]:
     }
 
 
-def _artifact(path: Path, manifest_name: str) -> dict[str, Any]:
+def _artifact(path: Path) -> dict[str, Any]:
     from compressor.files import folder_bytes
+    from compressor.manifest import read_manifest
     from compressor.report.tables import size
 
-    manifest = json.loads((path / manifest_name).read_text())
+    manifest = read_manifest(path)
     return {
         "kind": "artifact",
-        "target": manifest["target"],
-        "options": json.dumps(manifest["options"]),
-        "quantized linears": dict(Counter(manifest["schemes"].values())),
-        "made from": manifest["input"],
-        "files": f"{len(manifest['files'])}, {size(folder_bytes(path))}",
+        "target": manifest.target,
+        "options": json.dumps(manifest.options),
+        "quantized linears": dict(Counter(manifest.schemes.values())),
+        "made from": manifest.input,
+        "files": f"{len(manifest.files)}, {size(folder_bytes(path))}",
     }
 
 

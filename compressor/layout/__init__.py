@@ -3,6 +3,7 @@
 from compressor.layout.config import check_together, quantization_config, read_schemes, reads_kv_cache
 from compressor.layout.nvfp4 import pack_e2m1
 from compressor.layout.tensors import (
+    SCALE,
     decode,
     encode,
     narrowed,
@@ -14,6 +15,7 @@ from compressor.layout.tensors import (
 from compressor.layout.words import pack_words, unpack_words
 
 __all__ = [
+    "SCALE",
     "check_together",
     "decode",
     "encode",

@@ -7,7 +7,7 @@ symmetric scheme in whole blocks is held bit for bit.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,10 +21,11 @@ from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact, Session, Target, Tolerance
-from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, dtype_name
+from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, dtype_name, float_problems, scale_problems
 from targets.engines import LLAMA_CPP
 from targets.gguf.metadata import RUNTIME, architecture_problems, context_length
 from targets.gguf.reader import READER, read_file
+from targets.gguf.rules import RULES, broken_rules
 from targets.gguf.writer import block_kind, write_file
 from targets.packing.gguf_blocks import BLOCK
 from targets.refusals import refusals
@@ -41,6 +42,7 @@ class GgufTarget(Target):
     runtime = f"{RUNTIME} (llama-server)"
     engine = LLAMA_CPP
     reader = READER
+    rules = RULES
     holds_quantized_embedding = True
     bits: ClassVar[int]  # of at least one layer
     kinds: ClassVar[tuple[str, ...]]  # of codes that a layer may have
@@ -59,6 +61,11 @@ class GgufTarget(Target):
         shape = (architecture.vocab_size, architecture.hidden_size)
         return [f"{architecture.embedding}: {reason}." for reason in self._layer_reasons(scheme, *shape)]
 
+    def value_problems(self, checkpoint: Checkpoint, floats: Sequence[str]) -> Iterable[str]:
+        matrices = [name for name in floats if len(checkpoint.parameters[name]) > 1]  # norms and biases are float32
+        yield from float_problems(self.dtype, checkpoint, matrices)
+        yield from scale_problems(checkpoint, torch.float16, "The target hf keeps them.")
+
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         caster = Caster(self.dtype, checkpoint)
         write_file(out / FILE, checkpoint, caster, f"MOSTLY_Q{self.bits}_0", progress)
@@ -66,6 +73,9 @@ class GgufTarget(Target):
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         return read_file(artifact.root / FILE)
+
+    def broken_rules(self, artifact: Artifact) -> list[str]:
+        return broken_rules(artifact.root / FILE)
 
     def expected(self, name: str, weight: Weight) -> Weight:
         if isinstance(weight, QuantizedWeight) or weight.dim() > 1:

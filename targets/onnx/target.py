@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,13 +21,16 @@ from compressor.files import write_json
 from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
+from compressor.requirements import unfit
 from compressor.target import Artifact, Session, StoredTensor, Target, Tolerance, Variant
 from compressor.writer import copy_companions
-from targets.casting import Caster, dtype_name, served_config
+from targets.casting import Caster, dtype_name, float_problems, served_config
 from targets.onnx.limits import by_kind, group_problems, have, shape_problems, table_problems
 from targets.onnx.plan import Plan
 from targets.tolerances import BY_DTYPE, ROUNDED
 
+FP32_WORKS = "The target onnx-fp32 works."
+INSTALL = "pip install 'llmc-compiler[onnx]'"
 EXACT, FAST = 0, 4  # accuracy levels of MatMulNBits
 # Asks glibc for pages of 2 MiB; other C libraries do not look at it. A token reads all weights, and finding them in
 # pages of 4 KiB is up to a quarter of its time.
@@ -45,7 +48,7 @@ class _Onnx(Target):
     rules = "graph, external data and genai_config.json fit together"
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
-        return [*shape_problems(architecture), *self._scheme_problems(schemes)]
+        return [*package_problems(), *shape_problems(architecture), *self._scheme_problems(schemes)]
 
     @abstractmethod
     def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> Iterable[str]: ...
@@ -105,7 +108,7 @@ class _Onnx(Target):
 
     def why_not_run(self) -> str | None:
         missing = missing_package()
-        return None if missing is None else f"{missing} is not installed (pip install 'llmc-compiler[onnx]')"
+        return unfit("onnxruntime") if missing is None else f"{missing} is not installed ({INSTALL})"
 
     def open(self, artifact: Artifact, **options: Any) -> Session:
         """Open on plain onnxruntime.
@@ -150,7 +153,10 @@ class OnnxFp16(_Float):
     compute = torch.float16
 
     def _caster(self, checkpoint: Checkpoint) -> Caster:
-        return Caster("float16", checkpoint, "The target onnx-fp32 works.")
+        return Caster("float16", checkpoint, FP32_WORKS)
+
+    def value_problems(self, checkpoint: Checkpoint, floats: Sequence[str]) -> Iterable[str]:
+        return float_problems("float16", checkpoint, floats, FP32_WORKS)
 
 
 @dataclass(frozen=True)
@@ -243,6 +249,12 @@ def run_with_genai(path: str) -> str:
 def missing_package() -> str | None:
     """The first package that ONNX files need and that is not installed."""
     return next((package for package in ("onnx", "onnxruntime") if find_spec(package) is None), None)
+
+
+def package_problems() -> list[str]:
+    """Why no artifact could be written and read back here."""
+    missing = missing_package()
+    return [] if missing is None else [f"ONNX files need {missing}, which is missing; {INSTALL}."]
 
 
 def require_packages() -> None:

@@ -42,6 +42,15 @@ class Settings:
         return cls(own["bits"], own["sym"], own["group_size"], own["checkpoint_format"] == "gptq")
 
 
+def broken_settings(root: Path) -> list[str]:
+    """What is wrong with the two config files, in a sentence, if anything is."""
+    try:
+        Settings.read(root)
+    except (RunError, OSError, ValueError, KeyError) as error:
+        return [str(error) if isinstance(error, RunError) else f"A config file cannot be read ({error})."]
+    return []
+
+
 def unpack_integers(words: np.ndarray, bits: int) -> np.ndarray:
     """int32 words [rows, n] to unsigned integers, int16 [rows, n * 32 / bits]."""
     unsigned = words.view(np.uint32)

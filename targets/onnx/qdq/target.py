@@ -16,11 +16,12 @@ from compressor.files import write_json
 from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
+from compressor.requirements import unfit
 from compressor.target import Artifact, Session, StoredTensor, Target, Tolerance
 from compressor.writer import copy_companions
 from targets.casting import Caster, served_config
 from targets.onnx.qdq.limits import layer_reasons, shape_problems
-from targets.onnx.target import missing_package, require_packages, run_with_genai
+from targets.onnx.target import INSTALL, missing_package, package_problems, require_packages, run_with_genai
 from targets.refusals import refusals
 
 GRAPH = "model.onnx"
@@ -46,7 +47,7 @@ class QdqTarget(Target):
         found = refusals("TensorRT", self._layer_reasons, architecture, schemes, example, fuses=False)
         if schemes and not found and own not in {scheme.kind for scheme in schemes.values()}:
             found.append(f"No layer is {own}; the target {self.taker} takes these, or quantize with {example}.")
-        return [*shape_problems(architecture), *found]
+        return [*package_problems(), *shape_problems(architecture), *found]
 
     def _layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
         if scheme.kind in self.kinds:
@@ -114,7 +115,7 @@ class _OnnxQdq(QdqTarget):
 
     def why_not_run(self) -> str | None:
         missing = missing_package()
-        return None if missing is None else f"{missing} is not installed (pip install 'llmc-compiler[onnx]')"
+        return unfit("onnxruntime") if missing is None else f"{missing} is not installed ({INSTALL})"
 
     def open(self, artifact: Artifact, **options: Any) -> Session:
         """Open on plain onnxruntime; `threads` as in `targets.onnx.session.OnnxSession`."""

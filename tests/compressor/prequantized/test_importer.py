@@ -429,3 +429,20 @@ def assert_layers(checkpoint, linears):
     for layer, wanted in linears.items():
         found = checkpoint.read([f"{layer}.weight"])[f"{layer}.weight"]
         np.testing.assert_array_equal(found.codes.numpy().astype(int) + 8, wanted.codes)
+
+
+@pytest.mark.parametrize(
+    ("own", "dynamic", "sentence"),
+    [
+        ({"k_proj": (4, 64)}, {r".*\.k_proj": {"group_size": 64}}, "fuses q_proj/k_proj/v_proj, which have different"),
+        ({"layers.1.mlp.up_proj": None}, {r"-:.*1\.mlp\.up_proj": {}}, "fuses gate_proj/up_proj; quantize all of them"),
+    ],
+)
+@pytest.mark.parametrize("target", ["vllm-int4", "trt-int4", "gptq"])
+def test_layers_that_are_fused_and_differ(packed_model, llmc, tmp_path, target, own, dynamic, sentence):
+    """Folders of other tools may give each layer its settings, which runtimes that fuse layers do not take."""
+    root, _ = packed_model(symmetric=True, group_size=32, layer_settings=own, settings={"dynamic": dynamic})
+    code, _, err = llmc("compress", root, "-t", target, "--measure", "none", "-o", tmp_path / "out")
+    assert (code, sentence in err) == (2, True)
+    assert not (tmp_path / "out").exists()
+    assert llmc("compress", root, "-t", "hf", "--measure", "none", "-o", tmp_path / "out")[0] == 0

@@ -1,0 +1,134 @@
+"""What a target cannot hold is refused before any work, where headers or one reading of the tensors tell."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.requirements import unfit
+
+EMBEDDING = "model.embed_tokens.weight"
+LAYER = "model.layers.1.mlp.down_proj"
+
+
+def replace_tensors(root, **changed):
+    tensors = load_file(root / "model.safetensors")
+    save_file(tensors | changed, root / "model.safetensors", metadata={"format": "pt"})
+    return root
+
+
+@pytest.fixture
+def refused(llmc, tmp_path):
+    """Run a request that must be refused, for real and as a dry run; the sentence, and nothing is left."""
+
+    def run(root, *words):
+        out = tmp_path / "out"
+        for mode in ("--dry-run", "--resume"):
+            code, _, err = llmc("compress", root, *words, "--measure", "none", "-o", out, mode)
+            assert code == 2
+            assert not out.exists()
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("target", "remedy"),
+    [
+        ("trt-int4:dtype=float16", "dtype=bfloat16 works"),
+        ("vllm-int4:dtype=float16", "dtype=bfloat16 works"),
+        ("gguf-q4_0:dtype=float16", "dtype=bfloat16 works"),
+        ("onnx-fp16", "The target onnx-fp32 works"),
+    ],
+)
+def test_a_value_beyond_float16(tiny_model, refused, target, remedy):
+    table = torch.zeros(288, 64)
+    table[7, 7] = -1e5
+    root = replace_tensors(tiny_model("llama"), **{EMBEDDING: table})
+    passes = () if target == "onnx-fp16" else ("--pass", "rtn:group_size=64")
+    err = refused(root, "-t", target, *passes)
+    assert f"{EMBEDDING} holds -1e+05, which float16 does not reach" in err
+    assert remedy in err
+
+
+def test_two_dtypes(tiny_model, refused, recast_to_half):
+    root = replace_tensors(recast_to_half(tiny_model("llama")), **{EMBEDDING: torch.zeros(288, 64)})
+    err = refused(root, "-t", "trt-int4", "--pass", "rtn:group_size=64")
+    assert "The checkpoint mixes float16 and float32, so that dtype=auto has no answer" in err
+    assert "dtype=bfloat16 or dtype=float16 works" in err
+
+
+@pytest.fixture
+def recast_to_half():
+    def recast(root):
+        halves = {name: tensor.half() for name, tensor in load_file(root / "model.safetensors").items()}
+        return replace_tensors(root, **halves)
+
+    return recast
+
+
+def test_what_a_pass_rounds_or_changes_is_not_judged_before(tiny_model, llmc, recast_to_half, tmp_path):
+    """The one tensor of another dtype is quantized, so that the rest has a dtype."""
+    root = recast_to_half(tiny_model("llama"))
+    wide = load_file(root / "model.safetensors")[f"{LAYER}.weight"].float()
+    replace_tensors(root, **{f"{LAYER}.weight": wide})
+    words = ("-t", "trt-int4", "--pass", "rtn:group_size=64", "--measure", "none", "-o", tmp_path / "out")
+    assert llmc("compress", root, *words)[0] == 0
+
+
+@pytest.mark.parametrize("scale", [1e5, 2.0**-26, 1 / 3])
+@pytest.mark.parametrize(
+    ("target", "dtype"), [("gptq", "float16"), ("gguf-q4_0", "float16"), ("trt-int4", "bfloat16"), ("awq", "float16")]
+)
+def test_scales_of_a_quantized_model(tiny_model, llmc, refused, tmp_path, target, dtype, scale):
+    """Beyond float16, below its steps, between them. bfloat16 reaches as far as float32."""
+    words = ("-t", "hf", "--pass", "rtn:group_size=64", "--measure", "none", "-o", tmp_path / "made")
+    assert llmc("compress", tiny_model("llama"), *words)[0] == 0
+    root = tmp_path / "made" / "artifact"
+    (root / "llmc-manifest.json").unlink()
+    scales = load_file(root / "model.safetensors")[f"{LAYER}.weight_scale"].clone()
+    scales[3, 0] = scale
+    replace_tensors(root, **{f"{LAYER}.weight_scale": scales})
+    if dtype == "bfloat16" and scale == 2.0**-26:
+        assert llmc("compress", root, "-t", target, "--measure", "none", "-o", tmp_path / "out")[0] == 0
+        return
+    err = refused(root, "-t", target)
+    assert f"The scales of {LAYER} are not exact in {dtype}" in err
+    assert "--requantize" in err
+
+
+# ---- runtimes
+
+
+def test_without_a_runtime_the_artifact_is_written_and_the_ledger_says_so(tiny_model, llmc, tmp_path):
+    out = tmp_path / "out"
+    workload = ("--prompt", 8, "--output-tokens", 4)
+    words = ("-t", "trt-int4", "--pass", "rtn:group_size=64", *workload, "-o", out)
+    assert llmc("compress", tiny_model("llama"), *words)[0] == 0
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert ledger["artifact"]["verified"]["mismatches"] == []
+    assert "needs an NVIDIA GPU" in ledger["steps"][-1]["not_run"]
+    code, shown, _ = llmc("verify", out)
+    assert code == 0
+    assert "not run: none was recorded, since TensorRT-LLM needs an NVIDIA GPU" in shown
+
+
+def test_onnx_files_are_refused_where_they_cannot_be_read_back(tiny_model, refused, monkeypatch):
+    monkeypatch.setattr("targets.onnx.target.find_spec", lambda name: None)
+    err = refused(tiny_model("llama"), "-t", "onnx-int4", "--pass", "rtn:group_size=32")
+    assert "ONNX files need onnx, which is missing; pip install 'llmc-compiler[onnx]'" in err
+
+
+@pytest.mark.parametrize(("target", "package"), [("hf", "transformers"), ("onnx-fp32", "onnxruntime")])
+def test_a_runtime_of_an_unfit_version_is_not_asked(tiny_model, llmc, tmp_path, monkeypatch, target, package):
+    """An artifact is written and checked all the same; another version that fits is only mentioned."""
+    out = tmp_path / "out"
+    (tmp_path / "recipe.yaml").write_text(f"model: {tiny_model('llama')}\ntarget: {target}\npasses: []\n")
+    words = ("--recipe", tmp_path / "recipe.yaml", "--prompt", 8, "--output-tokens", 4, "-o", out)
+    assert llmc("compress", *words)[0] == 0
+    assert unfit(package) is None
+    monkeypatch.setattr("compressor.requirements.version", lambda name: "1.2.3")
+    code, shown, _ = llmc("verify", out)
+    assert code == 0
+    assert f"generation not run: {package} 1.2.3 is installed, and llmc works with" in shown
