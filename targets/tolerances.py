@@ -1,4 +1,8 @@
-"""How far apart logits may be, by what a runtime computes with; in nats. See docs/verify.md."""
+"""How far apart logits may be, by what a runtime computes with; in nats. See docs/verify.md.
+
+Each is at least three times the largest distance between instruction sets, threads and graph optimization levels in
+benchmarks/results/tolerances.md, where a model of eight layers was measured: deeper ones sum more.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import torch
 from compressor.target import Tolerance
 
 ROUNDED = Tolerance(0.5, "activations are rounded to eight bits, after sums in another order")
-ROUNDED_TO_FOUR = Tolerance(2.0, "activations are rounded to four bits, after sums in another order")
+ROUNDED_TO_FOUR = Tolerance(4.0, "activations are rounded to four bits, after sums in another order")
 BY_DTYPE = {
     torch.float32: Tolerance(1e-3, "float32 sums are taken in another order"),
     torch.float16: Tolerance(0.1, "float16 activations are rounded to 11 bits, after sums in another order"),
