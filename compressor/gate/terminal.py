@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -11,6 +11,8 @@ from compressor.gate import wording
 from compressor.gate.decide import Decision, Verdict
 
 COLORS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
+WIDE = 110  # columns of a terminal that has room for the whole table
+LEFT_OUT = ("before", "now")  # where there is none
 
 
 def show(decision: Decision, console: Console) -> None:
@@ -18,17 +20,20 @@ def show(decision: Decision, console: Console) -> None:
     color = COLORS[decision.verdict]
     console.print(f"[bold {color}]{decision.verdict}[/]  {escape(wording.headline(decision))}", highlight=False)
     console.print()
-    console.print(_table(decision))
+    console.print(_table(decision, console.width))
     for remark in wording.remarks(decision):
         console.print(f"[yellow]•[/] {escape(remark)}", highlight=False)
 
 
-def _table(decision: Decision) -> Table:
+def _table(decision: Decision, width: int) -> Table:
     plain = wording.table(decision)
-    table = Table(box=box.SIMPLE_HEAD)
-    for number, header in enumerate(plain.headers):
-        table.add_column(escape(header), justify="right" if 0 < number < len(plain.headers) - 1 else "left")
+    shown = [at for at in range(len(plain.headers)) if width >= WIDE or plain.headers[at] not in LEFT_OUT]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for at in shown:
+        is_text = at in (0, len(plain.headers) - 1)
+        justify: JustifyMethod = "left" if is_text else "right"
+        table.add_column(escape(plain.headers[at]), justify=justify, no_wrap=at > 0, min_width=11 if at == 0 else None)
     for one, cells in zip(decision.findings, plain.rows, strict=True):
-        *others, verdict = map(escape, cells)
+        *others, verdict = (escape(cells[at]) for at in shown)
         table.add_row(*others, f"[{COLORS[one.verdict]}]{verdict}[/]")
     return table

@@ -9,6 +9,7 @@ from compressor.gate.statistics import POWER
 from compressor.report.tables import MISSING, Table
 
 SUFFIXES = {"share": "%", "points": " points", "nats": " nats"}
+NARROW = {"share": "%", "points": " pp", "nats": ""}  # in cells
 
 
 def headline(decision: Decision) -> str:
@@ -74,7 +75,7 @@ def p_value(one: Finding) -> str:
 def table(decision: Decision) -> Table:
     """One line a metric."""
     interval = f"{100 * (1 - 2 * decision.alpha):g}% interval"
-    headers = ("metric", "before", "now", "worse by", interval, "limit", "could see", "verdict")
+    headers = ("metric", "before", "now", "worse", interval, "limit", "could see", "verdict")
     return Table("Gate", headers, [_cells(one) for one in decision.findings])
 
 
@@ -83,10 +84,10 @@ def _cells(one: Finding) -> tuple[str, ...]:
         one.title,
         MISSING if one.before is None else figure(one, one.before),
         figure(one, one.after),
-        amount(one, one.change),
+        _cell(one, one.change),
         _interval(one),
-        amount(one, one.limit),
-        amount(one, one.detectable),
+        _cell(one, one.limit),
+        _cell(one, one.detectable),
         str(one.verdict),
     )
 
@@ -95,7 +96,11 @@ def _interval(one: Finding) -> str:
     if one.lower is None or one.upper is None:
         return MISSING
     lower, upper = (_number(one, bound) if math.isfinite(bound) else "?" for bound in (one.lower, one.upper))
-    return f"{lower} to {upper}{SUFFIXES[one.unit]}"
+    return f"{lower} to {upper}"
+
+
+def _cell(one: Finding, value: float | None) -> str:
+    return MISSING if value is None else _number(one, value) + NARROW[one.unit]
 
 
 def figure(one: Finding, value: float) -> str:
@@ -115,6 +120,8 @@ def remarks(decision: Decision) -> list[str]:
         f"each is wrong at most {100 * decision.alpha:g}% of the time{adjusted}. Could see: how far from its limit a "
         f"true change is told from it {100 * POWER:g}% of the time."
     )
+    if any(one.unit == "points" for one in decision.findings):
+        reading += " pp: percentage points."
     return [*decision.notes, reading]
 
 
