@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from compressor import registry
 from compressor.architecture import FAMILIES, Architecture, resolve
+from compressor.errors import InputError
 from compressor.pass_ import Pass
 from compressor.quantized import Scheme
 from compressor.target import Target
@@ -34,10 +35,13 @@ def preset(target: Target) -> list[Pass]:
 
 
 def problems(architecture: Architecture, target: Target) -> list[str]:
-    """What the target says of a model of this shape, quantized by its preset."""
+    """What the target, or a pass of its preset, says of a model of this shape, quantized by that preset."""
     schemes: Mapping[str, Scheme] = {}
-    for one in preset(target):
-        schemes = one.plan(architecture, schemes)
+    try:
+        for one in preset(target):
+            schemes = one.plan(architecture, schemes)
+    except InputError as error:
+        return [str(error)]
     return target.problems(architecture, schemes)
 
 
