@@ -33,19 +33,19 @@ def build(
     log = _Log()
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    if not trt.OnnxParser(network, log).parse_from_file(str(graph)):
+    parser = trt.OnnxParser(network, log)  # the network's weights are its memory, until the engine is built
+    if not parser.parse_from_file(str(graph)):
         raise RunError(f"TensorRT-RTX {VERSION} does not take the graph: {log.last_error}")
     settings = builder.create_builder_config()
     settings.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
         settings.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), index)
     settings.add_optimization_profile(_profile(builder, shapes))
-    # Both are used by the builder until it is done, and it does not keep them.
-    settings.progress_monitor = monitor = _Monitor(step)
+    monitor = _Monitor(step)  # named, like the writer, since the builder does not keep it alive
+    settings.progress_monitor = monitor
     with engine.open("wb") as file:
         writer = _Writer(file)
         built = builder.build_serialized_network_to_stream(network, settings, writer)
-    del monitor, writer
     if not built:
         raise RunError(f"TensorRT-RTX {VERSION} cannot build the engine: {log.last_error}")
 

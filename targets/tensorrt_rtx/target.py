@@ -22,7 +22,7 @@ from compressor.target import Artifact, StoredTensor
 from targets.onnx.qdq.target import GRAPH, QdqTarget
 from targets.onnx.target import require_packages
 from targets.serving import SERVED_LENGTH
-from targets.tensorrt_rtx.description import CODES, ENGINE, PACKAGE, Description, broken_engine_rules
+from targets.tensorrt_rtx.description import CODES, DESCRIPTION, ENGINE, PACKAGE, Description, broken_engine_rules
 from targets.tensorrt_rtx.shapes import Limits, input_shapes
 
 CAPABILITIES = (75, 80, 86, 89, 120, 121)
@@ -94,9 +94,11 @@ class TensorRtRtx(QdqTarget):
         require_packages()
         from targets.tensorrt_rtx import engine
 
-        tensors = engine.stored_tensors(artifact.root)
-        for name, place in Description.read(artifact.root).weights.items():
-            if name not in tensors or not engine.lies_at(artifact.root, artifact.root / ENGINE, tensors[name], place):
+        places = Description.read(artifact.root).weights
+        for name, tensor in engine.stored_tensors(artifact.root).items():
+            if name not in places and name.endswith(CODES):
+                raise RunError(f"{DESCRIPTION} does not say where {name} lies in the engine.")
+            if name in places and not engine.lies_at(artifact.root, artifact.root / ENGINE, tensor, places[name]):
                 raise RunError(f"The engine holds another {name} than the ONNX beside it.")
         yield from super().read_back(artifact)
 

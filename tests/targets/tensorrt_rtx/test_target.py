@@ -9,8 +9,9 @@ import pytest
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, RunError
-from compressor.quantized import Scheme
+from compressor.quantized import Activations, Scheme
 from compressor.registry import make_target, parse_spec
+from compressor.target import Artifact
 from targets.tensorrt_rtx import target as module
 from targets.tensorrt_rtx.description import ENGINE, PACKAGE, Description
 from targets.tensorrt_rtx.shapes import Limits, input_shapes
@@ -81,8 +82,6 @@ def kept(tmp_path_factory):
 @pytest.fixture
 def built(tiny_model, quantize, kept):
     """An int4 artifact with its checkpoint, one layer and two GPUs; built once."""
-    from compressor.target import Artifact
-
     target = TrtRtxInt4(sm=(86, 120), max_length=64)
     checkpoint = quantize(tiny_model("llama", num_hidden_layers=1), Scheme(4, 32))
     if not (kept / ENGINE).exists():
@@ -124,9 +123,35 @@ def test_a_changed_byte_of_the_engine_is_found_and_located(built, verified):
 
 
 @needs_builder
-def test_a_description_without_its_engine(built, tmp_path):
-    from compressor.target import Artifact
+def test_int8_activations(tiny_model, quantize, lower, verified):
+    """Here the builder joins what reads the same input, and multiplies scales; the integers are there all the same."""
+    target = TrtRtxInt8(sm=(89,), max_length=64)
+    scheme = Scheme(8, None, activations=Activations(dynamic=False))
+    checkpoint = quantize(tiny_model("llama", num_hidden_layers=1), scheme)
+    artifact, notes = lower(target, checkpoint)
+    assert verified(target, artifact, checkpoint).mismatches == []
+    places = Description.read(artifact.root).weights
+    assert places["model.layers.0.self_attn.k_proj.weight.codes"].rows == 64
+    assert "the integers of 7 linears lie in it bit for bit" in notes[-2]
+    assert "lie in the engine in another form" in notes[-1]
 
+
+@needs_builder
+def test_integers_that_have_no_place_are_found(built, verified, tmp_path):
+    from dataclasses import replace
+
+    target, artifact, checkpoint = built
+    for path in artifact.root.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    described = Description.read(tmp_path)
+    rest = {name: place for name, place in described.weights.items() if "o_proj" not in name}
+    replace(described, weights=rest).write(tmp_path)
+    with pytest.raises(RunError, match=r"does not say where model.layers.0.self_attn.o_proj.weight.codes lies"):
+        verified(target, Artifact(tmp_path, target.name), checkpoint)
+
+
+@needs_builder
+def test_a_description_without_its_engine(built, tmp_path):
     target, artifact, _ = built
     for path in artifact.root.iterdir():
         if path.name != ENGINE:
@@ -174,7 +199,5 @@ def test_the_command_names_every_input(architecture, tiny_model):
 
 
 def test_opening_says_why_not(tmp_path):
-    from compressor.target import Artifact
-
     with pytest.raises((RunError, InputError), match="needs an NVIDIA GPU"):
         TrtRtxInt4().open(Artifact(tmp_path, "trtrtx-int4"))
