@@ -5,7 +5,10 @@ API: docs.nvidia.com/deeplearning/tensorrt-rtx, "CPU-Only AOT and TensorRT-RTX E
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,9 +46,11 @@ def build(
     settings.add_optimization_profile(_profile(builder, shapes))
     monitor = _Monitor(step)  # named, like the writer, since the builder does not keep it alive
     settings.progress_monitor = monitor
-    with engine.open("wb") as file:
+    with engine.open("wb") as file, _stopped_by_interrupt(monitor):
         writer = _Writer(file)
         built = builder.build_serialized_network_to_stream(network, settings, writer)
+    if monitor.stopped:
+        raise KeyboardInterrupt
     if not built:
         raise RunError(f"TensorRT-RTX {VERSION} cannot build the engine: {log.last_error}")
 
@@ -64,6 +69,20 @@ def _profile(builder: Any, shapes: Mapping[str, Range]) -> Any:
     for name, (smallest, usual, largest) in shapes.items():
         profile.set_shape(name, smallest, usual, largest)
     return profile
+
+
+@contextmanager
+def _stopped_by_interrupt(monitor: _Monitor) -> Iterator[None]:
+    """Let an interrupt stop the build: raised in one of the builder's callbacks it would be lost."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, monitor.stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Log(trt.ILogger):
@@ -98,6 +117,11 @@ class _Monitor(trt.IProgressMonitor):
         trt.IProgressMonitor.__init__(self)
         self._step = step
         self._totals: dict[str, int] = {}
+        self.stopped = False
+
+    def stop(self, number: int, frame: Any) -> None:
+        """Give up at the next step. A signal handler."""
+        self.stopped = True
 
     def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
         self._totals[phase] = steps
@@ -105,6 +129,6 @@ class _Monitor(trt.IProgressMonitor):
     def step_complete(self, phase: str, step: int) -> bool:
         if phase in ("Building engine", "Computing profile costs"):
             self._step(f"TensorRT-RTX, {phase.lower()}", step + 1, self._totals[phase])
-        return True
+        return not self.stopped
 
     def phase_finish(self, phase: str) -> None: ...

@@ -174,6 +174,22 @@ def test_integers_that_the_builder_changes_are_refused(tiny_model, quantize, tmp
 
 
 @needs_builder
+def test_an_interrupt_stops_the_build(tiny_model, quantize, tmp_path):
+    import signal
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what.startswith("TensorRT-RTX"):
+            signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        TrtRtxInt4(max_length=64).lower(
+            quantize(tiny_model("llama", num_hidden_layers=1), Scheme(4, 32)), tmp_path, interrupt
+        )
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@needs_builder
 def test_a_graph_that_the_parser_refuses_is_one_sentence(tmp_path):
     import onnx
     from onnx import TensorProto, helper
