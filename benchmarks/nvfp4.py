@@ -25,7 +25,7 @@ from calibration.dataset import load_tokens
 from compressor.checkpoint import Checkpoint
 from compressor.files import write_whole
 from compressor.ledger import environment
-from compressor.measure.accuracy import Reference, Report, checkpoint_windows, summarize
+from compressor.measure.accuracy import Reference, Report, checkpoint_scores, summarize
 from compressor.measure.statistics import mean
 from compressor.nvfp4 import LARGEST, LARGEST_SCALE
 from compressor.pass_ import PassContext
@@ -73,7 +73,7 @@ def run(
     with tensor_scales_of_any_value() if row.endswith(NOT_POWERS) else unchanged():
         context = PassContext(out, {}, tokens, 0, lambda what, done, total: None, [])
         step = make_pass(*parse_spec(spec)).apply(original, context)
-    windows = checkpoint_windows(step, reference, progress(row))
+    windows = checkpoint_scores(step, reference, progress(row)).windows()
     bits = linear_bits(step)
     for path in out.iterdir():
         path.unlink()
