@@ -46,3 +46,10 @@ def test_the_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE):
         assert f"\n{target}:" in makefile
+
+
+def test_the_table_of_targets_is_that_of_the_targets(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from targets_table import PAGE, with_table
+
+    assert with_table(PAGE.read_text()) == PAGE.read_text(), "python benchmarks/targets_table.py writes it anew"

@@ -1,0 +1,161 @@
+"""Writes the table of docs/targets.md: what each target takes, who reads it back, and where it was really run.
+
+    python benchmarks/targets_table.py
+
+What a target takes is found by asking it, scheme by scheme, what stands in the way; the rest is in docs/targets.yaml
+and in benchmarks/results/engines.json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from compressor.architecture import Architecture, resolve
+from compressor.quantized import Activations, Scheme
+from compressor.registry import TARGETS, make_target, names
+from compressor.target import Target
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, NOTES = ROOT / "docs" / "targets.md", ROOT / "docs" / "targets.yaml"
+ENGINES = ROOT / "benchmarks" / "results" / "engines.json"
+START, END = "<!-- table: python benchmarks/targets_table.py -->\n", "<!-- end of table -->\n"
+HEADERS = ("target", "writes", "takes", "read back by", "loaded by, here", "not run here")
+GROUPS = (16, 32, 64, 128, None)
+# A Llama in which every group size fits every width.
+SHAPE = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 2048,
+         "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128,
+         "vocab_size": 1024, "tie_word_embeddings": False}  # fmt: skip
+FP8 = Scheme(8, None, type="float")
+INPUTS = {"dynamic": True, "static": False}
+SINGLE = {
+    "NVFP4 weights": Scheme(4, 16, type="float"),
+    "NVFP4 with inputs in NVFP4": Scheme(4, 16, type="float", activations=Activations(4, "float")),
+    "NF4": Scheme(4, 64, type="nf4"),
+}
+
+
+def main() -> int:
+    text = PAGE.read_text()
+    PAGE.write_text(with_table(text))
+    return 0
+
+
+def with_table(text: str) -> str:
+    """The page with a table of now in the place of its own."""
+    pattern = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
+    return pattern.sub(lambda _: START + "\n".join(lines()) + "\n" + END, text)
+
+
+def lines() -> Iterator[str]:
+    notes, seen = yaml.safe_load(NOTES.read_text()), loaded()
+    yield f"| {' | '.join(HEADERS)} |"
+    yield "|---" * len(HEADERS) + "|"
+    own = [name for name, entry in names(TARGETS).items() if entry.value.startswith("targets.")]  # and no plug-in's
+    order = [*notes, *(name for name in own if name not in notes)]
+    for name in order:
+        target, said = make_target(name, {}), notes.get(name, {})
+        here = "; ".join([said.get("loaded", "nothing"), *seen.get(name, ())])
+        cells = (f"`{name}`", said.get("writes", target.summary), takes(target), target.reader, here)
+        yield f"| {' | '.join(cells)} | {said.get('not_run', '')} |"
+
+
+def loaded() -> dict[str, list[str]]:
+    """What the benchmark of runtimes saw, by target: runtimes that agreed, each once."""
+    found: dict[str, list[str]] = {}
+    rows = json.loads(ENGINES.read_text())["rows"] if ENGINES.is_file() else {}
+    for case, runtimes in rows.items():
+        known = found.setdefault(case.partition(" ")[0], [])
+        for row in runtimes:
+            name = row["runtime"].partition(",")[0]
+            if row["verdict"] == "agrees" and not name.startswith(("onnxruntime", "transformers")):
+                entry = f"{name} ([a real model](../benchmarks/results/engines.md))"
+                known += [] if entry in known else [entry]
+    return found
+
+
+# ---- what a target takes, by asking it
+
+
+def takes(target: Target) -> str:
+    """In words, for a Llama's linears: all of one scheme, then what may be beside it."""
+    shape = resolve(SHAPE)
+    found = [*integers(target, shape), *rounded_inputs(target, shape)]
+    found += [text for text, scheme in SINGLE.items() if fits(target, shape, scheme)]
+    if not target.problems(shape, {}):
+        found.insert(0, "float models" if found else "float models only")
+    return "; ".join([*found, *beside(target, shape)])
+
+
+def fits(target: Target, shape: Architecture, scheme: Scheme, **others: Scheme) -> bool:
+    inner = {name: scheme for name in shape.linears() if name != "lm_head"}
+    return not present(target).problems(shape, inner | others)
+
+
+def present(target: Target) -> Target:
+    """The target, as if all packages were installed: what is missing here changes nothing of what it can express."""
+    module = sys.modules[type(target).__module__]
+    if hasattr(module, "find_spec"):
+        module.find_spec = lambda name: name
+    return target
+
+
+def integers(target: Target, shape: Architecture) -> Iterator[str]:
+    for bits in (4, 8):
+        taken = {
+            symmetric: [size for size in GROUPS if fits(target, shape, Scheme(bits, size, symmetric))]
+            for symmetric in (True, False)
+        }
+        if not taken[True] and not taken[False]:
+            continue
+        balance = "symmetric or not" if taken[False] else "symmetric"
+        sizes = [str(size) for size in taken[True] if size]
+        groups = f"groups of {', '.join(sizes)}" if sizes else ""
+        whole = "per channel" if None in taken[True] else ""
+        yield f"int{bits}, {balance}, {' or '.join(filter(None, [groups, whole]))}"
+
+
+def rounded_inputs(target: Target, shape: Architecture) -> Iterator[str]:
+    """Eight-bit weights whose inputs are rounded too, and fp8 weights alone."""
+    for text, weights, kind in (
+        ("int8 per channel", Scheme(8, None), "int"),
+        ("fp8 per channel", FP8, "float"),
+        ("fp8 per tensor", Scheme(8, None, type="float", per_tensor=True), "float"),
+    ):
+        inputs = {"alone": None, **{name: Activations(8, kind, dynamic) for name, dynamic in INPUTS.items()}}
+        taken = [
+            name
+            for name, activations in inputs.items()
+            if (name != "alone" or kind == "float")
+            and fits(target, shape, Scheme(8, None, True, weights.type, activations, per_tensor=weights.per_tensor))
+        ]
+        if taken:
+            yield f"{text}, inputs {' or '.join('left alone' if name == 'alone' else name for name in taken)}"
+
+
+def beside(target: Target, shape: Architecture) -> Iterator[str]:
+    """What may be beside the first scheme that is taken: other layers, a quantized head and embedding, an fp8 cache."""
+    plain = [Scheme(4, 64), Scheme(8, None), FP8]
+    own = next((scheme for scheme in plain if fits(target, shape, scheme)), None)
+    if own is not None:
+        one = {"model.layers.0.mlp.down_proj": None}
+        others = [
+            scheme.kind for scheme in plain if scheme != own and fits(target, shape, own, **dict.fromkeys(one, scheme))
+        ]
+        if others:
+            yield f"some layers may be {' or '.join(others)}"
+        if fits(target, shape, own, lm_head=own):
+            yield "`lm_head` too"
+    if target.holds_quantized_embedding:
+        yield "a quantized embedding"
+    if target.holds_cache_scales:
+        yield "scales of an fp8 cache"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
