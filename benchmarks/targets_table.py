@@ -11,14 +11,17 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from compressor.architecture import Architecture, resolve
 from compressor.quantized import Activations, Scheme
-from compressor.registry import TARGETS, make_target, names
+from compressor.registry import TARGETS
 from compressor.target import Target
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,13 +59,18 @@ def lines() -> Iterator[str]:
     notes, seen = yaml.safe_load(NOTES.read_text()), loaded()
     yield f"| {' | '.join(HEADERS)} |"
     yield "|---" * len(HEADERS) + "|"
-    own = [name for name, entry in names(TARGETS).items() if entry.value.startswith("targets.")]  # and no plug-in's
-    order = [*notes, *(name for name in own if name not in notes)]
-    for name in order:
-        target, said = make_target(name, {}), notes.get(name, {})
+    classes = own_targets()
+    for name in [*(name for name in notes if name in classes), *(name for name in classes if name not in notes)]:
+        target, said = classes[name](), notes.get(name, {})
         here = "; ".join([said.get("loaded", "nothing"), *seen.get(name, ())])
         cells = (f"`{name}`", said.get("writes", target.summary), takes(target), target.reader, here)
         yield f"| {' | '.join(cells)} | {said.get('not_run', '')} |"
+
+
+def own_targets() -> dict[str, Any]:
+    """The targets of this checkout, and no plug-in's."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][TARGETS]
+    return {name: EntryPoint(name, value, TARGETS).load() for name, value in declared.items()}
 
 
 def loaded() -> dict[str, list[str]]:
