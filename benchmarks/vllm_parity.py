@@ -42,7 +42,7 @@ CASES = (
     ("vllm-fp8:dtype=bfloat16", "fp8:kv_cache=true"),
 )
 # Nats: activations in 16 bits against float32 ones; a rounded one may fall on the other side of a step.
-LARGEST_DIFFERENCE = {"float16": 0.02, "bfloat16": 0.2}
+LARGEST_DIFFERENCE = {"float16": 0.02, "bfloat16": 0.5}
 NOT_RUN = (
     "The CPU build has no kernel for gptq in int8, for fp8 weights without rounded inputs, and for static fp8 inputs "
     "under a scale a channel; it refuses gptq with zero points, as every build does. float16 aborts it on W8A8."
