@@ -140,6 +140,10 @@ class Target(Configurable, ABC):
         """Ways to run the artifact that deserve a row of their own; the last one is how it ships."""
         return (Variant("", {}),)
 
+    def why_not_made(self) -> str | None:
+        """None when artifacts can be written and read back here, else what is missing, as a sentence with a remedy."""
+        return None
+
     @abstractmethod
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         """Every reason why a model of this shape, quantized like this, cannot be lowered; each names a remedy."""

@@ -52,8 +52,8 @@ def doctor_command(as_json: bool) -> None:
         _line(entry["missing"] is None, name, entry["place"] or "not found", entry["missing"] or entry["purpose"])
     click.echo()
     for name, entry in facts["targets"].items():
-        runs = "runs here" if entry["not_run"] is None else entry["not_run"]
-        _line(entry["not_run"] is None, name, "can be made", runs)
+        runs = entry["not_made"] or entry["not_run"] or "runs here"
+        _line(runs == "runs here", name, "cannot be made" if entry["not_made"] else "can be made", runs)
     for problem in facts["problems"]:
         click.secho(f"\n{problem}", fg="red")
 
@@ -105,7 +105,8 @@ def _engines() -> dict[str, dict[str, Any]]:
 def _targets() -> dict[str, dict[str, Any]]:
     from compressor.registry import TARGETS, make_target, names
 
-    return {name: {"not_run": make_target(name, {}).why_not_run()} for name in names(TARGETS)}
+    targets = {name: make_target(name, {}) for name in names(TARGETS)}
+    return {name: {"not_made": one.why_not_made(), "not_run": one.why_not_run()} for name, one in targets.items()}
 
 
 def _problems() -> list[str]:

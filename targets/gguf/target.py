@@ -49,9 +49,12 @@ class GgufTarget(Target):
 
     dtype: ServedDtype = option("auto", DTYPE_HELP + "; norms and biases are always float32")
 
+    def why_not_made(self) -> str | None:
+        if find_spec("gguf") is not None:
+            return None
+        return "GGUF files are written by the package gguf, which is missing; pip install 'llmc-compiler[gguf]'."
+
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
-        if find_spec("gguf") is None:
-            return ["GGUF files are written by the package gguf, which is missing; pip install 'llmc-compiler[gguf]'."]
         found = refusals(RUNTIME, self._layer_reasons, architecture, schemes, fuses=False)
         if schemes and not found and self.bits not in {scheme.bits for scheme in schemes.values()}:
             found.append(f"No layer is int{self.bits}; the target gguf-q8_0 takes these.")

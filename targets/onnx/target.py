@@ -47,8 +47,11 @@ class _Onnx(Target):
     reader = "onnxruntime with identity input"
     rules = "graph, external data and genai_config.json fit together"
 
+    def why_not_made(self) -> str | None:
+        return why_not_written()
+
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
-        return [*package_problems(), *shape_problems(architecture), *self._scheme_problems(schemes)]
+        return [*shape_problems(architecture), *self._scheme_problems(schemes)]
 
     @abstractmethod
     def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> Iterable[str]: ...
@@ -251,10 +254,10 @@ def missing_package() -> str | None:
     return next((package for package in ("onnx", "onnxruntime") if find_spec(package) is None), None)
 
 
-def package_problems() -> list[str]:
+def why_not_written() -> str | None:
     """Why no artifact could be written and read back here."""
     missing = missing_package()
-    return [] if missing is None else [f"ONNX files need {missing}, which is missing; {INSTALL}."]
+    return None if missing is None else f"ONNX files need {missing}, which is missing; {INSTALL}."
 
 
 def require_packages() -> None:

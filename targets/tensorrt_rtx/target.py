@@ -46,11 +46,13 @@ class TensorRtRtx(QdqTarget):
         None, f"tokens of a row in one step at most; none: max_length, {LARGEST_STEP} at most"
     )
 
+    def why_not_made(self) -> str | None:
+        if find_spec(PACKAGE) is not None:
+            return super().why_not_made()
+        return "The engine is built by TensorRT-RTX, which is missing; pip install 'llmc-compiler[trtrtx]'."
+
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
-        found = [*self._option_problems(architecture), *super().problems(architecture, schemes)]
-        if find_spec(PACKAGE) is None:
-            found.append("The engine is built by TensorRT-RTX, which is missing; pip install 'llmc-compiler[trtrtx]'.")
-        return found
+        return [*self._option_problems(architecture), *super().problems(architecture, schemes)]
 
     def _option_problems(self, architecture: Architecture) -> Iterator[str]:
         unknown = [str(one) for one in self.sm if one not in CAPABILITIES]

@@ -244,9 +244,9 @@ def test_widths_and_absent_passes_are_refused_and_a_quantized_head_is_not(tiny_m
     assert problem.startswith(expected)
     assert "add a quantizing pass" in GgufQ4().problems(architecture, {})[0]
     monkeypatch.setattr("targets.gguf.target.find_spec", lambda name: None)
-    assert GgufQ4().problems(architecture, {}) == [
+    assert GgufQ4().why_not_made() == (
         "GGUF files are written by the package gguf, which is missing; pip install 'llmc-compiler[gguf]'."
-    ]
+    )
 
 
 def test_scales_beyond_float16_are_refused(tiny_model, quantize, lower):

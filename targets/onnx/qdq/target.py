@@ -21,7 +21,7 @@ from compressor.target import Artifact, Session, StoredTensor, Target, Tolerance
 from compressor.writer import copy_companions
 from targets.casting import Caster, served_config
 from targets.onnx.qdq.limits import layer_reasons, shape_problems
-from targets.onnx.target import INSTALL, missing_package, package_problems, require_packages, run_with_genai
+from targets.onnx.target import INSTALL, missing_package, require_packages, run_with_genai, why_not_written
 from targets.refusals import refusals
 
 GRAPH = "model.onnx"
@@ -42,12 +42,15 @@ class QdqTarget(Target):
     def compute(self) -> torch.dtype:
         return torch.float16 if self.dtype == "float16" else torch.float32
 
+    def why_not_made(self) -> str | None:
+        return why_not_written()
+
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         own, example = self.kinds[0], self.preset[0]
         found = refusals("TensorRT", self._layer_reasons, architecture, schemes, example, fuses=False)
         if schemes and not found and own not in {scheme.kind for scheme in schemes.values()}:
             found.append(f"No layer is {own}; the target {self.taker} takes these, or quantize with {example}.")
-        return [*package_problems(), *shape_problems(architecture), *found]
+        return [*shape_problems(architecture), *found]
 
     def _layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
         if scheme.kind in self.kinds:

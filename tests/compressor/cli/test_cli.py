@@ -412,6 +412,16 @@ def test_listings_speak_json(llmc, words):
     assert shown
 
 
+def test_doctor_tells_what_cannot_be_made(llmc, monkeypatch):
+    monkeypatch.setattr("targets.gguf.target.find_spec", lambda name: None)
+    code, shown, _ = llmc("doctor", "--json")
+    targets = json.loads(shown)["targets"]
+    assert code == 0
+    assert "pip install 'llmc-compiler[gguf]'" in targets["gguf-q4_0"]["not_made"]
+    assert targets["hf"] == {"not_made": None, "not_run": None}
+    assert "gguf-q4_0            cannot be made" in llmc("doctor")[1]
+
+
 def test_inspect_tells_a_model_a_step_an_artifact_and_a_run_apart(llmc, tiny_model, tmp_path, workload):
     root, out = tiny_model("llama"), tmp_path / "out"
     compress(llmc, root, out, *workload)

@@ -9,8 +9,9 @@ import pytest
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, RunError
+from compressor.pipeline import check_plan
 from compressor.quantized import Activations, Scheme
-from compressor.registry import make_target, parse_spec
+from compressor.registry import make_pass, make_target, parse_spec
 from compressor.target import Artifact
 from targets.tensorrt_rtx import target as module
 from targets.tensorrt_rtx.description import ENGINE, PACKAGE, Description
@@ -22,20 +23,16 @@ SCHEMES = {"model.layers.0.mlp.down_proj": Scheme(4, 32)}
 
 
 @pytest.fixture
-def installed(monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: object())
-
-
-@pytest.fixture
 def architecture(tiny_model):
     return Checkpoint.open(tiny_model("llama")).architecture
 
 
-def test_a_missing_builder_is_refused_with_the_command_that_installs_it(architecture, monkeypatch):
+def test_a_missing_builder_is_refused_with_the_command_that_installs_it(tiny_model, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    assert TrtRtxInt4().problems(architecture, SCHEMES) == [
-        "The engine is built by TensorRT-RTX, which is missing; pip install 'llmc-compiler[trtrtx]'."
-    ]
+    with pytest.raises(
+        InputError, match=r"by TensorRT-RTX, which is missing; pip install 'llmc-compiler\[trtrtx"
+    ):
+        check_plan(Checkpoint.open(tiny_model("llama")), [make_pass("rtn", {"group_size": 32})], TrtRtxInt4())
 
 
 @pytest.mark.parametrize(
@@ -48,7 +45,7 @@ def test_a_missing_builder_is_refused_with_the_command_that_installs_it(architec
         ("max_batch=0", "max_batch=0 is no number of rows; 1 works."),
     ],
 )
-def test_options_that_do_not_fit(architecture, installed, options, problem):
+def test_options_that_do_not_fit(architecture, options, problem):
     target = make_target(*parse_spec(f"trtrtx-int4:{options}"))
     assert target.problems(architecture, SCHEMES) == [problem]
 
@@ -60,7 +57,7 @@ def test_capabilities_are_spelled_as_they_are_read():
     assert make_target(*parse_spec("trtrtx-int4:sm=120")).sm == (120,)
 
 
-def test_what_the_parser_does_not_take(architecture, installed):
+def test_what_the_parser_does_not_take(architecture):
     (problem,) = TrtRtxInt8().problems(architecture, SCHEMES)
     assert "the target trtrtx-int4 works" in problem
 
