@@ -29,9 +29,7 @@ def architecture(tiny_model):
 
 def test_a_missing_builder_is_refused_with_the_command_that_installs_it(tiny_model, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(
-        InputError, match=r"by TensorRT-RTX, which is missing; pip install 'llmc-compiler\[trtrtx"
-    ):
+    with pytest.raises(InputError, match=r"by TensorRT-RTX, which is missing; pip install 'llmc-compiler\[trtrtx"):
         check_plan(Checkpoint.open(tiny_model("llama")), [make_pass("rtn", {"group_size": 32})], TrtRtxInt4())
 
 
