@@ -80,7 +80,10 @@ def test_code_beside_the_model_is_not_run(tiny_model, take):
 def test_gguf_file_is_imported(tiny_model, gguf_of, take, tmp_path):
     source = take(gguf_of(tiny_model("llama"), "Q8_0"))
     assert source.checkpoint.root == tmp_path / "import"
-    assert source.imported == "dequantized from GGUF Q8_0 (tiny.Q8_0.gguf) to float32"
+    assert source.imported == (
+        "14 weights of GGUF Q8_0 (tiny.Q8_0.gguf) kept as its integers and scales; "
+        "dequantized to float32: 1 of Q8_0: model.embed_tokens"
+    )
 
 
 @pytest.mark.parametrize("name", ["nothing", "./org/name", "/no/such/folder", "a/b/c", "models/x.gguf", "org/"])

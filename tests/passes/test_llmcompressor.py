@@ -201,7 +201,7 @@ def test_a_recipe_that_cannot_be_run(tiny_model, recipe, text, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scheme": "NVFP4A16", "targets": ["Linear"]}, "cannot be read"),
+        ({"scheme": "MXFP4A16", "targets": ["Linear"]}, "cannot be read"),
         ({"scheme": "W4A16", "targets": ["Linear"]}, "Group size 128 does not divide the input width 64"),
         ({"scheme": "W8A8", "targets": ["re:.*no_such_layer"]}, "quantizes no layer"),
         ({"scheme": "W8A8", "targets": ["Linear", "Embedding"]}, "quantizes the embedding"),

@@ -197,7 +197,9 @@ def test_a_quantized_model_is_refused(tiny_model):
     shape = Checkpoint.open(tiny_model("llama")).architecture
     with pytest.raises(InputError, match="up_proj is already int4 g32 symmetric; a weight is rounded once") as caught:
         make_pass("rotate", {}).plan(shape, {"model.layers.0.mlp.up_proj": Scheme(4, 32)})
-    assert caught.value.hint == "Rotate before quantizing, and start from the float checkpoint."
+    assert caught.value.hint == (
+        "Rotate before quantizing, and start from the float checkpoint; --requantize dequantizes this one."
+    )
 
 
 def test_scales_of_a_cache_of_unrotated_values_are_refused(tiny_model, tmp_path):

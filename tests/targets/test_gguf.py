@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from compressor.checkpoint import Checkpoint
+from compressor.decoder import dense
 from compressor.errors import InputError, RunError
 from compressor.gguf import import_gguf
 from compressor.gguf.container import GgufFile
@@ -24,7 +25,7 @@ def silent(*_):
 
 
 def imported(artifact, tmp_path):
-    """The float32 checkpoint that llmc's own importer makes of an artifact."""
+    """The checkpoint that llmc's own importer makes of an artifact."""
     return import_gguf(artifact.root / "model.gguf", tmp_path / "imported", silent)[0]
 
 
@@ -32,11 +33,13 @@ def assert_means_the_same(found, checkpoint):
     names = list(checkpoint.architecture.tensor_shapes())
     expected, found = checkpoint.read(names), found.read(names)
     for name in names:
-        quantized = isinstance(expected[name], QuantizedWeight)
-        vector = not quantized and expected[name].dim() == 1
-        # Unquantized matrices of a float32 checkpoint are stored as bfloat16.
-        kept = expected[name].dequantize() if quantized else expected[name]
-        assert torch.equal(found[name], kept if quantized or vector else kept.bfloat16().float()), name
+        if isinstance(found[name], QuantizedWeight):
+            assert found[name].same_bits(expected[name]), name
+            continue
+        # A quantized embedding is dequantized on the way in; unquantized matrices of a float32 checkpoint are bfloat16.
+        kept = dense(expected[name])
+        is_stored_as_it_is = kept.dim() == 1 or isinstance(expected[name], QuantizedWeight)
+        assert torch.equal(found[name].float(), kept if is_stored_as_it_is else kept.bfloat16().float()), name
 
 
 @pytest.mark.parametrize("tied", [True, False])

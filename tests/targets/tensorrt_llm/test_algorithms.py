@@ -233,7 +233,7 @@ def test_widths_that_the_kernels_do_not_take(tiny_model):
     ("spec", "sentence"),
     [
         ("fp8:activations=static,scales=tensor,kv_cache=true", None),
-        ("fp8:kv_cache=true", "beside fp8 weights with one scale a tensor only"),
+        ("fp8:kv_cache=true", "beside fp8 weights with one scale a tensor, and NVFP4 with activations, only"),
         ("fp8:activations=static,scales=tensor,kv_cache=true,skip=*.self_attn.*", "and so does kv_cache=false"),
         ("fp8:activations=static,scales=tensor,kv_cache=true,skip=*.mlp.*", None),
     ],

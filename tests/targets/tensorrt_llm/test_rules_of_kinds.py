@@ -107,7 +107,7 @@ DAMAGES = {
     "int8: cache scales": (
         "int8",
         put(f"{ATTENTION}.k_proj.k_scale", ONE),
-        "is never read, since the layer is not FP8",
+        "is never read, since the layer is neither FP8 nor NVFP4",
     ),
     "fp8: no input scale": ("fp8", put(f"{DOWN}.input_scale", None), f"{DOWN}.input_scale is missing"),
     "fp8: a scale a channel": (
@@ -152,7 +152,7 @@ DAMAGES = {
     "rowwise: cache scales": (
         "rowwise",
         put(f"{ATTENTION}.k_proj.k_scale", ONE),
-        "k_scale is never read, since the layer is not FP8",
+        "k_scale is never read, since the layer is neither FP8 nor NVFP4",
     ),
     "mixed: nothing listed": ("mixed", say(quantized_layers={}), "quantized_layers lists none"),
     "mixed: no such layer": ("mixed", say_of("model.layers.0.mlp.fc", quant_algo="FP8"), "lists model.layers.0.mlp.fc"),
