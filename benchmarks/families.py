@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from compressor import registry
-from compressor.architecture import FAMILIES, Architecture, resolve
+from compressor.architecture import Architecture, resolve
 from compressor.errors import InputError
+from compressor.families import FAMILIES
 from compressor.pass_ import Pass
 from compressor.quantized import Scheme
 from compressor.target import Target

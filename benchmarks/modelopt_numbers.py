@@ -20,9 +20,9 @@ from modelopt_parity import MODELOPT, json_differences, make_model
 from peer import Row, report, table
 from safetensors.torch import load_file, save_file
 
-from compressor.architecture import CACHE_SCALES
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import dense
+from compressor.families import CACHE_SCALES
 from compressor.pass_ import PassContext
 from compressor.quantized import QuantizedWeight
 from compressor.registry import make_pass, make_target, parse_spec

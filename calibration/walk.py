@@ -21,9 +21,9 @@ from torch import nn
 from calibration import attention
 from calibration.activations import InputStatistics
 from calibration.spool import Spool
-from compressor.architecture import Branch, Modules
 from compressor.checkpoint import Block, Weight
 from compressor.decoder import Decoder, batches, dense
+from compressor.families import Branch, Modules
 from compressor.memory import give_back
 from compressor.quantized import QuantizedWeight
 from compressor.rounding import round_inputs_of

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from compressor import layout
-from compressor.architecture import HEAD, Architecture, family_of, full_name, read_config, resolve
+from compressor.architecture import Architecture, read_config, resolve
 from compressor.errors import InputError
+from compressor.families import HEAD, family_of, full_name
 from compressor.files import digest_files, whole_folder
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.shards import TensorInfo, read_headers, read_tensors

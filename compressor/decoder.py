@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.architecture import CACHE_SCALES, HEAD, Architecture, full_config, resolve
+from compressor.architecture import Architecture, full_config, resolve
 from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.families import CACHE_SCALES, HEAD
 from compressor.quantized import QuantizedWeight, split_rows
 from compressor.rounding import round_cache_of, round_inputs, round_inputs_of
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from compressor.architecture import CACHE_SCALES, read_config, resolve
+from compressor.architecture import read_config, resolve
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.errors import RunError
+from compressor.families import CACHE_SCALES
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight
 from compressor.target import Artifact, Target

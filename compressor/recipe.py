@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from compressor import registry
-from compressor.architecture import EMBEDDINGS, HEAD
 from compressor.errors import InputError, nearest
+from compressor.families import EMBEDDINGS, HEAD
 from compressor.gate.limits import Limits
 from compressor.pass_ import Pass
 from compressor.quantized import Scheme

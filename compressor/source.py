@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from compressor.adapter import is_adapter
-from compressor.architecture import FAMILIES, Architecture, full_name, read_config, resolve
+from compressor.architecture import Architecture, read_config, resolve
 from compressor.checkpoint import Checkpoint
 from compressor.convert import converted_before, write_converted
 from compressor.dequantize import dequantize
 from compressor.errors import InputError, RunError
+from compressor.families import FAMILIES, full_name
 from compressor.files import digest_files, is_disk_full
 from compressor.pass_ import Progress
 from compressor.prequantized import import_prequantized, is_prequantized

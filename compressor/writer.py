@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from compressor import layout
-from compressor.architecture import CACHE_SCALES, HEAD, Architecture
+from compressor.architecture import Architecture
 from compressor.checkpoint import TABLE_PARTS, Weight
+from compressor.families import CACHE_SCALES, HEAD
 from compressor.files import write_json
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.shards import INDEX, SINGLE_SHARD

@@ -16,9 +16,10 @@ import torch
 
 from compressor.adapter import Adapter, open_adapter
 from compressor.adapter.folder import pickle_of
-from compressor.architecture import HEAD, Architecture
+from compressor.architecture import Architecture
 from compressor.checkpoint import Block, Checkpoint, Weight
 from compressor.errors import InputError
+from compressor.families import HEAD
 from compressor.files import digest_json
 from compressor.options import option
 from compressor.pass_ import Pass, PassContext

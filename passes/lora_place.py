@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from compressor.adapter import Adapter
-from compressor.architecture import HEAD, Architecture
+from compressor.architecture import Architecture
 from compressor.errors import InputError
+from compressor.families import HEAD
 from passes.lora_delta import Change, Delta, Hadamard, Kronecker, LowRank, LowRankTable, combine
 
 MAGNITUDE, ROWS = "lora_magnitude_vector", "trainable_tokens_delta"

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from compressor.architecture import FUSED_LINEARS, Architecture
+from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, RunError
+from compressor.families import FUSED_LINEARS
 from compressor.options import option
 from compressor.pass_ import PassContext
 from compressor.quantized import Scheme

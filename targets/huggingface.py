@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from compressor import layout
-from compressor.architecture import EMBEDDINGS, Architecture
+from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.decoder import attention_implementation
+from compressor.families import EMBEDDINGS
 from compressor.measure.torch_session import TorchSession, check_memory
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme

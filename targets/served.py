@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from compressor.architecture import CACHE_SCALES, Architecture
+from compressor.architecture import Architecture
 from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.families import CACHE_SCALES
 from compressor.files import write_json
 from compressor.options import option
 from compressor.pass_ import Progress

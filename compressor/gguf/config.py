@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from compressor.architecture import FAMILIES
 from compressor.errors import InputError, nearest
+from compressor.families import FAMILIES
 from compressor.gguf.container import GgufFile
 
 # llama.cpp's name of an architecture, and the family it is. Mistral models come as "llama": without a sliding

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from compressor.architecture import EMBEDDINGS, HEAD
 from compressor.errors import InputError
+from compressor.families import EMBEDDINGS, HEAD
 from compressor.layout import nf4, nvfp4
 from compressor.layout.tensors import FLOAT, INT, PACK, storage_format
 from compressor.quantized import Activations, Scheme

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from compressor.architecture import FAMILIES, Architecture, read_config, resolve
+from compressor.architecture import Architecture, read_config, resolve
 from compressor.checkpoint import FLOATS, Weight
 from compressor.errors import InputError
+from compressor.families import FAMILIES
 from compressor.prequantized.awq import AwqLayout
 from compressor.prequantized.folding import fold
 from compressor.prequantized.gptq import GptqLayout

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from compressor.architecture import Architecture, Branch
+from compressor.architecture import Architecture
+from compressor.families import Branch
 from compressor.quantized import Scheme
 from targets.onnx.lengths import Lengths
 from targets.onnx.nodes import CONTRIB, ONNX_TYPES, Nodes

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from compressor.architecture import HEAD, read_config, resolve
+from compressor.architecture import read_config, resolve
 from compressor.checkpoint import Weight
 from compressor.errors import RunError
+from compressor.families import HEAD
 from compressor.nvfp4 import BlockScales
 from compressor.quantized import FP8, Activations, QuantizedWeight, Scheme
 from targets.packing.stored import read_tensor, tensor_holders

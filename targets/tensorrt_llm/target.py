@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from compressor.architecture import CACHE_SCALES, Architecture
+from compressor.architecture import Architecture
 from compressor.checkpoint import Block, Checkpoint, Weight
 from compressor.errors import RunError
+from compressor.families import CACHE_SCALES
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.families import NAMES, answers, document
-from compressor.architecture import FAMILIES
+from compressor.families import FAMILIES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
 LOCAL = ("`trtrtx-",)  # targets whose package only some machines have

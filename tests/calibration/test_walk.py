@@ -5,9 +5,9 @@ import torch
 
 from calibration import spool, walk
 from calibration.walk import LayerWalk, Stream
-from compressor.architecture import FAMILIES
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
+from compressor.families import FAMILIES
 from compressor.memory import give_back
 
 TOKENS = torch.randint(0, 256, (12, 96), generator=torch.Generator().manual_seed(0))

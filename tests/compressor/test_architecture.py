@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from compressor.architecture import FAMILIES, read_config, resolve
+from compressor.architecture import read_config, resolve
 from compressor.errors import InputError
+from compressor.families import FAMILIES
 
 SMALL = {
     "hidden_size": 32,

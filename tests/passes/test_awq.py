@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.architecture import FAMILIES
 from compressor.checkpoint import Checkpoint
 from compressor.cli import main
 from compressor.decoder import Decoder
 from compressor.errors import InputError, RunError
+from compressor.families import FAMILIES
 from compressor.pass_ import PassContext
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.registry import make_pass, parse_spec

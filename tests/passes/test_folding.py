@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from compressor.architecture import FAMILIES
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
 from compressor.errors import InputError
+from compressor.families import FAMILIES
 from compressor.quantized import Scheme
 from passes.folding import Fold, cache_scales_after, folds, refuse_fixed, rescale, snap
 

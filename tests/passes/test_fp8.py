@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from calibration.ranges import RangeStream
-from compressor.architecture import FUSED_LINEARS
 from compressor.checkpoint import Checkpoint
 from compressor.cli.inspect import describe
 from compressor.decoder import Decoder
 from compressor.errors import InputError
+from compressor.families import FUSED_LINEARS
 from compressor.pass_ import Need, PassContext
 from compressor.pipeline import check_plan
 from compressor.quantized import FP8, QuantizedWeight, Scheme

@@ -10,9 +10,9 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compressor.architecture import FAMILIES
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.families import FAMILIES
 from compressor.pass_ import PassContext
 from compressor.quantized import Scheme
 from compressor.registry import make_pass

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from calibration.ranges import RangeStream
 from compressor import layout
-from compressor.architecture import FUSED_LINEARS
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
 from compressor.errors import InputError
+from compressor.families import FUSED_LINEARS
 from compressor.nvfp4 import round_codes
 from compressor.pass_ import Need, PassContext
 from compressor.quantized import QuantizedWeight, Scheme

@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from compressor.architecture import FAMILIES
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.families import FAMILIES
 from compressor.pass_ import PassContext
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.registry import make_pass, parse_spec

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.architecture import FAMILIES
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
 from compressor.errors import InputError
+from compressor.families import FAMILIES
 from compressor.pass_ import PassContext
 from compressor.quantized import Scheme
 from compressor.registry import make_pass, parse_spec

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.families import preset, problems
-from compressor.architecture import FAMILIES
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.families import FAMILIES
 from compressor.registry import make_pass, make_target, parse_spec
 
 LATER = ["gemma2", "gemma3_text", "phi3", "gpt2"]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.architecture import FAMILIES
 from compressor.checkpoint import Checkpoint
+from compressor.families import FAMILIES
 from compressor.quantized import Scheme
 from targets.onnx.genai import write_config
 from targets.onnx.target import OnnxFp16, OnnxFp32, OnnxInt4
