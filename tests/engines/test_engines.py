@@ -39,10 +39,10 @@ def compared(run, capsys):
     return found
 
 
-def row_of(found, name):
+def row_of(found, name, mean=0.1):
     (row,) = [row for row in found["runtimes"] if row["runtime"].startswith(name)]
     assert row["verdict"] == "agrees"
-    assert 0 < row["difference"]["mean"] < 0.1
+    assert 0 < row["difference"]["mean"] < mean
     assert row["difference"]["top1"]["value"] > 0.9
     return row
 
@@ -51,7 +51,8 @@ def row_of(found, name):
 def test_vllm_serves_and_computes_what_is_stored(engine, compress, capsys, target, spec, words):
     engine("vllm")
     run = compress(target, spec, "--measure", "none", *words)
-    row_of(compared(run, capsys), "vLLM")
+    # In bfloat16 other integers come out of rounded inputs now and then; beyond 0.25 the runtime would be blamed.
+    row_of(compared(run, capsys), "vLLM", 0.25 if "activations=static" in spec else 0.1)
 
 
 def test_vllm_answers_over_its_chat_endpoint_and_is_gone_after(engine, compress):
