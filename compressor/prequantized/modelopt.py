@@ -122,8 +122,8 @@ class ModelOptLayout:
         return QuantizedWeight(codes, scales, None, scheme, inputs)
 
     def zero_points(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> torch.Tensor:
-        """There are none."""
-        raise NotImplementedError
+        """Asked of asymmetric weights, which this layout cannot hold."""
+        raise AssertionError(f"{layer} is symmetric")
 
 
 def check_reciprocals(name: str, weight: Weight) -> None:
