@@ -14,7 +14,7 @@ from peer import BENCHMARKS, Peer
 
 from compressor.gguf.container import GgufFile
 from compressor.source import open_model
-from targets.onnx import target
+from targets.onnx import folder
 
 GENAI = Peer(
     ".venv-genai",
@@ -25,7 +25,7 @@ GENAI = Peer(
     ),
 )
 LLAMA = Peer(".venv-llama-cpp", "llama_cpp_peer.py")
-HUGE_PAGES = dict([target.HUGE_PAGES.split("=", 1)])  # as the run script of an ONNX artifact sets it
+HUGE_PAGES = dict([folder.HUGE_PAGES.split("=", 1)])  # as the run script of an ONNX artifact sets it
 CHANNEL, GROUPS = "gptq:group_size=channel,symmetric=false", "gptq:group_size=64"
 INT8_HEAD, INT4_HEAD = "embeddings:group_size=64", "embeddings:bits=4,group_size=32,scale_search=true"
 

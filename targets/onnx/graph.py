@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, helper
 
-from compressor.architecture import Architecture
 from compressor.families import Branch
 from compressor.quantized import Scheme
+from targets.onnx import interface
+from targets.onnx.interface import GROUP_SIZE, LAST_TOKEN
 from targets.onnx.lengths import Lengths
 from targets.onnx.nodes import CONTRIB, ONNX_TYPES, Nodes
 from targets.onnx.plan import PACKED, Matrix, Plan
@@ -25,8 +26,6 @@ from targets.onnx.plan import PACKED, Matrix, Plan
 OPSET = 21
 IR_VERSION = 10  # the first whose nodes carry metadata
 
-GROUP_SIZE = "group_size"  # node metadata: the group size before scales were repeated over smaller blocks
-LAST_TOKEN = "last_token"  # name of the node that keeps one position of each row
 # GroupQueryAttention rotates heads of a multiple of this width itself; others are rotated before it.
 ROTATED_INSIDE = 16
 INT8_LEVEL = 4  # of int8 matrices whatever was asked: level 0 is 20 times slower
@@ -117,8 +116,8 @@ class Decoder:
         self._nodes.nodes[-1].output[0] = "logits"
 
     def model(self) -> ModelProto:
-        kind = ONNX_TYPES[self._compute]
-        inputs, outputs = _inputs(self._architecture, kind), _outputs(self._architecture, kind)
+        inputs = interface.inputs(self._architecture, self._compute)
+        outputs = interface.outputs(self._architecture, self._compute)
         graph = helper.make_graph(self._nodes.nodes, "decoder", inputs, outputs, self._nodes.constants)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="llmc")
@@ -295,23 +294,3 @@ class Decoder:
 def _zero_points(matrix: Matrix) -> str:
     assert matrix.scheme is not None
     return "" if matrix.scheme.symmetric else matrix.weight + ".zero_points"
-
-
-def _inputs(architecture: Architecture, kind: int) -> list[ValueInfoProto]:
-    tokens = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "current"])
-    mask = helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total"])
-    return [tokens, mask, *_cache(architecture, kind, "past_key_values", "past")]
-
-
-def _outputs(architecture: Architecture, kind: int) -> list[ValueInfoProto]:
-    logits = helper.make_tensor_value_info("logits", kind, ["batch", 1, architecture.vocab_size])
-    return [logits, *_cache(architecture, kind, "present", "total")]
-
-
-def _cache(architecture: Architecture, kind: int, name: str, length: str) -> list[ValueInfoProto]:
-    shape: tuple[str | int, ...] = ("batch", architecture.kv_heads, length, architecture.head_dim)
-    return [
-        helper.make_tensor_value_info(f"{name}.{index}.{part}", kind, shape)
-        for index in range(architecture.layers)
-        for part in ("key", "value")
-    ]

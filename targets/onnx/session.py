@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from targets.onnx.graph import LAST_TOKEN
+from targets.onnx.interface import LAST_TOKEN
 
 LOGITS_BYTES = 128 << 20  # of one chunk: what is held is twice this, onnxruntime's buffer and the caller's view
 POSITIONS_PER_CHUNK = 512  # beyond this longer chunks are no faster, and attention scores grow with them

@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
-from compressor.errors import MissingExtra
-from compressor.files import write_json
 from compressor.options import option
 from compressor.pass_ import Progress
-from compressor.quantized import QuantizedWeight, Scheme
-from compressor.requirements import unfit
-from compressor.target import Artifact, Session, StoredTensor, Target, Tolerance, Variant
-from compressor.writer import copy_companions
-from targets.casting import Caster, dtype_name, float_problems, served_config
+from compressor.quantized import Scheme
+from compressor.target import Artifact, Tolerance, Variant
+from targets.casting import Caster, dtype_name, float_problems
+from targets.onnx.folder import OnnxFolder, require_packages
 from targets.onnx.limits import by_kind, group_problems, have, shape_problems, table_problems
 from targets.onnx.plan import Plan
 from targets.tolerances import BY_DTYPE, ROUNDED
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from targets.onnx.weights import DataFile
+
 FP32_WORKS = "The target onnx-fp32 works."
-INSTALL = "pip install 'llmc-compiler[onnx]'"
 EXACT, FAST = 0, 4  # accuracy levels of MatMulNBits
-# Asks glibc for pages of 2 MiB; other C libraries do not look at it. A token reads all weights, and finding them in
-# pages of 4 KiB is up to a quarter of its time.
-HUGE_PAGES = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
 _TAKER = {"int4": "onnx-int4", "int8": "onnx-int8"}  # the target for a kind of weights; hf takes every other
 
 
 @dataclass(frozen=True)
-class _Onnx(Target):
+class _Onnx(OnnxFolder):
     """What the targets share."""
 
-    compute: ClassVar[torch.dtype] = torch.float32  # of activations and cache
+    compute = torch.float32
     runtime = "onnxruntime-genai"
     reader = "onnxruntime with identity input"
     rules = "graph, external data and genai_config.json fit together"
-
-    def why_not_made(self) -> str | None:
-        return why_not_written()
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         return [*shape_problems(architecture), *self._scheme_problems(schemes)]
@@ -64,22 +55,13 @@ class _Onnx(Target):
         """What float parameters are cast by, or None where nothing can change: float32 holds them all."""
         return None
 
-    def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
-        require_packages()
-        import onnx
-
-        from targets.onnx import genai, graph, weights
+    def build(self, checkpoint: Checkpoint, data: DataFile, progress: Progress) -> tuple[ModelProto, list[str]]:
+        from targets.onnx import graph, weights
 
         plan, caster = Plan.of(checkpoint, self.compute), self._caster(checkpoint)
         model = graph.build(plan, self._accuracy_level())
-        with closing(weights.DataFile(out)) as data:
-            weights.stream(plan, checkpoint, caster, data, progress)
-        model.graph.initializer.extend(data.initializers)
-        onnx.save(model, out / "model.onnx")
-        genai.write_config(checkpoint.root, checkpoint.config, checkpoint.architecture, out, self.compute)
-        write_json(out / "config.json", served_config(checkpoint, self.compute))
-        copy_companions(checkpoint.root, out)
-        return _widening_notes(checkpoint) if caster is None else caster.notes
+        weights.stream(plan, checkpoint, caster, data, progress)
+        return model, _widening_notes(checkpoint) if caster is None else caster.notes
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         require_packages()
@@ -87,45 +69,12 @@ class _Onnx(Target):
 
         return read_weights(artifact.root)
 
-    def expected(self, name: str, weight: Weight) -> Weight:
-        return weight if isinstance(weight, QuantizedWeight) else weight.to(self.compute)
-
-    def stored_tensors(self, artifact: Artifact) -> Iterator[StoredTensor]:
-        require_packages()
-        from targets.onnx.rules import external_tensors
-
-        return external_tensors(artifact.root)
-
-    def broken_rules(self, artifact: Artifact) -> list[str]:
-        require_packages()
-        from targets.onnx.rules import check_folder
-
-        return check_folder(artifact.root)
-
     def tolerance(self, artifact: Artifact, **options: Any) -> Tolerance:
         require_packages()
         from targets.onnx.session import rounds_activations
 
         exact = options.get("accuracy_level") == EXACT
         return ROUNDED if not exact and rounds_activations(artifact.root) else BY_DTYPE[self.compute]
-
-    def why_not_run(self) -> str | None:
-        missing = missing_package()
-        return unfit("onnxruntime") if missing is None else f"{missing} is not installed ({INSTALL})"
-
-    def open(self, artifact: Artifact, **options: Any) -> Session:
-        """Open on plain onnxruntime.
-
-        Args:
-            options: `accuracy_level` and `threads`, see `targets.onnx.session.OnnxSession`.
-        """
-        require_packages()
-        from targets.onnx.session import OnnxSession
-
-        return OnnxSession(artifact.root, **options)
-
-    def run_command(self, path: str, config: Mapping[str, Any]) -> str:
-        return run_with_genai(path)
 
 
 @dataclass(frozen=True)
@@ -234,37 +183,6 @@ class OnnxInt4(_Quantized):
 
     def _accuracy_level(self) -> int:
         return self.accuracy_level
-
-
-def run_with_genai(path: str) -> str:
-    """The command line that generates with the folder at `path`."""
-    return f"env {HUGE_PAGES} python -c " + shlex.quote(
-        "import onnxruntime_genai as og; "
-        f"model = og.Model({json.dumps(path)}); tokenizer = og.Tokenizer(model); "
-        "parameters = og.GeneratorParams(model); parameters.set_search_options(max_length=100); "
-        "generator = og.Generator(model, parameters); "
-        'generator.append_tokens(tokenizer.encode("Once upon a time")); '
-        "any(generator.generate_next_token() for _ in iter(generator.is_done, True)); "
-        "print(tokenizer.decode(generator.get_sequence(0)))"
-    )
-
-
-def missing_package() -> str | None:
-    """The first package that ONNX files need and that is not installed."""
-    return next((package for package in ("onnx", "onnxruntime") if find_spec(package) is None), None)
-
-
-def why_not_written() -> str | None:
-    """Why no artifact could be written and read back here."""
-    missing = missing_package()
-    return None if missing is None else f"ONNX files need {missing}, which is missing; {INSTALL}."
-
-
-def require_packages() -> None:
-    """Refuse to go on without the packages that ONNX files need."""
-    missing = missing_package()
-    if missing is not None:
-        raise MissingExtra(missing, "onnx", "An ONNX Runtime target")
 
 
 def _widening_notes(checkpoint: Checkpoint) -> list[str]:

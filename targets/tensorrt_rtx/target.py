@@ -19,8 +19,8 @@ from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
 from compressor.target import Artifact, StoredTensor
-from targets.onnx.qdq.target import GRAPH, QdqTarget
-from targets.onnx.target import require_packages
+from targets.onnx.folder import GRAPH, require_packages
+from targets.onnx.qdq.target import QdqTarget
 from targets.serving import SERVED_LENGTH
 from targets.tensorrt_rtx.description import CODES, DESCRIPTION, ENGINE, PACKAGE, Description, broken_engine_rules
 from targets.tensorrt_rtx.shapes import Limits, input_shapes

@@ -9,16 +9,18 @@ optimum.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, helper
 
 from compressor.architecture import Architecture
 from compressor.quantized import Scheme
+from targets.onnx import interface
+from targets.onnx.interface import GROUP_SIZE, LAST_TOKEN
 from targets.onnx.nodes import ONNX_TYPES, Nodes
 from targets.onnx.qdq.limits import block_size
 from targets.onnx.qdq.positions import Positions
@@ -28,8 +30,6 @@ IR_VERSION = 10
 
 COSINES, SINES = "rotary.cosines", "rotary.sines"
 CODES, SCALES, INPUT_SCALE = ".codes", ".scales", ".input_scale"  # behind the name of a quantized weight
-GROUP_SIZE = "group_size"  # node metadata: the group size before scales were repeated over smaller blocks
-LAST_TOKEN = "last_token"  # name of the node that keeps one position of each row
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Decoder:
         self._nodes.nodes[-1].output[0] = "logits"
 
     def model(self) -> ModelProto:
-        kind = ONNX_TYPES[self._compute]
-        inputs, outputs = _inputs(self._architecture, kind), _outputs(self._architecture, kind)
+        inputs = interface.inputs(self._architecture, self._compute)
+        outputs = interface.outputs(self._architecture, self._compute)
         graph = helper.make_graph(self._nodes.nodes, "decoder", inputs, outputs, self._nodes.constants)
         opsets = [helper.make_opsetid("", OPSET)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="llmc")
@@ -204,21 +204,3 @@ class Decoder:
 
     def _number(self, value: float) -> str:
         return self._nodes.constant(value, np.float32 if self._compute == torch.float32 else np.float16)
-
-
-def _inputs(architecture: Architecture, kind: int) -> list[ValueInfoProto]:
-    tokens = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "current"])
-    mask = helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total"])
-    return [tokens, mask, *_cache(architecture, kind, "past_key_values", "past")]
-
-
-def _outputs(architecture: Architecture, kind: int) -> list[ValueInfoProto]:
-    logits = helper.make_tensor_value_info("logits", kind, ["batch", 1, architecture.vocab_size])
-    return [logits, *_cache(architecture, kind, "present", "total")]
-
-
-def _cache(architecture: Architecture, kind: int, name: str, length: str) -> Iterable[ValueInfoProto]:
-    shape = ("batch", architecture.kv_heads, length, architecture.head_dim)
-    for index in range(architecture.layers):
-        for part in ("key", "value"):
-            yield helper.make_tensor_value_info(f"{name}.{index}.{part}", kind, shape)

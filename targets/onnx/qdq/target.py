@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
-from compressor.files import write_json
 from compressor.options import option
 from compressor.pass_ import Progress
-from compressor.quantized import QuantizedWeight, Scheme
-from compressor.requirements import unfit
-from compressor.target import Artifact, Session, StoredTensor, Target, Tolerance
-from compressor.writer import copy_companions
-from targets.casting import Caster, served_config
+from compressor.quantized import Scheme
+from compressor.target import Artifact, Tolerance
+from targets.casting import Caster
+from targets.onnx.folder import OnnxFolder, require_packages
 from targets.onnx.qdq.limits import layer_reasons, shape_problems
-from targets.onnx.target import INSTALL, missing_package, require_packages, run_with_genai, why_not_written
 from targets.refusals import refusals
+from targets.tolerances import BY_DTYPE, ROUNDED
 
-GRAPH = "model.onnx"
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from targets.onnx.weights import DataFile
+
 OTHER_DTYPE = "dtype=float32 works."
 
 
 @dataclass(frozen=True)
-class QdqTarget(Target):
+class QdqTarget(OnnxFolder):
     """What the targets share whose weights pass through DequantizeLinear; subclasses say which integers they are."""
 
     reader = "onnxruntime's DequantizeLinear, one weight at a time"
+    shares_cache = False
     kinds: ClassVar[tuple[str, ...]]  # of weights that a layer may have, the target's own first
     taker: ClassVar[str]  # what takes the weights that this one does not
 
@@ -41,9 +42,6 @@ class QdqTarget(Target):
     @property
     def compute(self) -> torch.dtype:
         return torch.float16 if self.dtype == "float16" else torch.float32
-
-    def why_not_made(self) -> str | None:
-        return why_not_written()
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         own, example = self.kinds[0], self.preset[0]
@@ -58,25 +56,14 @@ class QdqTarget(Target):
         taker = self.taker if scheme.kind in ("int4", "int8") else "hf"
         return [f"{scheme.kind} is not what this target holds; {self.preset[0]} or the target {taker} works"]
 
-    def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
-        require_packages()
-        import onnx
-
-        from targets.onnx.genai import write_config
+    def build(self, checkpoint: Checkpoint, data: DataFile, progress: Progress) -> tuple[ModelProto, list[str]]:
         from targets.onnx.qdq import graph, weights
-        from targets.onnx.weights import DataFile
 
         plan = graph.Plan(checkpoint.architecture, checkpoint.schemes, self.compute)
         caster = Caster(self.dtype, checkpoint, OTHER_DTYPE)
         model = graph.build(plan)
-        with closing(DataFile(out)) as data:
-            weights.stream(plan, checkpoint, caster, data, progress)
-        model.graph.initializer.extend(data.initializers)
-        onnx.save(model, out / GRAPH)
-        write_config(checkpoint.root, checkpoint.config, checkpoint.architecture, out, self.compute, shares_cache=False)
-        write_json(out / "config.json", served_config(checkpoint, self.compute))
-        copy_companions(checkpoint.root, out)
-        return caster.notes
+        weights.stream(plan, checkpoint, caster, data, progress)
+        return model, caster.notes
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         require_packages()
@@ -84,20 +71,11 @@ class QdqTarget(Target):
 
         return read_weights(artifact.root)
 
-    def expected(self, name: str, weight: Weight) -> Weight:
-        return weight if isinstance(weight, QuantizedWeight) else weight.to(self.compute)
-
-    def stored_tensors(self, artifact: Artifact) -> Iterator[StoredTensor]:
-        require_packages()
-        from targets.onnx.rules import external_tensors
-
-        return external_tensors(artifact.root)
-
     def broken_rules(self, artifact: Artifact) -> list[str]:
         require_packages()
-        from targets.onnx.rules import check_folder, foreign_operators
+        from targets.onnx.rules import foreign_operators
 
-        return check_folder(artifact.root) or foreign_operators(artifact.root)
+        return super().broken_rules(artifact) or foreign_operators(artifact.root)
 
 
 @dataclass(frozen=True)
@@ -110,25 +88,7 @@ class _OnnxQdq(QdqTarget):
         require_packages()
         from targets.onnx.rules import operators
 
-        if "QuantizeLinear" in operators(artifact.root):
-            return Tolerance(0.5, "activations are rounded to int8, after sums in another order")
-        if self.dtype == "float16":
-            return Tolerance(0.1, "float16 activations are rounded to 11 bits, after sums in another order")
-        return super().tolerance(artifact)
-
-    def why_not_run(self) -> str | None:
-        missing = missing_package()
-        return unfit("onnxruntime") if missing is None else f"{missing} is not installed ({INSTALL})"
-
-    def open(self, artifact: Artifact, **options: Any) -> Session:
-        """Open on plain onnxruntime; `threads` as in `targets.onnx.session.OnnxSession`."""
-        require_packages()
-        from targets.onnx.session import OnnxSession
-
-        return OnnxSession(artifact.root, **options)
-
-    def run_command(self, path: str, config: Mapping[str, Any]) -> str:
-        return run_with_genai(path)
+        return ROUNDED if "QuantizeLinear" in operators(artifact.root) else BY_DTYPE[self.compute]
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def test_without_a_runtime_the_artifact_is_written_and_the_ledger_says_so(tiny_m
 
 
 def test_onnx_files_are_refused_where_they_cannot_be_read_back(tiny_model, refused, monkeypatch):
-    monkeypatch.setattr("targets.onnx.target.find_spec", lambda name: None)
+    monkeypatch.setattr("targets.onnx.folder.find_spec", lambda name: None)
     err = refused(tiny_model("llama"), "-t", "onnx-int4", "--pass", "rtn:group_size=32")
     assert "ONNX files need onnx, which is missing; pip install 'llmc-compiler[onnx]'" in err
 

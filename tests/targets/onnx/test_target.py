@@ -12,7 +12,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, MissingExtra
 from compressor.quantized import Scheme
 from compressor.registry import make_target
-from targets.onnx import target as module
+from targets.onnx import folder as module
 from targets.onnx.target import OnnxFp32, OnnxInt4, OnnxInt8
 
 

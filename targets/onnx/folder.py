@@ -1,0 +1,127 @@
+"""Base of targets whose artifact is a folder with the decoder as an ONNX graph, which onnxruntime reads and opens."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from compressor.checkpoint import Checkpoint, Weight
+from compressor.errors import MissingExtra
+from compressor.files import write_json
+from compressor.pass_ import Progress
+from compressor.quantized import QuantizedWeight
+from compressor.requirements import unfit
+from compressor.target import Artifact, Session, StoredTensor, Target
+from compressor.writer import copy_companions
+from targets.casting import served_config
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from targets.onnx.weights import DataFile
+
+GRAPH = "model.onnx"
+INSTALL = "pip install 'llmc-compiler[onnx]'"
+# Asks glibc for pages of 2 MiB; other C libraries do not look at it. A token reads all weights, and finding them in
+# pages of 4 KiB is up to a quarter of its time.
+HUGE_PAGES = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
+
+
+@dataclass(frozen=True)
+class OnnxFolder(Target):
+    """Writes and reads the folder; subclasses build the graph, and read its weights back."""
+
+    shares_cache: ClassVar[bool] = True  # the graph can write the new part of the cache beside the old one
+
+    @property
+    @abstractmethod
+    def compute(self) -> torch.dtype:
+        """The dtype of activations, cache and unquantized parameters."""
+
+    @abstractmethod
+    def build(self, checkpoint: Checkpoint, data: DataFile, progress: Progress) -> tuple[ModelProto, list[str]]:
+        """The graph, whose weights go into `data`, and notes for the ledger."""
+
+    def why_not_made(self) -> str | None:
+        missing = _missing_package()
+        return None if missing is None else f"ONNX files need {missing}, which is missing; {INSTALL}."
+
+    def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
+        require_packages()
+        import onnx
+
+        from targets.onnx import genai, weights
+
+        with closing(weights.DataFile(out)) as data:
+            model, notes = self.build(checkpoint, data, progress)
+        model.graph.initializer.extend(data.initializers)
+        onnx.save(model, out / GRAPH)
+        shape = checkpoint.architecture
+        genai.write_config(checkpoint.root, checkpoint.config, shape, out, self.compute, self.shares_cache)
+        write_json(out / "config.json", served_config(checkpoint, self.compute))
+        copy_companions(checkpoint.root, out)
+        return notes
+
+    def expected(self, name: str, weight: Weight) -> Weight:
+        return weight if isinstance(weight, QuantizedWeight) else weight.to(self.compute)
+
+    def stored_tensors(self, artifact: Artifact) -> Iterator[StoredTensor]:
+        require_packages()
+        from targets.onnx.rules import external_tensors
+
+        return external_tensors(artifact.root)
+
+    def broken_rules(self, artifact: Artifact) -> list[str]:
+        require_packages()
+        from targets.onnx.rules import check_folder
+
+        return check_folder(artifact.root)
+
+    def why_not_run(self) -> str | None:
+        missing = _missing_package()
+        return unfit("onnxruntime") if missing is None else f"{missing} is not installed ({INSTALL})"
+
+    def open(self, artifact: Artifact, **options: Any) -> Session:
+        """Open on plain onnxruntime.
+
+        Args:
+            options: `accuracy_level` and `threads`, see `targets.onnx.session.OnnxSession`.
+        """
+        if self.why_not_run() is not None:
+            return super().open(artifact)
+        from targets.onnx.session import OnnxSession
+
+        return OnnxSession(artifact.root, **options)
+
+    def run_command(self, path: str, config: Mapping[str, Any]) -> str:
+        """The line that generates with onnxruntime-genai."""
+        return f"env {HUGE_PAGES} python -c " + shlex.quote(
+            "import onnxruntime_genai as og; "
+            f"model = og.Model({json.dumps(path)}); tokenizer = og.Tokenizer(model); "
+            "parameters = og.GeneratorParams(model); parameters.set_search_options(max_length=100); "
+            "generator = og.Generator(model, parameters); "
+            'generator.append_tokens(tokenizer.encode("Once upon a time")); '
+            "any(generator.generate_next_token() for _ in iter(generator.is_done, True)); "
+            "print(tokenizer.decode(generator.get_sequence(0)))"
+        )
+
+
+def require_packages() -> None:
+    """Refuse to go on without the packages that ONNX files need."""
+    missing = _missing_package()
+    if missing is not None:
+        raise MissingExtra(missing, "onnx", "An ONNX Runtime target")
+
+
+def _missing_package() -> str | None:
+    """The first package that ONNX files need and that is not installed."""
+    return next((package for package in ("onnx", "onnxruntime") if find_spec(package) is None), None)
