@@ -11,6 +11,7 @@ from typing import Any
 from compressor.errors import InputError, LlmcError, MissingExtra, RunError
 from compressor.files import crc32_range, digest_file
 from compressor.fingerprint import differing_parts, fingerprint
+from compressor.ledger import one_of_the_runs_in
 from compressor.manifest import OLD_SCHEMA, DamagedManifest, FileRecord, Manifest, read_manifest
 from compressor.pass_ import Progress
 from compressor.probe import compare, open_session
@@ -79,9 +80,8 @@ def find_artifact(path: Path) -> Path:
     for root in (path, path / "artifact"):
         if (root / MANIFEST).is_file():
             return root
-    raise InputError(
-        f"{path} is no artifact: it has no {MANIFEST}.", "Give the artifact's folder, or the folder of the run."
-    )
+    hint = one_of_the_runs_in(path) or "Give the artifact's folder, or the folder of the run."
+    raise InputError(f"{path} is no artifact: it has no {MANIFEST}.", hint)
 
 
 def audit(root: Path, progress: Progress) -> Verdict:

@@ -26,14 +26,13 @@ from compressor.target import Session
 
 
 @dataclass
-class Evaluator:
-    """What every row is measured with.
+class Standard:
+    """What every row is measured with and against.
 
     Attributes:
         original: the model that all quality is relative to.
         tokens: held-out tokens, int64 [windows, length], or None when there is no text to judge by.
         scratch: folder for the original's hidden states.
-        out: the run's folder, where what was measured of every token is kept.
         origins: number of the document of each token, int32 [windows, length]; None for running text.
     """
 
@@ -42,7 +41,6 @@ class Evaluator:
     settings: MeasureSection
     scratch: Path
     progress: Progress
-    out: Path
     origins: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -73,62 +71,74 @@ class Evaluator:
         assert self.tokens is not None
         self.scratch.mkdir(parents=True, exist_ok=True)
         store = self.scratch / "reference-states.npy"
-        return Reference.make(self.original, self.tokens, store, self._report("judging the original"))
+        return Reference.make(self.original, self.tokens, store, self.report("judging the original"))
+
+    def prompt(self) -> np.ndarray:
+        """Of the timed workload. Real text where there is enough, else ids in order: time does not depend on them."""
+        length = self.settings.latency.prompt
+        if self.tokens is not None and self.tokens.numel() >= length:
+            return self.tokens.flatten()[:length].numpy()
+        return (torch.arange(length) % self.original.architecture.vocab_size).numpy()
+
+    def report(self, what: str) -> Callable[[int, int], None]:
+        """Tells the run's progress of something that is being done."""
+        return lambda done, total: self.progress(what, done, total)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures the rows of the run in the folder `out`, where what was measured of every token is kept."""
+
+    standard: Standard
+    out: Path
 
     def has_measured(self, row: StepRecord) -> bool:
         """Whether an earlier run measured this row with the same tokens and workload, and left its samples intact."""
-        if row.measured_with != self.key:
+        if row.measured_with != self.standard.key:
             return False
-        if self.tokens is None:
+        if self.standard.tokens is None:
             return True
         return row.samples is not None and samples.is_intact(self.out, row.samples)
 
     def measure_checkpoint(self, checkpoint: Checkpoint, row: StepRecord) -> None:
         """Fill the quality and latency of a step's row."""
         row.quality, row.samples, row.latency, row.not_run = None, None, [], None
-        if not self.enabled:
+        if not self.standard.enabled:
             row.not_run = "measuring was switched off"
             return
-        if self.tokens is not None:
-            self._judged(row, checkpoint_scores(checkpoint, self.reference, self._report(f"judging {row.name}")))
+        if self.standard.tokens is not None:
+            report = self.standard.report(f"judging {row.name}")
+            self._judged(row, checkpoint_scores(checkpoint, self.standard.reference, report))
         try:
             with closing(TorchSession.of(checkpoint)) as session:
                 self._time({row.name: session}, {row.name: row})
         except RunError as error:
             row.not_run = str(error)
-        row.measured_with = self.key
+        row.measured_with = self.standard.key
 
     def measure_sessions(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> None:
         """Fill the rows of artifacts in their own runtime; for latency they take turns."""
         for row in rows.values():
-            row.quality, row.samples, row.latency, row.measured_with = None, None, [], self.key
-        if self.tokens is not None:
+            row.quality, row.samples, row.latency, row.measured_with = None, None, [], self.standard.key
+        if self.standard.tokens is not None:
             for name, session in sessions.items():
-                self._judged(rows[name], session_scores(session, self.reference, self._report(f"judging {name}")))
+                report = self.standard.report(f"judging {name}")
+                self._judged(rows[name], session_scores(session, self.standard.reference, report))
         self._time(sessions, rows)
 
     def _judged(self, row: StepRecord, scores: TokenScores) -> None:
         """Keep the scores of every token beside the ledger, and their summary in the row."""
-        assert self.tokens is not None
+        assert self.standard.tokens is not None
         path = self.out / samples.path_of(row.name, str(row.key))
-        digest = samples.write(path, samples.table(self.tokens.numpy(), self.origins, scores))
+        digest = samples.write(path, samples.table(self.standard.tokens.numpy(), self.standard.origins, scores))
         row.samples = SamplesRecord(path.relative_to(self.out).as_posix(), digest, scores.loss.size)
         row.quality = scores.quality
 
     def _time(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> None:
-        plan = self.settings.latency
+        plan = self.standard.settings.latency
         for batch in plan.batch:
             workload = Workload(batch, plan.prompt, plan.output, plan.repeats)
-            report = self._report(f"timing {', '.join(sessions)}")
-            for name, latency in measure_latency(sessions, workload, self._prompt(plan.prompt), report).items():
+            report = self.standard.report(f"timing {', '.join(sessions)}")
+            for name, latency in measure_latency(sessions, workload, self.standard.prompt(), report).items():
                 rows[name].latency.append(latency)
                 rows[name].runtime = sessions[name].runtime
-
-    def _prompt(self, length: int) -> np.ndarray:
-        """Real text where there is enough, else token ids in order: time does not depend on which they are."""
-        if self.tokens is not None and self.tokens.numel() >= length:
-            return self.tokens.flatten()[:length].numpy()
-        return (torch.arange(length) % self.original.architecture.vocab_size).numpy()
-
-    def _report(self, what: str) -> Callable[[int, int], None]:
-        return lambda done, total: self.progress(what, done, total)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import platform
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,27 @@ class Ledger:
         write_json(folder / LEDGER_FILE, self.plain())
 
 
+def together(ledgers: Sequence[Ledger]) -> Ledger:
+    """Runs of one model for several targets in one ledger, to be shown: each row once. It has no artifact."""
+    if len(ledgers) == 1:
+        return ledgers[0]
+    steps = {row.key: row for one in ledgers for row in one.steps}
+    warnings = dict.fromkeys(warning for one in ledgers for warning in one.warnings)
+    texts = {role: text for one in ledgers for role, text in one.texts.items()}
+    return replace(ledgers[0], texts=texts, warnings=list(warnings), steps=list(steps.values()), artifact=None)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folders of the runs for several targets that lie in this one, by name."""
+    return sorted(path.parent for path in folder.glob(f"*/{LEDGER_FILE}"))
+
+
+def one_of_the_runs_in(folder: Path) -> str | None:
+    """The hint where one run is wanted and the folder holds several."""
+    names = ", ".join(map(str, runs_in(folder)))
+    return f"Give one of the runs in it: {names}." if names else None
+
+
 def load_ledger(path: Path) -> Ledger:
     """Read a ledger file, or the one in a run's folder.
 
@@ -147,7 +169,10 @@ def load_ledger(path: Path) -> Ledger:
     try:
         ledger = TypeAdapter(Ledger).validate_json(file.read_bytes())
     except FileNotFoundError as error:
-        raise InputError(f"There is no ledger at {file}.") from error
+        runs = ", ".join(map(str, runs_in(path)))
+        raise InputError(
+            f"There is no ledger at {file}.", f"Give one of the runs in it: {runs}." if runs else None
+        ) from error
     except ValidationError as error:
         raise InputError(f"{file} is not a ledger: {error.errors()[0]['msg']}.") from error
     if ledger.schema not in READABLE:

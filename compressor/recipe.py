@@ -20,6 +20,7 @@ from compressor.target import Target
 MERGE = "lora-merge"  # the pass that an adapter stands for
 MIXED = "mixed"  # the pass that takes an average number of bits
 WIDTHS = (4, 8)
+TARGET, TARGETS = "target", "targets"  # keys: of one, and of a list that stands for as many recipes
 
 
 class _Section(BaseModel):
@@ -98,6 +99,10 @@ class Recipe(_Section):
         quantized = bool(schemes.keys() - EMBEDDINGS - {HEAD})
         return self.model_copy(update={"passes": []}) if quantized and self.passes is None else self
 
+    def with_bits(self, bits: float) -> Recipe:
+        """The recipe with the preset of its target, with other bits; see `preset_with_bits`."""
+        return self.model_copy(update={"passes": preset_with_bits(self.build_target(), bits)})
+
     def with_target_options(self, options: Mapping[str, Any]) -> Recipe:
         """The recipe with these options of its target, in the place of those that it has."""
         name, given = _named(self.target)
@@ -132,8 +137,8 @@ def _with_bits(name: str, options: dict[str, Any], bits: float) -> dict[str, Any
     return {MIXED: {key: value for key, value in options.items() if key in known} | {"bits": bits}}
 
 
-def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
-    """Read a recipe file; `overrides` (from the command line) win, section by section.
+def load_recipes(path: Path, overrides: Mapping[str, Any]) -> list[Recipe]:
+    """Read a recipe file, one recipe a target; `overrides` (from the command line) win, section by section.
 
     Raises:
         InputError: unreadable file, unknown key (with its line and the nearest known key) or bad value.
@@ -146,7 +151,31 @@ def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
         raise InputError(f"The recipe {path} cannot be read: {str(error).splitlines()[0]}.") from error
     if not isinstance(values, dict):
         raise InputError(f"The recipe {path} is not a mapping of keys to values.")
-    return make_recipe(_merge(values, overrides), where=_Lines(path, node))
+    if overrides.keys() & {TARGET, TARGETS}:
+        values = {key: value for key, value in values.items() if key not in (TARGET, TARGETS)}
+    return make_recipes(_merge(values, overrides), where=_Lines(path, node))
+
+
+def make_recipes(values: Mapping[str, Any], where: _Lines | None = None) -> list[Recipe]:
+    """Validated recipes that are equal but for the target: one for `target`, or one for each of `targets`.
+
+    Raises:
+        InputError: the first thing that is wrong, in one sentence.
+    """
+    if TARGETS not in values:
+        return [make_recipe(values, where)]
+    place, targets = f"{where.of([TARGETS])}: " if where else "", values[TARGETS]
+    if TARGET in values:
+        raise InputError(f"{place}the recipe has both 'target' and 'targets'; give one of them.")
+    if not isinstance(targets, list) or not targets:
+        raise InputError(f"{place}targets = {targets!r} is not a list of targets.")
+    common = {key: value for key, value in values.items() if key != TARGETS}
+    recipes = [make_recipe({**common, TARGET: target}, where) for target in targets]
+    names = [recipe.build_target().name for recipe in recipes]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{place}the target {twice} is given twice, and its artifact has one folder.", "Run it apart.")
+    return recipes
 
 
 def make_recipe(values: Mapping[str, Any], where: _Lines | None = None) -> Recipe:

@@ -16,7 +16,7 @@ def load() -> Callable[[row.Task], None]:
 
     from calibration.dataset import TokenSet, digest_tokens
     from compressor.errors import LlmcError
-    from compressor.pipeline import Run, RunSettings
+    from compressor.pipeline import RunSettings, execute
     from compressor.recipe import make_recipe
 
     class SavedTokens:
@@ -45,7 +45,7 @@ def load() -> Callable[[row.Task], None]:
         }
         folder = task.out.with_name(f"{task.out.name}-run")
         try:
-            Run(make_recipe(values), RunSettings(folder), SavedTokens(task), quiet).execute()
+            execute([make_recipe(values)], RunSettings(folder), SavedTokens(task), quiet)
         except LlmcError as error:
             sys.exit(f"{error} {error.hint or ''}".strip())
         (folder / "artifact").rename(task.out)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from compressor.cli.dry_run import show_plans
 from compressor.cli.engines import engine_option
-from compressor.errors import InputError
+from compressor.cli.request import recipes_of
 
 if TYPE_CHECKING:
     from compressor.gate.decide import Decision
@@ -20,7 +23,14 @@ GATE_FILE = "gate.json"  # the verdict, where the recipe has a gate
 
 @click.command("compress")
 @click.argument("model", required=False)
-@click.option("-t", "--target", help="Where it will run: onnx-int4, trt-int4, vllm-int4 ... (`llmc targets`).")
+@click.option(
+    "-t",
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="TARGET",
+    help="Where it will run: onnx-int4, trt-int4, vllm-int4 ... (`llmc targets`); repeat for several.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.  [default: MODEL-TARGET]")
 @click.option(
     "--adapter",
@@ -89,114 +99,62 @@ def compress_command(
     \b
     llmc compress ./my-model --target onnx-int4 --calibration train.jsonl --eval held-out.txt
     llmc compress ./my-model --target trt-int4 --pass gptq:group_size=64 --calibration train.jsonl
+    llmc compress ./my-model --target onnx-int4 --target trt-int4 --calibration train.jsonl
     llmc compress ./my-model --target onnx-int4 --bits 4.5 --calibration train.jsonl
     llmc compress ./base --adapter ./my-lora --target onnx-int4 --calibration train.jsonl --eval held-out.txt
     """
     from compressor.registry import check_installation
 
     check_installation()
-    recipe = _recipe(model, recipe_file, options)
-    if chosen := _target_options(options):
-        recipe = recipe.with_target_options(chosen)
+    recipes = recipes_of(model, recipe_file, options)
     if options["dry_run"]:
-        _show_plan(recipe, options, as_json)
+        show_plans(recipes, options, as_json)
         return 0
-    out = output or Path(f"{Path(recipe.model.removesuffix('.gguf')).name}-{recipe.build_target().name}")
-    ledger = _run(recipe, out, options)
-    decision = _gated(recipe, out)
-    _present(ledger, decision, as_json)
-    return 0 if decision is None else decision.verdict.exit_code
+    out = output or _default_output(recipes)
+    outcomes = _run(recipes, out, options)
+    _present(outcomes, as_json)
+    codes = [0 if one.decision is None else one.decision.verdict.exit_code for one in outcomes]
+    return min(filter(None, codes), default=0)  # a gate that failed comes before one that cannot tell
 
 
-def _target_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of the target that the command line has words for."""
-    level, sm = options["accuracy_level"], options["sm"]
-    return _set({"accuracy_level": level and int(level), "sm": sm and sm.split(",")})
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one target, and the verdict of the recipe's gate; None without a gate."""
+
+    target: str
+    ledger: Ledger
+    decision: Decision | None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return self.ledger.plain() | ({} if self.decision is None else {"gate": self.decision.plain()})
 
 
-def _recipe(model: str | None, recipe_file: Path | None, options: dict[str, Any]) -> Recipe:
-    from compressor.recipe import load_recipe, make_recipe
-
-    given = _given(model, options)
-    if options["bits"] is not None and (recipe_file is not None or options["passes"]):
-        other = "--pass" if options["passes"] else "--recipe"
-        raise InputError(f"--bits and {other} both say which passes run; give one of them.")
-    if recipe_file is not None:
-        return load_recipe(recipe_file, given)
-    if model is None:
-        raise InputError("Which model? Give a folder, a .gguf file or a hub id.", "llmc compress MODEL --target TARGET")
-    if "target" not in given:
-        from compressor.registry import TARGETS, names
-
-        raise InputError("Which target? Give --target.", "Targets: " + ", ".join(names(TARGETS)) + ".")
-    if "calibration" in given and "texts" not in given["calibration"]:
-        raise InputError("--samples, --length and --seed describe calibration text; give --calibration too.")
-    return make_recipe(given | _passes_of(options["bits"], given["target"]))
+def _default_output(recipes: Sequence[Recipe]) -> Path:
+    targets = "+".join(recipe.build_target().name for recipe in recipes)
+    return Path(f"{Path(recipes[0].model.removesuffix('.gguf')).name}-{targets}")
 
 
-def _passes_of(bits: float | None, target: str) -> dict[str, Any]:
-    """The passes that --bits stands for; none without it."""
-    from compressor.recipe import preset_with_bits
-    from compressor.registry import make_target, parse_spec
-
-    return {} if bits is None else {"passes": preset_with_bits(make_target(*parse_spec(target)), bits)}
-
-
-def _given(model: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    """What the command line says, in the recipe's own shape; what it does not say is left out."""
-    calibration = {
-        "texts": options["calibration"],
-        "samples": options["samples"],
-        "length": options["length"],
-        "seed": options["seed"],
-    }
-    latency = {"batch": list(options["batch"]) or None, "prompt": options["prompt"], "output": options["output_tokens"]}
-    measure = {
-        "texts": options["evaluation"],
-        "length": options["eval_length"],
-        "effort": options["measure"],
-        "latency": _set(latency) or None,
-    }
-    values = {
-        "model": model,
-        "adapter": [_weighted(text) for text in options["adapters"]] or None,
-        "target": options["target"],
-        "requantize": options["requantize"] or None,
-        "passes": list(options["passes"]) or None,
-        "calibration": _set(calibration) or None,
-        "measure": _set(measure) or None,
-    }
-    return _set(values)
-
-
-def _weighted(text: str) -> str | dict[str, float]:
-    """An adapter, or one with its weight behind a colon."""
-    source, _, weight = text.rpartition(":")
-    try:
-        return text if not source or Path(text).exists() else {source: float(weight)}
-    except ValueError:
-        return text
-
-
-def _set(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _run(recipe: Recipe, out: Path, options: dict[str, Any]) -> Ledger:
+def _run(recipes: Sequence[Recipe], out: Path, options: Mapping[str, Any]) -> list[Outcome]:
     from compressor.cli.progress import ConsoleProgress
     from compressor.cli.texts import RecipeTexts
     from compressor.files import write_whole
-    from compressor.pipeline import Run, RunSettings
+    from compressor.pipeline import RunSettings, execute, run_folders
     from compressor.report.markdown import render
 
     settings = RunSettings(out, options["resume"], options["allow_pickle"], options["trust_remote_code"])
     with ConsoleProgress() as progress:
-        ledger = Run(recipe, settings, RecipeTexts(), progress).execute()
-    write_whole(out / "report.md", render(ledger))
-    return ledger
+        ledgers = execute(recipes, settings, RecipeTexts(), progress)
+    outcomes = []
+    for recipe, folder, ledger in zip(recipes, run_folders(recipes, out), ledgers, strict=True):
+        write_whole(folder / "report.md", render([ledger]))
+        outcomes.append(Outcome(recipe.build_target().name, ledger, _gated(recipe, folder)))
+    if len(ledgers) > 1:
+        write_whole(out / "report.md", render(ledgers))
+    return outcomes
 
 
-def _gated(recipe: Recipe, out: Path) -> Decision | None:
+def _gated(recipe: Recipe, folder: Path) -> Decision | None:
     """The verdict of the recipe's gate, which is left in `gate.json`; None without a gate."""
     if recipe.gate is None:
         return None
@@ -204,65 +162,25 @@ def _gated(recipe: Recipe, out: Path) -> Decision | None:
     from compressor.gate.gate import gate
     from compressor.gate.subject import Run
 
-    decision = gate(Run.open(out), recipe.gate)
-    write_json(out / GATE_FILE, decision.plain())
+    decision = gate(Run.open(folder), recipe.gate)
+    write_json(folder / GATE_FILE, decision.plain())
     return decision
 
 
-def _present(ledger: Ledger, decision: Decision | None, as_json: bool) -> None:
+def _present(outcomes: Sequence[Outcome], as_json: bool) -> None:
     if as_json:
         from compressor.cli import emit_json
 
-        emit_json(ledger.plain() | ({} if decision is None else {"gate": decision.plain()}))
+        found = {one.target: one.plain() for one in outcomes}
+        emit_json({"targets": found} if len(found) > 1 else outcomes[0].plain())
         return
     from rich.console import Console
 
+    from compressor.gate import terminal
     from compressor.report.terminal import show
 
-    show(ledger, Console())
-    if decision is not None:
-        from compressor.gate import terminal
-
-        click.echo()
-        terminal.show(decision, Console())
-
-
-def _show_plan(recipe: Recipe, options: dict[str, Any], as_json: bool) -> None:
-    import tempfile
-    from collections import Counter
-
-    from compressor.cli import emit_json
-    from compressor.cli.progress import ConsoleProgress
-    from compressor.pipeline import check_gate, check_pickles, check_plan, check_values
-    from compressor.source import open_model
-
-    check_gate(recipe, recipe.build_target())
-    with tempfile.TemporaryDirectory() as scratch, ConsoleProgress() as progress:
-        source = open_model(
-            recipe.model,
-            Path(scratch) / "import",
-            allow_pickle=options["allow_pickle"],
-            trust_remote_code=options["trust_remote_code"],
-            requantize=recipe.requantize,
-            progress=progress,
-        )
-        recipe = recipe.for_model(source.checkpoint.schemes)
-        check_pickles(recipe.build_passes(), options["allow_pickle"])
-        passes, target = recipe.build_passes(), recipe.build_target()
-        schemes = check_plan(source.checkpoint, passes, target)
-        check_values(source.checkpoint, passes, schemes, target)
-    architecture = source.checkpoint.architecture
-    for one in passes:
-        architecture = one.reshaped(architecture)
-    linears = architecture.linears()
-    counts = Counter(str(schemes[name]) if name in schemes else "left as it is" for name in linears)
-    choosing = [one.name for one in passes if one.chooses_schemes]
-    if as_json:
-        emit_json({"recipe": recipe.written_out(), "linears": counts, "chosen_by": choosing})
-        return
-    click.echo(" -> ".join([recipe.model, *(one.spelled() for one in passes), target.name]))
-    for scheme, count in counts.items():
-        click.echo(f"  {scheme}" if choosing else f"  {count:5} linears  {scheme}")
-    if choosing:
-        click.echo(f"How many linears get which of these is what {choosing[0]} finds out.")
-    click.echo("Nothing stands in the way; leave out --dry-run to run it.")
+    show([one.ledger for one in outcomes], Console())
+    for one in outcomes:
+        if one.decision is not None:
+            click.echo(f"\n{one.target}:" if len(outcomes) > 1 else "")
+            terminal.show(one.decision, Console())

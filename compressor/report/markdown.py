@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import yaml
 
-from compressor.ledger import Ledger
+from compressor.ledger import Ledger, together
 from compressor.report import tables
 
 
-def render(ledger: Ledger) -> str:
-    """The whole report as one Markdown document."""
-    parts = [f"# {ledger.model} → {_target(ledger)}", _picture(ledger), tables.verdict(ledger)]
+def render(ledgers: Sequence[Ledger]) -> str:
+    """The whole report as one Markdown document; of runs for several targets, each row once."""
+    ledger = together(ledgers)
+    parts = [f"# {ledger.model} → {', '.join(map(_target, ledgers))}", *map(_picture, ledgers)]
+    parts += map(tables.verdict, ledgers)
     parts += [f"## {table.title}\n\n{grid(table)}" for table in tables.all_tables(ledger)]
     remarks = tables.remarks(ledger)
     if remarks:
         parts.append("## Remarks\n\n" + "\n".join(f"- {remark}" for remark in remarks))
-    if ledger.artifact is not None:
-        parts.append(f"## Serve it\n\n```sh\n{ledger.artifact.run}\n```")
-    parts.append(f"## How this was made\n\n```yaml\n{yaml.safe_dump(ledger.recipe, sort_keys=False)}```")
+    commands = [one.artifact.run for one in ledgers if one.artifact is not None]
+    if commands:
+        parts += ["## Serve it", *(f"```sh\n{command}\n```" for command in commands)]
+    parts += ["## How this was made", *(f"```yaml\n{_recipe(one)}```" for one in ledgers)]
     parts += [_texts(ledger), _environment(ledger)]
     return "\n\n".join(parts) + "\n"
 
@@ -29,6 +34,10 @@ def _target(ledger: Ledger) -> str:
 def _picture(ledger: Ledger) -> str:
     passes = [next(iter(one)) for one in ledger.recipe.get("passes", [])]
     return "`" + " → ".join([ledger.model, *passes, _target(ledger)]) + "`"
+
+
+def _recipe(ledger: Ledger) -> str:
+    return yaml.safe_dump(ledger.recipe, sort_keys=False)
 
 
 def grid(table: tables.Table) -> str:

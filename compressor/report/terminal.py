@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from compressor.ledger import Ledger
+from compressor.ledger import Ledger, together
 from compressor.report import tables
 
 
-def show(ledger: Ledger, console: Console) -> None:
-    """Print the ledger's tables, remarks and verdict."""
+def show(ledgers: Sequence[Ledger], console: Console) -> None:
+    """Print tables, remarks and verdict; of runs for several targets, each row once and a verdict for each."""
+    ledger = together(ledgers)
     console.print()
     for table in tables.all_tables(ledger):
         console.print(_rich(table))
@@ -20,6 +23,11 @@ def show(ledger: Ledger, console: Console) -> None:
     for remark in tables.remarks(ledger):
         console.print(f"[yellow]•[/] {escape(remark)}", highlight=False)
     console.print()
+    for one in ledgers:
+        _show_artifact(one, console)
+
+
+def _show_artifact(ledger: Ledger, console: Console) -> None:
     artifact = ledger.artifact
     passed = artifact is not None and not artifact.verified.mismatches
     console.print(

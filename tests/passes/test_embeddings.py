@@ -159,7 +159,7 @@ def test_twice_is_refused(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("target", ["trt-int4", "vllm-int4", "onnx-fp32"])
 def test_other_targets_refuse_it_before_work(tiny_model, target):
-    from compressor.pipeline import check_plan
+    from compressor.plan import check_plan
     from compressor.registry import make_target
 
     checkpoint = Checkpoint.open(tiny_model("llama", hidden_size=128, intermediate_size=256))

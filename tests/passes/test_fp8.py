@@ -16,7 +16,7 @@ from compressor.decoder import Decoder
 from compressor.errors import InputError
 from compressor.families import FUSED_LINEARS
 from compressor.pass_ import Need, PassContext
-from compressor.pipeline import check_plan
+from compressor.plan import check_plan
 from compressor.quantized import FP8, QuantizedWeight, Scheme
 from compressor.registry import make_pass, make_target, parse_spec
 from passes.fp8 import round_to_fp8

@@ -17,7 +17,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
 from compressor.errors import InputError, MissingExtra
 from compressor.pass_ import PassContext
-from compressor.pipeline import check_plan
+from compressor.plan import check_plan
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.registry import TARGETS, make_pass, make_target, names
 from compressor.target import Artifact

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compressor.errors import InputError
-from compressor.pipeline import check_plan
+from compressor.plan import check_plan
 from compressor.quantized import Activations, QuantizedWeight, Scheme
 from compressor.registry import TARGETS, make_target, names
 from compressor.source import open_model

@@ -6,7 +6,7 @@ import pytest
 
 from compressor.checkpoint import Checkpoint
 from compressor.cli import main
-from compressor.pipeline import check_plan
+from compressor.plan import check_plan
 from compressor.registry import make_pass, make_target, parse_spec
 from compressor.source import open_model
 

@@ -70,7 +70,7 @@ def test_a_mismatch_cannot_be_overlooked(ledger):
 
 
 def test_markdown_has_tables_of_equal_width(ledger):
-    text = render(ledger)
+    text = render([ledger])
     for block in text.split("\n\n"):
         lines = block.splitlines()
         if lines[0].startswith("| step"):

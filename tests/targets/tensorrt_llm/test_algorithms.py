@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from compressor.pipeline import check_plan
+from compressor.plan import check_plan
 from compressor.quantized import FP8 as E4M3
 from compressor.quantized import Activations, QuantizedWeight, Scheme
 from compressor.registry import make_pass, make_target, parse_spec

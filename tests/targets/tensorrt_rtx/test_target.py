@@ -9,7 +9,7 @@ import pytest
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, RunError
-from compressor.pipeline import check_plan
+from compressor.plan import check_plan
 from compressor.quantized import Activations, Scheme
 from compressor.registry import make_pass, make_target, parse_spec
 from compressor.target import Artifact

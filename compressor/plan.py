@@ -1,0 +1,135 @@
+"""What a recipe will do to a model, and every reason why it cannot, before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compressor import layout
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+from compressor.pass_ import Need, Pass
+from compressor.quantized import Scheme
+from compressor.recipe import Recipe
+from compressor.target import Target
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe that fits its model. `schemes` are those of the linears after all passes."""
+
+    recipe: Recipe
+    passes: list[Pass]
+    target: Target
+    schemes: Mapping[str, Scheme]
+
+    @classmethod
+    def of(cls, recipe: Recipe, checkpoint: Checkpoint, allow_pickle: bool) -> Plan:
+        """The plan for a checkpoint.
+
+        Raises:
+            InputError: a pass's options do not fit the model, or the target cannot take the outcome.
+        """
+        recipe = recipe.for_model(checkpoint.schemes)
+        passes, target = recipe.build_passes(), recipe.build_target()
+        check_pickles(passes, allow_pickle)
+        schemes = check_plan(checkpoint, passes, target)
+        check_values(checkpoint, passes, schemes, target)
+        return cls(recipe, passes, target, schemes)
+
+    @property
+    def calibrated(self) -> list[str]:
+        """The passes that need calibration text."""
+        return [one.name for one in self.passes if Need.CALIBRATION in one.needs]
+
+    @property
+    def choosing(self) -> list[str]:
+        """The passes that choose schemes while they run, among those which `schemes` shows."""
+        return [one.name for one in self.passes if one.chooses_schemes]
+
+
+def check_gate(recipe: Recipe, target: Target) -> None:
+    """See that what the recipe's gate needs will be measured.
+
+    Raises:
+        InputError: it will not be.
+    """
+    limits, measure = recipe.gate, recipe.measure
+    if limits is None:
+        return
+    if not limits.asked:
+        raise InputError("The recipe's gate has no limit.", "Give max_perplexity_increase, for example.")
+    if measure.effort == "none":
+        raise InputError("The recipe has a gate, and measuring is switched off.", "Leave out --measure none.")
+    if limits.needs_text and measure.texts is None:
+        raise InputError(
+            "The recipe has a gate on accuracy, and no held-out text to measure it on.", "Give --eval TEXT."
+        )
+    reason = target.why_not_run()
+    if limits.max_latency_increase is not None and reason is not None:
+        raise InputError(f"The gate has a limit on latency, and {target.name} cannot be run here: {reason}.")
+
+
+def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Mapping[str, Scheme]:
+    """What the model's linears will be after all passes.
+
+    Raises:
+        InputError: a pass's options do not fit the model, or the target cannot take the outcome.
+    """
+    schemes: Mapping[str, Scheme] = checkpoint.schemes
+    cache_scales = checkpoint.kv_cache
+    late = next((one.name for one in passes[1:] if one.comes_first), None)
+    if late is not None:
+        raise InputError(f"{late} comes first: what it brings fits the model as it was trained, and once.")
+    architecture = checkpoint.architecture
+    for one in passes:
+        schemes = one.plan(architecture, schemes)
+        cache_scales = one.cache_scales(architecture, cache_scales)
+        architecture = one.reshaped(architecture)
+    layout.check_together(schemes, cache_scales)
+    embedding = architecture.embedding
+    linears = {name: scheme for name, scheme in schemes.items() if name != embedding}
+    problems = list(filter(None, [target.why_not_made(), *target.problems(architecture, linears)]))
+    if embedding in schemes and not target.holds_quantized_embedding:
+        problems.append("It holds no quantized embedding; leave out the pass embeddings, or take the target hf.")
+    elif embedding in schemes:
+        problems += target.embedding_problems(architecture, schemes[embedding])
+    if cache_scales:
+        problems += target.cache_problems(architecture, linears)
+    if problems:
+        raise InputError(f"{target.name} cannot take this: " + " ".join(problems), _remedy(checkpoint))
+    return schemes
+
+
+def check_pickles(passes: list[Pass], allowed: bool) -> None:
+    """Refuse pickle files that passes would open.
+
+    Raises:
+        InputError: there is one, and the run does not allow it.
+    """
+    first = next((path for one in passes for path in one.pickles), None)
+    if first is not None and not allowed:
+        raise InputError(
+            f"{first} is a pickle, which can run code when opened.", "Pass --allow-pickle if you trust its source."
+        )
+
+
+def check_values(checkpoint: Checkpoint, passes: list[Pass], schemes: Mapping[str, Scheme], target: Target) -> None:
+    """See that the target can hold the numbers that no pass will change; `schemes` are those after all passes.
+
+    Raises:
+        InputError: it cannot.
+    """
+    rounded = {f"{layer}.weight" for layer in schemes}
+    known = not any(one.changes_floats for one in passes)
+    floats = [name for name in checkpoint.architecture.tensor_shapes() if known and name not in rounded]
+    problems = list(target.value_problems(checkpoint, floats))
+    if problems:
+        raise InputError(f"{target.name} cannot hold this: " + " ".join(problems), _remedy(checkpoint))
+
+
+def _remedy(checkpoint: Checkpoint) -> str | None:
+    """What helps where a model that is quantized already does not fit."""
+    if not checkpoint.schemes and not checkpoint.kv_cache:
+        return None
+    return "The model is quantized already; --requantize dequantizes it first, and rounds its weights a second time."

@@ -1,0 +1,125 @@
+"""One recipe's way: checkpoint, passes, target, artifact, with a ledger row after every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compressor.checkpoint import Checkpoint
+from compressor.earlier import EarlierRows
+from compressor.errors import InputError, RunError
+from compressor.evaluator import Evaluator, Standard
+from compressor.files import write_whole
+from compressor.ledger import Ledger, StepRecord, environment
+from compressor.plan import Plan, check_plan
+from compressor.shipment import Shipment
+from compressor.source import Source
+from compressor.steps import Steps
+from compressor.texts import RunTexts
+
+BASE = "base, without the adapter"
+MERGED = (
+    "the model with its adapter, as it was fine-tuned: merged in float32 and not rounded. Everything else is compared "
+    "with this, not with the base"
+)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What runs of the same model share."""
+
+    source: Source
+    texts: RunTexts
+    steps: Steps
+    standard: Standard
+
+
+@dataclass
+class Run:
+    """The state of one run; `execute` is the way through.
+
+    Attributes:
+        step_names: of the folders that the passes leave.
+        out: the run's folder.
+    """
+
+    plan: Plan
+    step_names: list[str]
+    out: Path
+    shared: Shared
+    earlier: EarlierRows
+    ledger: Ledger = field(init=False)
+    evaluator: Evaluator = field(init=False)
+
+    def execute(self) -> Ledger:
+        """Run the plan and return the ledger, which is on disk too, row by row."""
+        self.evaluator = Evaluator(self.shared.standard, self.out)
+        self._start_ledger()
+        self._record_original()
+        final = self._run_passes()
+        self._check_outcome(final)
+        shipment = Shipment(self.plan.target, final, self.evaluator, self.earlier)
+        self.ledger.artifact = shipment.make()
+        for row in shipment.measure():
+            self._add(row)
+        return self.ledger
+
+    def _start_ledger(self) -> None:
+        recipe, texts = self.plan.recipe, self.shared.texts.of(self.plan)
+        written = recipe.written_out()
+        write_whole(self.out / "recipe.yaml", yaml.safe_dump(written, sort_keys=False))
+        self.ledger = Ledger(
+            recipe.model,
+            written,
+            environment=environment(),
+            texts=texts.records(),
+            warnings=texts.warnings(recipe),
+        )
+
+    def _record_original(self) -> None:
+        source, original = self.shared.source, self.shared.standard.original
+        notes = [source.imported] if source.imported else []
+        merged = original is not source.checkpoint
+        size = _size(source.checkpoint)
+        self._record(StepRecord("original", key=original.digest, notes=notes + [MERGED] * merged, **size), original)
+        if merged and self.shared.standard.tokens is not None:
+            # What the model was before its adapter: how much there is to lose.
+            self._record(StepRecord(BASE, key=source.checkpoint.digest, **size), source.checkpoint)
+
+    def _run_passes(self) -> Checkpoint:
+        checkpoint, steps = self.shared.source.checkpoint, self.shared.steps
+        for name, one in zip(self.step_names, self.plan.passes, strict=True):
+            row = self.earlier.take(StepRecord(one.spelled(), key=steps.key(one, checkpoint)))
+            checkpoint = steps.take(name, one, checkpoint, row)
+            vars(row).update(_size(checkpoint))
+            self._measured(row, checkpoint)
+        return checkpoint
+
+    def _check_outcome(self, final: Checkpoint) -> None:
+        """Ask the target again: a pass that chooses schemes while it runs may leave what its plan did not show."""
+        try:
+            check_plan(final, [], self.plan.target)
+        except InputError as error:
+            raise RunError(str(error), "The steps are kept; another target may take them.") from error
+
+    def _record(self, fresh: StepRecord, checkpoint: Checkpoint) -> None:
+        self._measured(self.earlier.take(fresh), checkpoint)
+
+    def _measured(self, row: StepRecord, checkpoint: Checkpoint) -> None:
+        """Add a row, measured unless an earlier run measured it with the same tokens and workload."""
+        self._add(row)  # on disk before measuring, so that a killed run keeps the pass's time and memory
+        if not self.evaluator.has_measured(row):
+            self.evaluator.measure_checkpoint(checkpoint, row)
+            self.ledger.save(self.out)
+
+    def _add(self, row: StepRecord) -> None:
+        self.ledger.steps.append(row)
+        self.ledger.save(self.out)
+
+
+def _size(checkpoint: Checkpoint) -> dict[str, Any]:
+    bits = 8 * checkpoint.nbytes / checkpoint.architecture.parameters
+    return {"size_bytes": checkpoint.nbytes, "bits_per_weight": bits}

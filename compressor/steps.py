@@ -1,0 +1,91 @@
+"""The folders that passes leave: made once for each pass and input, and used again by whoever needs the same."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.checkpoint import Checkpoint
+from compressor.code_version import code_version
+from compressor.errors import InputError
+from compressor.files import digest_json
+from compressor.ledger import StepRecord
+from compressor.measure.memory import PeakMemory
+from compressor.pass_ import Need, Pass, PassContext, Progress
+from compressor.plan import Plan
+from compressor.texts import TokenSet
+from compressor.writer import STEP_FILE
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The folder that steps lie in, and what decides their bytes beside the passes."""
+
+    folder: Path
+    calibration: TokenSet | None
+    seed: int
+    progress: Progress
+
+    def key(self, one: Pass, checkpoint: Checkpoint) -> str:
+        """Digest of everything that decides the bytes of a step."""
+        calibration = self.calibration.digest if self.calibration and Need.CALIBRATION in one.needs else None
+        return digest_json(
+            {
+                "pass": one.key,
+                "input": checkpoint.digest,
+                "calibration": calibration,
+                "seed": self.seed,
+                "code": code_version(type(one)),
+            }
+        )
+
+    def take(self, name: str, one: Pass, checkpoint: Checkpoint, row: StepRecord) -> Checkpoint:
+        """The step of this name: as it lies there, else made, which fills its row.
+
+        Raises:
+            InputError: another step lies there.
+        """
+        folder = self.folder / name
+        if folder.exists():
+            return _finished(folder, str(row.key))
+        provenance = {"pass": one.name, "options": one.options(), "input": checkpoint.digest, "key": row.key}
+        tokens = None if self.calibration is None else self.calibration.tokens
+        row.notes.clear()
+        context = PassContext(folder, provenance, tokens, self.seed, self.progress, row.notes)
+        start = time.perf_counter()
+        with PeakMemory() as peak:
+            result = one.apply(checkpoint, context)
+        row.seconds, row.peak_rss_bytes = time.perf_counter() - start, peak.bytes
+        return result
+
+
+def step_names(plans: Sequence[Plan]) -> list[list[str]]:
+    """Names for the steps of each plan. Plans share steps as long as their passes are equal; where two steps would be
+    called the same, the later one is called after its target too.
+    """
+    known: dict[tuple[str, ...], str] = {}
+    names = []
+    for plan in plans:
+        keys = [one.key for one in plan.passes]
+        for number, one in enumerate(plan.passes, start=1):
+            name = f"{number:02}-{one.name}"
+            taken = name in known.values()
+            known.setdefault(tuple(keys[:number]), f"{name}-{plan.target.name}" if taken else name)
+        names.append([known[tuple(keys[:number])] for number in range(1, len(keys) + 1)])
+    return names
+
+
+def _finished(folder: Path, key: str) -> Checkpoint:
+    try:
+        found = json.loads((folder / STEP_FILE).read_text()).get("key")
+    except (OSError, json.JSONDecodeError):
+        found = None
+    if found != key:
+        raise InputError(
+            f"{folder} was made from another input, other options or another version of the code.",
+            "Remove it to compute it again, or choose another output folder.",
+        )
+    return Checkpoint.open(folder)

@@ -1,0 +1,106 @@
+"""The texts of a run: what passes calibrate on, and what every row is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+from compressor.ledger import TextRecord
+from compressor.plan import Plan
+from compressor.recipe import Recipe
+
+
+class TokenSet(Protocol):
+    """Windows of tokens, and where they come from. `tokens` is int64 [windows, length], and so is `origins`, the
+    number of each token's document; None for running text.
+    """
+
+    @property
+    def tokens(self) -> torch.Tensor: ...
+    @property
+    def origins(self) -> torch.Tensor | None: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+
+class Texts(Protocol):
+    """Turns text sources into tokens. Given by the caller: the core does not know the calibration package."""
+
+    def calibration(self, recipe: Recipe, tokenizer: Any) -> TokenSet: ...
+    def evaluation(self, recipe: Recipe, tokenizer: Any) -> TokenSet: ...
+    def warnings(self, calibration: TokenSet | None, evaluation: TokenSet | None) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class RunTexts:
+    """The tokens of a run; `overlap` says where those of both kinds are the same."""
+
+    calibration: TokenSet | None
+    evaluation: TokenSet | None
+    overlap: list[str]
+
+    @classmethod
+    def load(cls, plans: Sequence[Plan], checkpoint: Checkpoint, tokenizer: Any, texts: Texts) -> RunTexts:
+        """Load what any of the plans needs; their recipes name the same texts.
+
+        Raises:
+            InputError: a text is missing, too short or longer than the model's context.
+        """
+        recipe = plans[0].recipe
+        _check_lengths(recipe, checkpoint)
+        for plan in plans:
+            _check_calibration(plan)
+        wanted = any(plan.calibrated for plan in plans)
+        calibration = texts.calibration(recipe, tokenizer) if wanted else None
+        judged = recipe.measure.texts is not None and recipe.measure.effort != "none"
+        evaluation = texts.evaluation(recipe, tokenizer) if judged else None
+        return cls(calibration, evaluation, texts.warnings(calibration, evaluation))
+
+    def of(self, plan: Plan) -> RunTexts:
+        """What one of the plans uses."""
+        return self if plan.calibrated else replace(self, calibration=None, overlap=[])
+
+    def records(self) -> dict[str, TextRecord]:
+        """What the ledger says of them."""
+        roles = {"calibration": self.calibration, "evaluation": self.evaluation}
+        return {role: _record(text) for role, text in roles.items() if text is not None}
+
+    def warnings(self, recipe: Recipe) -> list[str]:
+        """What the ledger warns of."""
+        measure = recipe.measure
+        if measure.texts is None and measure.effort != "none":
+            return [*self.overlap, "Accuracy was not measured: no held-out text was given (--eval)."]
+        return self.overlap
+
+
+def _check_calibration(plan: Plan) -> None:
+    if plan.calibrated and plan.recipe.calibration is None:
+        raise InputError(
+            f"The pass {plan.calibrated[0]} needs calibration text.",
+            "Give --calibration FILE (.txt, .jsonl or .parquet), or use --pass rtn, which needs none.",
+        )
+
+
+def _check_lengths(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    limit = checkpoint.architecture.max_positions
+    calibration, measure = recipe.calibration, recipe.measure
+    asked = [(calibration.length, "--length")] if calibration else []
+    asked += [(measure.length, "--eval-length")] if measure.texts is not None else []
+    for length, flag in asked:
+        if length > limit:
+            raise InputError(f"{length} tokens are longer than the model's context of {limit}.", f"{flag} {limit}")
+
+
+def _record(text: TokenSet) -> TextRecord:
+    windows, length = text.tokens.shape
+    documents = None if text.origins is None else len(text.origins.unique())
+    return TextRecord(text.source, windows, length, text.digest, list(text.notes), documents)
