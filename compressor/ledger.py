@@ -60,6 +60,7 @@ class StepRecord:
         key: digest of everything that decides the step's bytes.
         measured_with: digest of what decides the measurements.
         samples: where the results of every token are that `quality` summarizes.
+        losses: of every step of a pass that trains, in nats.
     """
 
     name: str
@@ -75,6 +76,7 @@ class StepRecord:
     key: str | None = None
     measured_with: str | None = None
     samples: SamplesRecord | None = None
+    losses: list[float] = field(default_factory=list)
 
 
 @dataclass

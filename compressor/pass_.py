@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ class Need(Enum):
     """What a pass wants beside the checkpoint; asked for before any work starts."""
 
     CALIBRATION = "calibration"
+    ORIGINAL = "original"  # the model that later rows are compared with
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class PassContext:
         seed: for anything random.
         progress: called with (what, done, total).
         notes: facts for the ledger, filled by the pass (dead channels, damping raised, ...).
+        original: what the rows of the run are compared with, or None when the pass does not need it.
+        losses: of every step of a pass that trains, filled by it for the ledger.
     """
 
     out: Path
@@ -45,6 +48,8 @@ class PassContext:
     seed: int
     progress: Progress
     notes: list[str]
+    original: Checkpoint | None = None
+    losses: list[float] = field(default_factory=list)
 
 
 class Pass(Configurable, ABC):
@@ -91,6 +96,14 @@ class Pass(Configurable, ABC):
             InputError: they are there, and would not fit any more.
         """
         return present
+
+    def check(self, original: Checkpoint) -> None:
+        """Refuse what does not fit the run's original model; asked before any work, like `plan`.
+
+        Raises:
+            InputError: it does not fit.
+        """
+        return
 
     def reshaped(self, architecture: Architecture) -> Architecture:
         """The architecture of what it leaves; the same for most passes."""

@@ -15,7 +15,7 @@ from compressor.files import TEMPORARY_PREFIX, remove_leftovers
 from compressor.ledger import LEDGER_FILE, Ledger, runs_in
 from compressor.measure.samples import SAMPLES_FOLDER
 from compressor.pass_ import Progress
-from compressor.plan import Plan, check_gate
+from compressor.plan import Plan, check_gate, original_of
 from compressor.recipe import Recipe
 from compressor.run import Run, Shared
 from compressor.source import Source, open_model
@@ -84,14 +84,12 @@ def _prepare(
     checkpoint, recipe = source.checkpoint, plans[0].recipe
     tokenizer = load_tokenizer(checkpoint.root, trust_remote_code=settings.trust_remote_code)
     loaded = RunTexts.load(plans, checkpoint, tokenizer, texts)
-    original = checkpoint
-    for one in plans[0].passes:  # those that change it, for an adapter, are the same for all targets
-        original = one.original(original)
+    original = original_of(checkpoint, plans[0].passes)  # passes that change it are the same for all targets
     judged = loaded.evaluation
     tokens = None if judged is None else judged.tokens
     origins = None if judged is None or judged.origins is None else judged.origins.int().numpy()
     standard = Standard(original, tokens, recipe.measure, scratch, progress, origins)
-    steps = Steps(settings.out / "steps", loaded.calibration, recipe.seed, progress)
+    steps = Steps(settings.out / "steps", loaded.calibration, original, recipe.seed, progress)
     return Shared(source, loaded, steps, standard)
 
 

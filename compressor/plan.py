@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from compressor import layout
@@ -35,6 +35,9 @@ class Plan:
         check_pickles(passes, allow_pickle)
         schemes = check_plan(checkpoint, passes, target)
         check_values(checkpoint, passes, schemes, target)
+        original = original_of(checkpoint, passes)
+        for one in passes:
+            one.check(original)
         return cls(recipe, passes, target, schemes)
 
     @property
@@ -46,6 +49,13 @@ class Plan:
     def choosing(self) -> list[str]:
         """The passes that choose schemes while they run, among those which `schemes` shows."""
         return [one.name for one in self.passes if one.chooses_schemes]
+
+
+def original_of(checkpoint: Checkpoint, passes: Sequence[Pass]) -> Checkpoint:
+    """What every row of a run is compared with: the checkpoint, or what a pass makes of it that brings an adapter."""
+    for one in passes:
+        checkpoint = one.original(checkpoint)
+    return checkpoint
 
 
 def check_gate(recipe: Recipe, target: Target) -> None:

@@ -26,21 +26,23 @@ class Steps:
 
     folder: Path
     calibration: TokenSet | None
+    original: Checkpoint  # what rows are compared with
     seed: int
     progress: Progress
 
     def key(self, one: Pass, checkpoint: Checkpoint) -> str:
         """Digest of everything that decides the bytes of a step."""
         calibration = self.calibration.digest if self.calibration and Need.CALIBRATION in one.needs else None
-        return digest_json(
-            {
-                "pass": one.key,
-                "input": checkpoint.digest,
-                "calibration": calibration,
-                "seed": self.seed,
-                "code": code_version(type(one)),
-            }
-        )
+        decides = {
+            "pass": one.key,
+            "input": checkpoint.digest,
+            "calibration": calibration,
+            "seed": self.seed,
+            "code": code_version(type(one)),
+        }
+        if Need.ORIGINAL in one.needs:
+            decides["original"] = self.original.digest
+        return digest_json(decides)
 
     def take(self, name: str, one: Pass, checkpoint: Checkpoint, row: StepRecord) -> Checkpoint:
         """The step of this name: as it lies there, else made, which fills its row.
@@ -54,7 +56,10 @@ class Steps:
         provenance = {"pass": one.name, "options": one.options(), "input": checkpoint.digest, "key": row.key}
         tokens = None if self.calibration is None else self.calibration.tokens
         row.notes.clear()
-        context = PassContext(folder, provenance, tokens, self.seed, self.progress, row.notes)
+        row.losses.clear()
+        context = PassContext(
+            folder, provenance, tokens, self.seed, self.progress, row.notes, self.original, row.losses
+        )
         start = time.perf_counter()
         with PeakMemory() as peak:
             result = one.apply(checkpoint, context)
