@@ -19,11 +19,10 @@ $(READY):
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@rm -f $(VENV)/.ready-* && touch $@
 
-demo: $(READY) ## Compress the embedded model for ONNX Runtime and TensorRT-LLM, and show the ledgers
-	@rm -rf out/demo-onnx-int4 out/demo-trt-int4
-	$(BIN)/llmc compress $(MODEL) --recipe examples/demo/recipe.yaml --target onnx-int4 -o out/demo-onnx-int4
-	$(BIN)/llmc compress $(MODEL) --recipe examples/demo/recipe.yaml --target trt-int4 -o out/demo-trt-int4
-	$(BIN)/python examples/demo/talk.py $(MODEL) out/demo-onnx-int4/artifact
+demo: $(READY) ## Compress the embedded model for ONNX Runtime and TensorRT-LLM, and show what was measured
+	@rm -rf out/demo
+	$(BIN)/llmc compress $(MODEL) --recipe examples/demo/recipe.yaml --target onnx-int4 --target trt-int4 -o out/demo
+	$(BIN)/python examples/demo/talk.py $(MODEL) out/demo/onnx-int4/artifact
 
 gate: $(READY) ## Compress the embedded model in two ways, and see one pass, one fail and one be neither
 	@rm -rf out/gate-rtn out/gate-gptq

@@ -20,6 +20,7 @@ from compressor.measure.latency import Latency
 SCHEMA = 2
 READABLE = (1, 2)  # what 2 adds to 1 may be absent
 LEDGER_FILE = "ledger.json"
+STEPS_FOLDER = "steps"
 REPORTED_PACKAGES = (
     "torch",
     "transformers",
@@ -149,7 +150,9 @@ def together(ledgers: Sequence[Ledger]) -> Ledger:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The folders of the runs for several targets that lie in this one, by name."""
+    """The runs for several targets that lie in this folder beside their steps, by name."""
+    if not (folder / STEPS_FOLDER).is_dir():
+        return []
     return sorted(path.parent for path in folder.glob(f"*/{LEDGER_FILE}"))
 
 

@@ -12,7 +12,7 @@ from compressor.earlier import EarlierRows
 from compressor.errors import InputError
 from compressor.evaluator import Standard
 from compressor.files import TEMPORARY_PREFIX, remove_leftovers
-from compressor.ledger import LEDGER_FILE, Ledger, runs_in
+from compressor.ledger import LEDGER_FILE, STEPS_FOLDER, Ledger, runs_in
 from compressor.measure.samples import SAMPLES_FOLDER
 from compressor.pass_ import Progress
 from compressor.plan import Plan, check_gate, original_of
@@ -69,7 +69,7 @@ def run_folders(recipes: Sequence[Recipe], out: Path) -> list[Path]:
 def _open_source(recipe: Recipe, settings: RunSettings, progress: Progress) -> Source:
     return open_model(
         recipe.model,
-        settings.out / "steps" / "00-import",
+        settings.out / STEPS_FOLDER / "00-import",
         allow_pickle=settings.allow_pickle,
         trust_remote_code=settings.trust_remote_code,
         requantize=recipe.requantize,
@@ -89,7 +89,7 @@ def _prepare(
     tokens = None if judged is None else judged.tokens
     origins = None if judged is None or judged.origins is None else judged.origins.int().numpy()
     standard = Standard(original, tokens, recipe.measure, scratch, progress, origins)
-    steps = Steps(settings.out / "steps", loaded.calibration, original, recipe.seed, progress)
+    steps = Steps(settings.out / STEPS_FOLDER, loaded.calibration, original, recipe.seed, progress)
     return Shared(source, loaded, steps, standard)
 
 
@@ -110,7 +110,7 @@ def _check_output(settings: RunSettings, folders: Sequence[Path]) -> None:
 @contextmanager
 def _scratch(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
     """A folder for what measuring needs and nobody keeps; leftovers of a killed run go first."""
-    for folder in (out, out / "steps", *folders, *(folder / SAMPLES_FOLDER for folder in folders)):
+    for folder in (out, out / STEPS_FOLDER, *folders, *(folder / SAMPLES_FOLDER for folder in folders)):
         remove_leftovers(folder)
     scratch = out / f"{TEMPORARY_PREFIX}scratch"
     try:
@@ -123,7 +123,7 @@ def _scratch(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
 def _refusable(out: Path) -> Iterator[None]:
     """Make the output folder, and take it away again if the request is refused before any work on it."""
     made = not out.exists()
-    (out / "steps").mkdir(parents=True, exist_ok=True)
+    (out / STEPS_FOLDER).mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:

@@ -39,7 +39,7 @@ def describe(path: Path) -> dict[str, Any]:
         InputError: it is nothing that is known here.
     """
     from compressor.adapter import is_adapter
-    from compressor.ledger import LEDGER_FILE
+    from compressor.ledger import LEDGER_FILE, runs_in
     from compressor.target import MANIFEST
 
     if not path.exists():
@@ -50,6 +50,8 @@ def describe(path: Path) -> dict[str, Any]:
         return _artifact(path)
     if (path / LEDGER_FILE).is_file():
         return _run(path)
+    if runs := runs_in(path):
+        return {"kind": "runs for several targets", "targets": ", ".join(run.name for run in runs)}
     if is_adapter(path):
         return _adapter(path)
     return _model(path)

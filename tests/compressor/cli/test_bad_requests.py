@@ -1,0 +1,79 @@
+"""Bad requests: exit code 2, one sentence, nothing left behind."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compress", "MODEL"], "Which target?"),
+        (["compress"], "Which model?"),
+        (["compress", "MODEL", "-t", "onxx-int4"], "did you mean 'onnx-int4'?"),
+        (["compress", "MODEL", "-t", "hf", "--pass", "gqtp"], "did you mean 'gptq'?"),
+        (["compress", "MODEL", "-t", "hf", "--pass", "gptq:group_size=32"], "needs calibration text"),
+        (["compress", "MODEL", "-t", "hf", "--pass", "gptq"], "does not divide the input width 64"),
+        (["compress", "no-such-thing", "-t", "hf"], "neither a folder"),
+        (["compress", "MODEL", "-t", "hf", "--samples", "4"], "--calibration"),
+        (["compress", "MODEL", "-t", "hf", "--bits", "4.5", "--pass", "rtn"], "--bits and --pass both say"),
+        (["compress", "--recipe", "r.yaml", "--bits", "4"], "--bits and --recipe both say"),
+        (["compress", "MODEL", "-t", "hf", "--bits", "3"], "smallest candidates take"),
+        (["compress", "MODEL", "-t", "trt-int4", "--bits", "4.5"], "trt-int4 cannot take this"),
+        (["compress", "MODEL", "-t", "onnx-fp32", "--bits", "8"], "no pass with bits"),
+        (["compress", "MODEL", "-t", "trt-int4", "--accuracy-level", "0"], "has no option 'accuracy_level'"),
+        (["compress", "MODEL", "-t", "onnx-int4", "--sm", "86,89"], "has no option 'sm'"),
+        (["compress", "MODEL", "-t", "trtrtx-int4", "--sm", "ampere"], "='ampere' is not allowed"),
+        (["comprss"], "did you mean 'compress'?"),
+        (["inspect", "no-such-thing"], "does not exist"),
+        (["report", "no-such-thing"], "There is no ledger"),
+        (["passes", "gqtp"], "did you mean 'gptq'?"),
+    ],
+)
+def test_bad_requests(llmc, tiny_model, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    root = tiny_model("llama") if "MODEL" in words else None
+    code, _, err = llmc(*[root if word == "MODEL" else word for word in words])
+    assert code == 2
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_exists_is_refused_and_untouched(compress, tiny_model, tmp_path, workload):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("keep me")
+    code, _, err = compress(tiny_model("llama"), out, *workload)
+    assert code == 2
+    assert "already exists" in err
+    assert [path.name for path in out.iterdir()] == ["precious"]
+
+
+def test_too_little_calibration_text_says_how_much_there_is(compress, tiny_model, tmp_path, text):
+    code, _, err = compress(tiny_model("llama"), tmp_path / "out", "--calibration", text, "--length", 512)
+    assert code == 2
+    assert "windows of 512 tokens" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_windows_longer_than_the_context_are_refused(compress, tiny_model, tmp_path, text):
+    code, _, err = compress(tiny_model("llama"), tmp_path / "out", "--calibration", text, "--length", 1024)
+    assert code == 2
+    assert "longer than the model's context of 512" in err
+
+
+def test_a_recipe_with_an_unknown_key_names_the_line(llmc, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: here\ntarget: hf\ncalibration:\n  texts: a.txt\n  sampels: 3\n")
+    code, _, err = llmc("compress", "--recipe", recipe)
+    assert code == 2
+    assert "line 5" in err
+    assert "did you mean 'samples'?" in err
+
+
+def test_held_out_text_that_is_not_utf8_is_refused(compress, tiny_model, tmp_path, text, workload):
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes(text.read_bytes() + b"\xe9\n\n" + text.read_bytes())
+    workload[workload.index("--eval") + 1] = latin
+    code, _, err = compress(tiny_model("llama"), tmp_path / "out", *workload)
+    assert code == 2
+    assert "is not UTF-8 text" in err
+    assert not (tmp_path / "out").exists()
