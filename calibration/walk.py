@@ -121,21 +121,22 @@ class LayerWalk:
             round_inputs_of(module, weight)
 
     @torch.no_grad()
-    def stages(self, moments: bool = True) -> Iterator[Stage]:
+    def stages(self, moments: bool = True, observer: type[InputStatistics] = InputStatistics) -> Iterator[Stage]:
         """Every stage in forward order; when they are through, the hidden states are the outputs of the layer.
 
         Args:
             moments: whether the statistics have second moments.
+            observer: takes the statistics.
         """
         for branch in self._text.modules.branches:
-            yield from self._stages_of(branch, moments)
+            yield from self._stages_of(branch, moments, observer)
 
-    def _stages_of(self, branch: Branch, moments: bool) -> Iterator[Stage]:
+    def _stages_of(self, branch: Branch, moments: bool, observer: type[InputStatistics]) -> Iterator[Stage]:
         text, original = self._text, self._original
         first, last = branch.first, branch.last
         read, inner = (Spool(text.bytes_into(linear), self._scratch) for linear in (first[0], last))
         references = original.read(branch) if original else ()
-        yield Stage(first, _observe(read.keep(text.read(branch)), references, moments=moments))
+        yield Stage(first, _observe(read.keep(text.read(branch)), references, None, moments, observer))
 
         weight = text.layer.get_parameter(f"{last}.weight")
         through = weight if weight.shape[0] < weight.shape[1] else None
@@ -143,7 +144,7 @@ class LayerWalk:
         if wide:
             give_back()
         references = original.finish(branch, original.inner(branch, original.read(branch))) if original else ()
-        statistics = _observe(inner.keep(text.inner(branch, read)), references, through, moments)
+        statistics = _observe(inner.keep(text.inner(branch, read)), references, through, moments, observer)
         # Memory is short at the last linear of a wide MLP: what has done its work goes before.
         del read, weight, through
         text.release(first)
@@ -163,13 +164,14 @@ class LayerWalk:
 def _observe(
     inputs: Iterable[torch.Tensor],
     references: Iterable[torch.Tensor],
-    through: torch.Tensor | None = None,
-    moments: bool = True,
+    through: torch.Tensor | None,
+    moments: bool,
+    observer: type[InputStatistics],
 ) -> InputStatistics:
     """Statistics of batches of inputs; the references belong to the first of them, `through` is for their drift."""
     statistics: InputStatistics | None = None
     for batch, reference in zip_longest(inputs, references):
-        statistics = statistics or InputStatistics(batch.shape[-1], through, moments)
+        statistics = statistics or observer(batch.shape[-1], through, moments)
         statistics.add(batch, reference)
     assert statistics is not None  # there is always text
     return statistics

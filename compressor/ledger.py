@@ -62,6 +62,7 @@ class StepRecord:
         measured_with: digest of what decides the measurements.
         samples: where the results of every token are that `quality` summarizes.
         losses: of every step of a pass that trains, in nats.
+        zeros: share of the weights of the decoder's linears that are zero; of steps from a pass on that makes zeros.
     """
 
     name: str
@@ -78,6 +79,7 @@ class StepRecord:
     measured_with: str | None = None
     samples: SamplesRecord | None = None
     losses: list[float] = field(default_factory=list)
+    zeros: float | None = None
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -60,6 +60,7 @@ class Pass(Configurable, ABC):
 
     comes_first: ClassVar[bool] = False  # its weights fit the model as it was trained, and no other
     changes_floats: ClassVar[bool] = True  # beside those that it quantizes; so nothing is known of them before it ran
+    zeros: ClassVar[Literal["makes", "keeps", "fills"]] = "keeps"  # what it does to those in weights that were pruned
     chooses_schemes: ClassVar[bool] = False  # while it runs; its plan then shows each one that a linear may get
 
     @property

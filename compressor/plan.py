@@ -91,6 +91,7 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
     late = next((one.name for one in passes[1:] if one.comes_first), None)
     if late is not None:
         raise InputError(f"{late} comes first: what it brings fits the model as it was trained, and once.")
+    check_zeros(passes)
     architecture = checkpoint.architecture
     for one in passes:
         schemes = one.plan(architecture, schemes)
@@ -109,6 +110,19 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
     if problems:
         raise InputError(f"{target.name} cannot take this: " + " ".join(problems), _remedy(checkpoint))
     return schemes
+
+
+def check_zeros(passes: list[Pass]) -> None:
+    """Refuse passes that undo what one before them did.
+
+    Raises:
+        InputError: there is one.
+    """
+    sparse: Pass | None = None
+    for one in passes:
+        if sparse is not None and one.zeros == "fills":
+            raise InputError(f"{one.name} fills the zeros that {sparse.name} makes.", f"Put {one.name} first.")
+        sparse = one if one.zeros == "makes" else sparse
 
 
 def check_pickles(passes: list[Pass], allowed: bool) -> None:

@@ -82,6 +82,8 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
 def _scalar(text: str) -> Any:
     import yaml
 
+    if ":" in text:  # YAML takes 2:4 for a number to the base of 60
+        return text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:  # such as the pattern *.down_proj, which looks like a reference

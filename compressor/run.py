@@ -14,6 +14,7 @@ from compressor.errors import InputError, RunError
 from compressor.evaluator import Evaluator, Standard
 from compressor.files import write_whole
 from compressor.ledger import Ledger, StepRecord, environment
+from compressor.measure.zeros import share_of_zeros
 from compressor.plan import Plan, check_plan
 from compressor.shipment import Shipment
 from compressor.source import Source
@@ -90,11 +91,12 @@ class Run:
             self._record(StepRecord(BASE, key=source.checkpoint.digest, **size), source.checkpoint)
 
     def _run_passes(self) -> Checkpoint:
-        checkpoint, steps = self.shared.source.checkpoint, self.shared.steps
+        checkpoint, steps, sparse = self.shared.source.checkpoint, self.shared.steps, False
         for name, one in zip(self.step_names, self.plan.passes, strict=True):
             row = self.earlier.take(StepRecord(one.spelled(), key=steps.key(one, checkpoint)))
             checkpoint = steps.take(name, one, checkpoint, row)
-            vars(row).update(_size(checkpoint))
+            sparse |= one.zeros == "makes"
+            vars(row).update(_size(checkpoint), zeros=share_of_zeros(checkpoint) if sparse else None)
             self._measured(row, checkpoint)
         return checkpoint
 

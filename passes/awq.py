@@ -220,7 +220,7 @@ class AWQ(CalibratedPass, QuantizingPass):
 
     def _rescaled(self, architecture: Architecture) -> list[str]:
         """Every linear that a fold changes: a fold is for readers of which at least one is rounded."""
-        chosen = set(self._chosen(architecture))
+        chosen = set(self.chosen(architecture))
         found: dict[str, None] = {}
         for index in range(architecture.layers):
             prefix = architecture.modules.block(index)
@@ -231,7 +231,7 @@ class AWQ(CalibratedPass, QuantizingPass):
 
     def _companions(self, architecture: Architecture) -> list[str]:
         """Skipped linears that are re-scaled all the same, since they share an input with one that is rounded."""
-        chosen = set(self._chosen(architecture))
+        chosen = set(self.chosen(architecture))
         return [name for name in self._rescaled(architecture) if name not in chosen]
 
 

@@ -32,6 +32,7 @@ class Distill(DistillingPass):
     summary: ClassVar[str] = (
         "train a pruned or smaller model towards the original; needs calibration text, holds the student"
     )
+    zeros: ClassVar[Literal["makes", "keeps", "fills"]] = "fills"
 
     student: str = option("", "folder of a smaller model; the one at this point of the run unless given")
     lora_rank: int = option(0, "train low-rank changes of this rank, merged in the end; 0 trains every weight")

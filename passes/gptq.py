@@ -25,6 +25,7 @@ from passes.inputs import InputRoundingPass, with_input_scales
 from passes.propagation import corrected
 from passes.refine import refine
 from passes.sequential import SequentialPass
+from passes.sparsity import kept_entries
 
 COLUMNS_AT_ONCE = 128  # columns whose errors are gathered before the rest of the matrix is updated
 # The drift of activations is a mean that few samples tell well enough; all of them would double the time.
@@ -34,7 +35,13 @@ ELEMENTS_AT_ONCE = 1 << 21
 
 
 def solve(
-    weight: torch.Tensor, hessian: Hessian, scheme: Scheme, *, scale_search: bool = True, sweeps: int = 2
+    weight: torch.Tensor,
+    hessian: Hessian,
+    scheme: Scheme,
+    *,
+    scale_search: bool = True,
+    sweeps: int = 2,
+    kept: torch.Tensor | None = None,
 ) -> QuantizedWeight:
     """Quantize one weight.
 
@@ -44,26 +51,35 @@ def solve(
             rounding leaves no trace in the file.
         scale_search: choose each scale for the least squared error, weighted by the inputs' second moments.
         sweeps: how often integers and scales are gone over again, see `passes.refine`.
+        kept: entries that may be other than zero, bool [out_features, in_features]; None is all of them.
     """
     rows = max(1, ELEMENTS_AT_ONCE // weight.shape[1])
-    parts = [_solve_rows(part.float(), hessian, scheme, scale_search, sweeps) for part in weight.split(rows)]
+    pieces = weight.split(rows)
+    masks = [None] * len(pieces) if kept is None else kept.split(rows)
+    parts = [
+        _solve_rows(piece.float(), hessian, scheme, scale_search, sweeps, mask)
+        for piece, mask in zip(pieces, masks, strict=True)
+    ]
     return stack_rows(parts)
 
 
 def _solve_rows(
-    weight: torch.Tensor, hessian: Hessian, scheme: Scheme, scale_search: bool, sweeps: int
+    weight: torch.Tensor, hessian: Hessian, scheme: Scheme, scale_search: bool, sweeps: int, kept: torch.Tensor | None
 ) -> QuantizedWeight:
-    grid = fit_grid(weight, scheme, hessian.moments.diagonal(), scale_search)
-    turned = weight.T.contiguous()
+    grid = fit_grid(weight if kept is None else weight * kept, scheme, hessian.moments.diagonal(), scale_search)
+    turned, free = weight.T.contiguous(), None if kept is None else kept.T.contiguous()
     codes = torch.empty_like(turned)
-    codes[hessian.order] = _round_columns(turned[hessian.order], hessian, grid, scheme)
+    ordered = None if free is None else free[hessian.order]
+    codes[hessian.order] = _round_columns(turned[hessian.order], hessian, grid, scheme, ordered)
     if sweeps:
-        grid = refine(turned, codes, grid, hessian.moments, scheme, sweeps)
+        grid = refine(turned, codes, grid, hessian.moments, scheme, sweeps, free)
     return assemble(codes.T.contiguous(), scheme, grid)
 
 
-def _round_columns(weight: torch.Tensor, hessian: Hessian, grid: Grid, scheme: Scheme) -> torch.Tensor:
-    """Codes of a weight turned and in the Hessian's order, [in_features, out_features]."""
+def _round_columns(
+    weight: torch.Tensor, hessian: Hessian, grid: Grid, scheme: Scheme, kept: torch.Tensor | None
+) -> torch.Tensor:
+    """Codes of a weight turned and in the Hessian's order, [in_features, out_features]; zero where it is not kept."""
     factor, count = hessian.factor, len(weight)
     scales = grid.scales.T.contiguous()
     zero_points = None if grid.zero_points is None else grid.zero_points.T.contiguous()
@@ -79,6 +95,8 @@ def _round_columns(weight: torch.Tensor, hessian: Hessian, grid: Grid, scheme: S
             column = start + place
             scale, zero = scales[groups[column]], 0.0 if zero_points is None else zero_points[groups[column]]
             wanted = torch.add(weight[column], owed[place], alpha=1 / diagonal[column])
+            if kept is not None:
+                wanted.mul_(kept[column])
             codes[column] = round_to_grid(wanted, scale, zero, scheme)
             torch.sub(weight[column], (codes[column] - zero) * scale, out=errors[column])
             owed[:place].addr_(among[place, :place], errors[column])
@@ -87,6 +105,14 @@ def _round_columns(weight: torch.Tensor, hessian: Hessian, grid: Grid, scheme: S
 
 def _stacked(weights: list[torch.Tensor]) -> torch.Tensor:
     return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+
+def _kept(weights: list[torch.Tensor]) -> torch.Tensor | None:
+    """What is not zero in weights stacked, if one of them was pruned."""
+    masks = [kept_entries(weight) for weight in weights]
+    if all(mask is None for mask in masks):
+        return None
+    return _stacked([weight != 0 for weight in weights])
 
 
 @dataclass(frozen=True)
@@ -116,6 +142,7 @@ class GPTQ(SequentialPass, InputRoundingPass):
         self, weights: dict[str, torch.Tensor], statistics: InputStatistics, context: PassContext
     ) -> dict[str, Weight]:
         bunches = list(self._bunches(weights))
+        kept = [_kept([weights[name] for name in names]) for names in bunches]
         wanted = [_stacked([weights[name] for name in names]) for names in bunches]
         rows = {name: len(weight) for name, weight in weights.items()}
         drift = statistics.take_drift()
@@ -126,9 +153,9 @@ class GPTQ(SequentialPass, InputRoundingPass):
         hessian = Hessian.of(statistics.moments, self.damping, self.act_order)
         context.notes.extend(f"{next(iter(rows))}: {remark}" for remark in hessian.remarks())
         rounded: dict[str, Weight] = {}
-        for names, weight in zip(bunches, wanted, strict=True):
+        for names, weight, mask in zip(bunches, wanted, kept, strict=True):
             scheme = self.scheme_of(names[0])
-            solved = solve(weight, hessian, scheme, scale_search=self.scale_search, sweeps=self.sweeps)
+            solved = solve(weight, hessian, scheme, scale_search=self.scale_search, sweeps=self.sweeps, kept=mask)
             parts = split_rows(solved, [rows[name] for name in names])
             rounded |= {f"{name}.weight": part for name, part in zip(names, parts, strict=True)}
         return with_input_scales(rounded, dict.fromkeys(rows, statistics.largest.amax()), context)

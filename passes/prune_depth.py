@@ -23,6 +23,7 @@ from compressor.errors import InputError, RunError
 from compressor.options import option
 from compressor.pass_ import Need, Pass, PassContext
 from compressor.quantized import Scheme
+from passes.pruning import refuse_cache_scales, refuse_quantized
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,7 @@ class PruneDepth(Pass):
         return frozenset({Need.CALIBRATION})
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-        if schemes:
-            first = next(iter(schemes))
-            raise InputError(f"{first} is already {schemes[first]}.", "Prune first, and quantize what is left.")
+        refuse_quantized(schemes)
         if not 0 < self.fraction < 1:
             raise InputError(f"fraction={self.fraction} is not between 0 and 1.", "0.2 leaves out a fifth.")
         count, layers = self._count(architecture), architecture.layers
@@ -141,9 +140,7 @@ class PruneDepth(Pass):
         return {}
 
     def cache_scales(self, architecture: Architecture, present: bool) -> bool:
-        if present:
-            raise InputError("The model has scales of an fp8 key-value cache.", "Prune first, and calibrate it then.")
-        return False
+        return refuse_cache_scales(present)
 
     def reshaped(self, architecture: Architecture) -> Architecture:
         left = architecture.layers - self._count(architecture)

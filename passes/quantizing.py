@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 import torch
@@ -14,19 +13,18 @@ from compressor.architecture import Architecture
 from compressor.checkpoint import Block, Checkpoint
 from compressor.errors import InputError
 from compressor.options import option
-from compressor.pass_ import Pass
 from compressor.quantized import Scheme
+from passes.linears import ChosenLinears
 
 GROUP_SIZES = (128, 64, 32)
 
 
 @dataclass(frozen=True)
-class LinearPass(Pass):
+class LinearPass(ChosenLinears):
     """Base of passes that round the weights of linears. Its fields say which; subclasses say how."""
 
     changes_floats: ClassVar[bool] = False
 
-    skip: tuple[str, ...] = option((), "layers to leave as they are: names or patterns such as *.down_proj")
     lm_head: Literal[4, 8] | bool = option(
         False, "quantize lm_head too, true with the pass's bits or in 4 or 8; a tied one is untied from the embedding"
     )
@@ -41,7 +39,7 @@ class LinearPass(Pass):
         return self.scheme
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-        chosen = self._chosen(architecture)
+        chosen = self.chosen(architecture)
         rounded = [name for name in chosen if name in schemes]
         if rounded:
             raise InputError(
@@ -68,27 +66,8 @@ class LinearPass(Pass):
         """The weights of `block` that this pass quantizes, float32 [out_features, in_features], by layer name."""
         return {name: weight.float() for name, weight in self.stored_weights(block, checkpoint).items()}
 
-    def stored_weights(self, block: Block, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-        """The same in the dtype that they are stored in, and not copied."""
-        chosen = set(self._chosen(checkpoint.architecture))
-        weights = dict(block.weights)
-        if block.name == "head" and "lm_head" in chosen and checkpoint.architecture.tied_embeddings:
-            embedding = f"{checkpoint.architecture.embedding}.weight"
-            weights["lm_head.weight"] = checkpoint.read([embedding])[embedding]
-        return {
-            name.removesuffix(".weight"): weight
-            for name, weight in weights.items()
-            if name.removesuffix(".weight") in chosen and isinstance(weight, torch.Tensor)
-        }
-
-    def _chosen(self, architecture: Architecture) -> list[str]:
-        candidates = [name for name in architecture.linears() if self.lm_head or name != "lm_head"]
-        for pattern in self.skip:
-            if not any(_matches(name, pattern) for name in candidates):
-                raise InputError(
-                    f"The skip pattern {pattern!r} matches no layer.", f"Layers are named like {candidates[0]}."
-                )
-        return [name for name in candidates if not any(_matches(name, pattern) for pattern in self.skip)]
+    def changeable(self, architecture: Architecture) -> list[str]:
+        return [name for name in architecture.linears() if self.lm_head or name != "lm_head"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +109,3 @@ class QuantizingPass(LinearPass, _IntegerOptions):
             + (f" (and of {len(misfits) - 1} more layers)." if len(misfits) > 1 else "."),
             f"{self.name}:group_size={fitting[0] if fitting else 'channel'} works for every layer.",
         )
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or name.endswith("." + pattern)

@@ -18,7 +18,13 @@ COLUMNS_AT_ONCE = 128  # inputs whose gradient is kept up to date while their in
 
 
 def refine(
-    weight: torch.Tensor, codes: torch.Tensor, grid: Grid, moments: SecondMoments, scheme: Scheme, sweeps: int
+    weight: torch.Tensor,
+    codes: torch.Tensor,
+    grid: Grid,
+    moments: SecondMoments,
+    scheme: Scheme,
+    sweeps: int,
+    kept: torch.Tensor | None = None,
 ) -> Grid:
     """Go over the integers `sweeps` times, and over the scales in between.
 
@@ -27,11 +33,12 @@ def refine(
         codes: of the same shape; changed in place.
         grid: of the codes; the zero points stay as they are.
         moments: H, of the inputs.
+        kept: which integers may move, bool of the same shape; None is all of them.
 
     Returns:
         The grid with better scales.
     """
-    rounding = Rounding(weight, codes, grid, moments, scheme)
+    rounding = Rounding(weight, codes, grid, moments, scheme, kept)
     for sweep in range(sweeps):
         if sweep:
             rounding.refit_scales()
@@ -49,11 +56,17 @@ class Rounding:
     """
 
     def __init__(
-        self, weight: torch.Tensor, codes: torch.Tensor, grid: Grid, moments: SecondMoments, scheme: Scheme
+        self,
+        weight: torch.Tensor,
+        codes: torch.Tensor,
+        grid: Grid,
+        moments: SecondMoments,
+        scheme: Scheme,
+        kept: torch.Tensor | None = None,
     ) -> None:
         self.codes, self.scales = codes, grid.scales.T.contiguous()
         self._zero_points = None if grid.zero_points is None else grid.zero_points.T.contiguous()
-        self._moments, self._scheme = moments, scheme
+        self._moments, self._scheme, self._kept = moments, scheme, kept
         self.residual = weight - _values(codes, self.scales, self._zero_points)
 
     @property
@@ -74,6 +87,8 @@ class Rounding:
                 scale = self.scales[column // self._width]
                 best = torch.addcdiv(code, slope, scale, value=1 / curvature[column])
                 best.round_().clamp_(self._scheme.lowest, self._scheme.highest)
+                if self._kept is not None:
+                    best = torch.where(self._kept[column], best, code)
                 torch.sub(best, code, out=change).mul_(scale)
                 code.copy_(best)
                 gradient[column - start + 1 :].addr_(matrix[column - start, column + 1 : end], change, alpha=-1)

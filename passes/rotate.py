@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -155,6 +155,7 @@ class Rotate(BlockPass):
 
     name: ClassVar[str] = "rotate"
     summary: ClassVar[str] = "turn weights so that no channel stands out before rounding; changes no output"
+    zeros: ClassVar[Literal["makes", "keeps", "fills"]] = "fills"
     dtype: ClassVar[torch.dtype | None] = torch.float32
 
     residual: bool = option(True, "rotate the residual stream; unties a tied lm_head")

@@ -38,7 +38,13 @@ def quality_table(ledger: Ledger) -> Table:
 def cost_table(ledger: Ledger) -> Table:
     """Size of each step, and what it took to make."""
     headers = ("step", "size", "bits/weight", "time", "peak memory")
-    return Table("Size, and the cost of making it", headers, [_cost_row(row) for row in ledger.steps])
+    table = Table("Size, and the cost of making it", headers, [_cost_row(row) for row in ledger.steps])
+    if all(row.zeros is None for row in ledger.steps):
+        return table
+    zeros = [MISSING if row.zeros is None else f"{row.zeros:.1%}" for row in ledger.steps]
+    return Table(
+        table.title, (*headers, "zeros"), [(*cells, share) for cells, share in zip(table.rows, zeros, strict=True)]
+    )
 
 
 def latency_tables(ledger: Ledger) -> list[Table]:

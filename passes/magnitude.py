@@ -1,0 +1,34 @@
+"""Magnitude pruning: the entries nearest to zero go, whatever they are multiplied by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from compressor.checkpoint import Block, Checkpoint
+from compressor.pass_ import BlockPass, PassContext
+from passes.sparsity import Pattern, SparsityPass, keep_anywhere, keep_of_neighbours
+
+
+def prune(weight: torch.Tensor, sparsity: float, pattern: Pattern | None) -> torch.Tensor:
+    """The weight [out_features, in_features] with zeros in place of its smallest entries."""
+    size = weight.float().abs()
+    kept = keep_anywhere(size, sparsity) if pattern is None else keep_of_neighbours(size, pattern)
+    return weight * kept
+
+
+@dataclass(frozen=True)
+class Magnitude(SparsityPass, BlockPass):
+    """Zeros in place of the smallest entries of each weight."""
+
+    name: ClassVar[str] = "magnitude"
+    summary: ClassVar[str] = "zeros in place of the smallest weights"
+
+    def edit(self, block: Block, checkpoint: Checkpoint, context: PassContext) -> Block:
+        pruned = {
+            f"{name}.weight": prune(weight, self.sparsity, self.pattern_kept)
+            for name, weight in self.stored_weights(block, checkpoint).items()
+        }
+        return block.with_weights(pruned)
