@@ -186,8 +186,8 @@ class Target(Configurable, ABC):
         """Who reads back the artifact of a checkpoint with these schemes."""
         return self.reader
 
-    def expected(self, name: str, weight: Weight) -> Weight:
-        """What `read_back` must give for the checkpoint's `weight`: itself, or its declared cast."""
+    def expected(self, name: str, weight: Weight, architecture: Architecture) -> Weight:
+        """What `read_back` must give for the `weight` of a checkpoint of this shape: itself, or its declared cast."""
         return weight
 
     def stored_tensors(self, artifact: Artifact) -> Iterator[StoredTensor]:

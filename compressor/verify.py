@@ -33,7 +33,7 @@ def verify(
             mismatches.append(f"{name} (not in the checkpoint)")
             continue
         del missing[name]
-        expected = target.expected(name, checkpoint.read([name])[name])
+        expected = target.expected(name, checkpoint.read([name])[name], checkpoint.architecture)
         if not same_bits(expected, found):
             mismatches.append(name)
         progress(done, total)

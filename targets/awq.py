@@ -74,10 +74,10 @@ class AwqFolder(VllmFolder):
             ],
         }
 
-    def expected(self, name: str, weight: Weight) -> Weight:
+    def expected(self, name: str, weight: Weight, architecture: Architecture) -> Weight:
         if isinstance(weight, QuantizedWeight):
             return replace(weight, zero_points=stored_zero_points(weight))
-        return super().expected(name, weight)
+        return super().expected(name, weight, architecture)
 
     def broken_rules(self, artifact: Artifact) -> list[str]:
         return broken_packed_rules(artifact.root)

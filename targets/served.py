@@ -76,7 +76,7 @@ class ServedFolder(Target):
         copy_companions(checkpoint.root, out)
         return caster.notes
 
-    def expected(self, name: str, weight: Weight) -> Weight:
+    def expected(self, name: str, weight: Weight, architecture: Architecture) -> Weight:
         return weight if name.endswith(CACHE_SCALES) else cast(self.dtype, weight)
 
     def stored_block(

@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 
 from compressor.errors import InputError, nearest
-from compressor.families import FAMILIES
+from compressor.families import FAMILIES, Family
+from compressor.gguf.architectures import ARCHITECTURES, GgufArchitecture
 from compressor.gguf.container import GgufFile
 
-# llama.cpp's name of an architecture, and the family it is. Mistral models come as "llama": without a sliding
-# window, which is how llama.cpp runs them, they are the same computation.
-ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_SHORT, ROPE_LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+ROPE_TENSORS = (ROPE_FREQS, ROPE_SHORT, ROPE_LONG)  # no parameters of the checkpoint
 # Metadata that would change what the model computes, in ways that these families do not have.
-FOREIGN = ("expert_count", "attention.sliding_window", "attention.scale", "attention.clamp_kqv", "logit_scale",
-           "residual_scale", "embedding_scale", "attn_logit_softcapping", "final_logit_softcapping")  # fmt: skip
+FOREIGN = ("expert_count", "attention.scale", "attention.clamp_kqv", "logit_scale", "residual_scale",
+           "embedding_scale")  # fmt: skip
+WINDOW, WINDOW_PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")  # of attention scores, of logits
+NORM_EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
 # What llama.cpp's converter assumes when it turns Llama 3.1's rope scaling into a tensor of factors.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -30,27 +33,26 @@ def build_config(file: GgufFile) -> dict[str, Any]:
     """
     if (parts := file.metadata.get("split.count", 1)) > 1:
         raise InputError(f"{file.path} is one of {parts} parts.", "Join them with `llama-gguf-split --merge` first.")
-    name = _architecture(file)
-    _refuse_foreign(file, name)
-    heads = _key(file, "attention.head_count")
+    row = _architecture(file)
+    family = FAMILIES[row.family]
+    _refuse_foreign(file, row)
     config = {
-        "model_type": ARCHITECTURES[name],
-        "architectures": [FAMILIES[ARCHITECTURES[name]].architecture],
+        "model_type": row.family,
+        "architectures": [family.architecture],
         "num_hidden_layers": _key(file, "block_count"),
         "hidden_size": _key(file, "embedding_length"),
-        "intermediate_size": _key(file, "feed_forward_length"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": _key(file, "attention.head_count_kv", heads),
-        "head_dim": _head_dim(file, heads),
-        "hidden_act": "silu",
-        "rms_norm_eps": _shortest(_key(file, "attention.layer_norm_rms_epsilon")),
+        family.intermediate_size: _key(file, "feed_forward_length"),
+        family.activation: row.activations[0],
+        family.norm_epsilon: _shortest(_key(file, NORM_EPSILON[family.norm])),
         "max_position_embeddings": _key(file, "context_length"),
-        "rope_theta": _shortest(_key(file, "rope.freq_base", 10000.0)),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "vocab_size": _vocab_size(file),
         "dtype": "float32",
     }
-    return config | _biases(file, name) | _rope_scaling(file, config) | special_ids(file)
+    config |= _heads(file, row) | _biases(file, family) | _windows(file, row) | _softcaps(file, row)
+    if not family.modules.positions:
+        config |= _rope(file, config)
+    return _as_spelled(config | special_ids(file))
 
 
 def special_ids(file: GgufFile) -> dict[str, int]:
@@ -66,14 +68,22 @@ def end_ids(file: GgufFile) -> list[int]:
     return list(dict.fromkeys(token for token in ids if token is not None))
 
 
-def _architecture(file: GgufFile) -> str:
-    name = file.metadata.get("general.architecture")
+def _architecture(file: GgufFile) -> GgufArchitecture:
+    name = str(file.metadata.get("general.architecture"))
     if name not in ARCHITECTURES:
         raise InputError(
-            f"{file.path} holds the unknown architecture {name!r}; {nearest(str(name), ARCHITECTURES)}",
+            f"{file.path} holds the unknown architecture {name!r}; {nearest(name, ARCHITECTURES)}",
             "Architectures that can be read: " + ", ".join(ARCHITECTURES) + ".",
         )
-    return str(name)
+    return ARCHITECTURES[name]
+
+
+def _as_spelled(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with keys as its family spells them: GPT-2 says `n_embd`."""
+    from transformers import CONFIG_MAPPING
+
+    spelled = CONFIG_MAPPING[config["model_type"]].attribute_map
+    return {spelled.get(key, key): value for key, value in config.items()}
 
 
 def _key(file: GgufFile, key: str, default: Any = None) -> Any:
@@ -88,20 +98,35 @@ def _key(file: GgufFile, key: str, default: Any = None) -> Any:
     return value
 
 
-def _refuse_foreign(file: GgufFile, name: str) -> None:
-    for key in FOREIGN:
-        value = file.metadata.get(f"{name}.{key}")
+def _refuse_foreign(file: GgufFile, row: GgufArchitecture) -> None:
+    family = FAMILIES[row.family]
+    has = (family.attention_softcap, family.logit_softcap, row.says_window or None)
+    absent = [key for key, setting in zip((*SOFTCAPS, WINDOW), has, strict=True) if setting is None]
+    for key in (*FOREIGN, *absent):
+        value = file.metadata.get(f"{row.name}.{key}")
         if value:
-            raise InputError(f"{file.path} sets {name}.{key} = {value}, which a {name} model here does not have.")
+            raise InputError(
+                f"{file.path} sets {row.name}.{key} = {value}, which a {row.name} model here does not have."
+            )
 
 
-def _head_dim(file: GgufFile, heads: int) -> int:
-    rotary = _key(file, "rope.dimension_count", 0)
-    head_dim = _key(file, "attention.key_length", rotary or _key(file, "embedding_length") // heads)
-    widths = {head_dim, _key(file, "attention.value_length", head_dim), rotary or head_dim}
+def _heads(file: GgufFile, row: GgufArchitecture) -> dict[str, Any]:
+    heads, width = _key(file, "attention.head_count"), _key(file, "embedding_length")
+    kv_heads = _key(file, "attention.head_count_kv", heads)
+    head_dim = _key(file, "attention.key_length", width // heads)
+    rotary = _key(file, "rope.dimension_count", head_dim)
+    turned = rotary if FAMILIES[row.family].modules.positions is None and not row.rotates_part else head_dim
+    widths = {head_dim, _key(file, "attention.value_length", head_dim), turned}
     if len(widths) > 1:
         raise InputError(f"{file.path}: key, value and rotary widths differ ({sorted(widths)}); they must be one.")
-    return head_dim
+    if FAMILIES[row.family].modules.positions:
+        if (kv_heads, head_dim * heads) != (heads, width):
+            raise InputError(f"{file.path}: a {row.name} model has heads of one kind, together as wide as the model.")
+        return {"num_attention_heads": heads}
+    found = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim}
+    if setting := FAMILIES[row.family].score_scale:
+        found[setting] = row.score_width(_key(file, "block_count"), width, heads, head_dim)
+    return found | ({"partial_rotary_factor": rotary / head_dim} if rotary != head_dim else {})
 
 
 def _vocab_size(file: GgufFile) -> int:
@@ -111,13 +136,61 @@ def _vocab_size(file: GgufFile) -> int:
     return table.shape[0]
 
 
-def _biases(file: GgufFile, name: str) -> dict[str, bool]:
+def _biases(file: GgufFile, family: Family) -> dict[str, bool]:
     """Bias switches of families that have them; which tensors there are decides."""
-    family, found = FAMILIES[ARCHITECTURES[name]], {}
+    found = {}
     for switch, tensor in ((family.qkv_bias, "attn_q"), (family.mlp_bias, "ffn_up")):
         if isinstance(switch, str):
             found[switch] = f"blk.0.{tensor}.bias" in file.tensors
     return found
+
+
+def _windows(file: GgufFile, row: GgufArchitecture) -> dict[str, Any]:
+    """The sliding window, and which layers have one where not all do."""
+    if not row.says_window:
+        return {}
+    window = _key(file, WINDOW, 0)
+    if row.window_period is None:
+        return {"sliding_window": window or None}
+    layers = range(_key(file, "block_count"))
+    listed = file.metadata.get(f"{row.name}.{WINDOW_PATTERN}", row.window_period)
+    slides = listed if isinstance(listed, list) else [(index + 1) % listed != 0 for index in layers]
+    if not window:
+        slides = [False for _ in layers]
+    kinds = {True: "sliding_attention", False: "full_attention"}
+    return {"sliding_window": window or None, "layer_types": [kinds[bool(has)] for has in slides]}
+
+
+def _softcaps(file: GgufFile, row: GgufArchitecture) -> dict[str, Any]:
+    settings = (FAMILIES[row.family].attention_softcap, FAMILIES[row.family].logit_softcap)
+    found = {}
+    for setting, key, default in zip(settings, SOFTCAPS, row.softcaps, strict=True):
+        if setting is not None:
+            cap = file.metadata.get(f"{row.name}.{key}", default)
+            found[setting] = _shortest(cap) if cap else None
+    return found
+
+
+def _rope(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
+    """Bases and scaling of the rotary embedding."""
+    theta = {"rope_theta": _shortest(_key(file, "rope.freq_base", 10000.0))}
+    if ROPE_LONG in file.tensors:
+        return theta | _longrope(file)
+    scaling = _rope_scaling(file, config | theta)
+    if not FAMILIES[config["model_type"]].rotary_by_layer_type:
+        return theta | scaling
+    whole = {"rope_type": "default"} | theta | scaling.get("rope_scaling", {})
+    local = {"rope_type": "default", "rope_theta": _shortest(_key(file, "rope.freq_base_swa", 10000.0))}
+    return {"rope_parameters": {"full_attention": whole, "sliding_attention": local}}
+
+
+def _longrope(file: GgufFile) -> dict[str, Any]:
+    """Scaling by two lists of factors, one for texts that are longer than those of the first training."""
+    short, long = ([_shortest(factor) for factor in file.read(name)] for name in (ROPE_SHORT, ROPE_LONG))
+    scaling = {"rope_type": "longrope", "short_factor": short, "long_factor": long,
+               "attention_factor": _shortest(_key(file, "rope.scaling.attn_factor", 1.0))}  # fmt: skip
+    trained = _key(file, "rope.scaling.original_context_length")
+    return {"rope_scaling": scaling, "original_max_position_embeddings": trained}
 
 
 def _rope_scaling(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,36 +12,14 @@ import torch
 from compressor.architecture import Architecture
 from compressor.checkpoint import Weight
 from compressor.errors import InputError
+from compressor.gguf.architectures import gain_shift, gguf_names
 from compressor.gguf.blocks import BITS, GROUP_SIZES, group_sizes, read_integers
-from compressor.gguf.config import ROPE_FREQS
-from compressor.gguf.container import GgufFile
+from compressor.gguf.config import ROPE_TENSORS
+from compressor.gguf.container import GgufFile, StoredTensor
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 
-TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-IN_BLOCK = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)")
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def gguf_name(parameter: str) -> str:
-    """llama.cpp's name of a Hugging Face parameter."""
-    module, _, kind = parameter.rpartition(".")
-    if match := BLOCK.fullmatch(module):
-        return f"blk.{match[1]}.{IN_BLOCK[match[2]]}.{kind}"
-    return f"{TOP[module]}.{kind}"
 
 
 def check_tensors(file: GgufFile, architecture: Architecture) -> None:
@@ -51,14 +28,15 @@ def check_tensors(file: GgufFile, architecture: Architecture) -> None:
     Raises:
         InputError: it does not; names the first tensor that is missing, unexpected or misshapen.
     """
-    expected = {gguf_name(name): shape for name, shape in architecture.tensor_shapes().items()}
+    names, shapes = gguf_names(architecture), architecture.tensor_shapes()
+    expected = {names[parameter]: shape for parameter, shape in shapes.items()}
     for name, shape in expected.items():
         if name not in file.tensors:
             raise InputError(f"{file.path} has no tensor {name}, which its metadata calls for.")
         if file.tensors[name].shape != shape:
             found = list(file.tensors[name].shape)
             raise InputError(f"{file.path}: tensor {name} has shape {found}; its metadata says {list(shape)}.")
-    unexpected = sorted(set(file.tensors) - set(expected) - {ROPE_FREQS})
+    unexpected = sorted(set(file.tensors) - set(expected) - set(ROPE_TENSORS))
     if unexpected:
         raise InputError(f"{file.path}: tensor {unexpected[0]} has no place in a {architecture.model_type} model.")
 
@@ -68,12 +46,14 @@ class Reading:
     """How the weights of one file are read.
 
     Attributes:
+        stored: where each parameter lies.
         schemes: parameters that are kept as the integers and scales that the file holds.
         dtype: of all others.
     """
 
     file: GgufFile
     architecture: Architecture
+    stored: Mapping[str, StoredTensor] = field(repr=False)
     schemes: Mapping[str, Scheme] = field(repr=False)
     dtype: torch.dtype
 
@@ -84,15 +64,28 @@ class Reading:
         Raises:
             InputError: llmc's note of the group sizes is damaged.
         """
-        schemes = {} if dequantize else _held(file, architecture)
-        floats = [name for name in architecture.tensor_shapes() if name not in schemes]
-        return cls(file, architecture, schemes, _float_dtype(file, floats))
+        stored = {parameter: file.tensors[name] for parameter, name in gguf_names(architecture).items()}
+        schemes = {} if dequantize else _held(file, stored, architecture)
+        reading = cls(file, architecture, stored, schemes, torch.float32)
+        return replace(reading, dtype=reading.narrowest_dtype())
 
     @property
     def dequantized(self) -> dict[str, str]:
         """Parameters that the file holds quantized and that are not kept so, with their type there."""
-        kinds = {name: self.file.tensors[gguf_name(name)].kind for name in self.architecture.tensor_shapes()}
+        kinds = {name: tensor.kind for name, tensor in self.stored.items()}
         return {name: kind for name, kind in kinds.items() if kind not in FLOATS and name not in self.schemes}
+
+    def narrowest_dtype(self) -> torch.dtype:
+        """The 16-bit dtype of the file's float matrices where it holds every other float exactly; else float32."""
+        floats = {name: tensor for name, tensor in self.stored.items() if name not in self.schemes}
+        kinds = Counter(tensor.kind for tensor in floats.values() if len(tensor.shape) > 1)
+        # Of GPT-2's positions llama.cpp's converter makes float32, whatever the model was.
+        narrow = [kind for kind in kinds if kind in ("F16", "BF16")]
+        if len(narrow) != 1 or not set(kinds) <= {"F32", *narrow}:
+            return torch.float32
+        dtype = FLOATS[narrow[0]]
+        others = (self._values(name) for name, tensor in floats.items() if tensor.kind != narrow[0])
+        return dtype if all(torch.equal(values.to(dtype).float(), values) for values in others) else torch.float32
 
     def blocks(self, progress: Progress) -> Iterator[dict[str, Weight]]:
         """Every block's weights in forward order, one block in memory at a time."""
@@ -103,14 +96,18 @@ class Reading:
         progress(what, len(blocks), len(blocks))
 
     def _read(self, parameter: str) -> Weight:
-        name, scheme = gguf_name(parameter), self.schemes.get(parameter)
+        stored, scheme = self.stored[parameter], self.schemes.get(parameter)
         if scheme is None:
-            return torch.from_numpy(self._in_order(parameter, _floats(self.file, name))).to(self.dtype)
-        width = scheme.group_width(self.file.tensors[name].shape[-1])
-        codes, scales = (
-            torch.from_numpy(self._in_order(parameter, part)) for part in read_integers(self.file, name, width)
-        )
+            return self._values(parameter).to(self.dtype)
+        parts = read_integers(self.file, stored.name, scheme.group_width(stored.shape[-1]))
+        codes, scales = (torch.from_numpy(self._in_order(parameter, part)) for part in parts)
         return QuantizedWeight(codes, scales, None, scheme)
+
+    def _values(self, parameter: str) -> torch.Tensor:
+        """A parameter's numbers, float32 in its shape."""
+        values = torch.from_numpy(self._in_order(parameter, _floats(self.file, self.stored[parameter].name)))
+        shift = gain_shift(self.architecture, parameter)
+        return values - shift if shift else values
 
     def _in_order(self, parameter: str, rows: np.ndarray) -> np.ndarray:
         if self.file.metadata["general.architecture"] == "llama" and ("q_proj" in parameter or "k_proj" in parameter):
@@ -127,11 +124,10 @@ def half_rotated(rows: np.ndarray, heads: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _held(file: GgufFile, architecture: Architecture) -> dict[str, Scheme]:
+def _held(file: GgufFile, stored: Mapping[str, StoredTensor], architecture: Architecture) -> dict[str, Scheme]:
     """Schemes of the linears in blocks of integers, and of an embedding that llmc wrote: few runtimes hold one."""
     sizes, widths = group_sizes(file), {f"{name}.weight": shape[1] for name, shape in architecture.linears().items()}
-    stored = {name: file.tensors[gguf_name(name)] for name in widths if gguf_name(name) in file.tensors}
-    linears = {name: tensor for name, tensor in stored.items() if tensor.kind in BITS}
+    linears = {name: stored[name] for name in widths if name in stored and stored[name].kind in BITS}
     # A group as wide as the input is a channel's only where it is so for every layer of that type.
     grouped = {one.kind for name, one in linears.items() if sizes[one.name] != widths[name]}
     schemes = {
@@ -146,24 +142,10 @@ def _held(file: GgufFile, architecture: Architecture) -> dict[str, Scheme]:
     return schemes
 
 
-def _float_dtype(file: GgufFile, parameters: list[str]) -> torch.dtype:
-    """The 16-bit dtype of the file's float matrices where it holds every other float exactly; else float32."""
-    tensors = [file.tensors[gguf_name(name)] for name in parameters]
-    kinds = Counter(tensor.kind for tensor in tensors if len(tensor.shape) > 1)
-    if len(kinds) != 1 or (kind := next(iter(kinds))) not in ("F16", "BF16"):
-        return torch.float32
-    others = (torch.from_numpy(file.read(tensor.name)) for tensor in tensors if tensor.kind != kind)
-    exact = all(torch.equal(values.to(FLOATS[kind]).float(), values) for values in others)
-    return FLOATS[kind] if exact else torch.float32
-
-
 def _blocks(architecture: Architecture) -> list[list[str]]:
     """Parameter names of the embedding, of each decoder block, and of the final norm and head."""
-    grouped: dict[str, list[str]] = {}
-    for name in architecture.tensor_shapes():
-        match = BLOCK.match(name)
-        grouped.setdefault(match[1] if match else name.partition("embed_tokens")[1], []).append(name)
-    return list(grouped.values())
+    prefixes = (architecture.modules.prefixes(block) for block in architecture.block_names)
+    return [[name for name in architecture.tensor_shapes() if name.startswith(prefix)] for prefix in prefixes]
 
 
 def _floats(file: GgufFile, name: str) -> np.ndarray:

@@ -22,12 +22,43 @@ READER = "gguf"
 ROWS_AT_ONCE = 4096  # of a tensor being dequantized, which takes four bytes an element
 BITS = {"Q4_0": 4, "Q8_0": 8}
 FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<i2"}
-NOT_PARAMETERS = ("rope_freqs.weight",)
-TOP = ("model.embed_tokens", "model.norm", "lm_head")
-IN_BLOCK = (
-    "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-    "self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+NOT_PARAMETERS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+@dataclass(frozen=True)
+class Names:
+    """What checkpoints call their modules: those beside the decoder blocks, the blocks, and those within one."""
+
+    top: tuple[str, ...]
+    blocks: str
+    inner: tuple[str, ...]
+
+    def of(self, layers: int) -> list[str]:
+        """Every module of a model with so many layers, as far as it has them."""
+        return [*self.top, *(f"{self.blocks}.{index}.{name}" for index in range(layers) for name in self.inner)]
+
+
+COMMON = Names(
+    ("model.embed_tokens", "model.norm", "lm_head"),
+    "model.layers",
+    ("input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+     "self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm", "pre_feedforward_layernorm",
+     "post_feedforward_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
 )  # fmt: skip
+# Those of architectures that are called otherwise.
+NAMES = {
+    "phi3": Names(
+        COMMON.top,
+        COMMON.blocks,
+        ("input_layernorm", "self_attn.qkv_proj", "self_attn.o_proj", "post_attention_layernorm", "mlp.gate_up_proj",
+         "mlp.down_proj"),
+    ),
+    "gpt2": Names(
+        ("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head"),
+        "transformer.h",
+        ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,7 +147,7 @@ def _parameter_names(architecture: str, layers: int) -> dict[str, str]:
 
     (kind,) = (kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     table = gguf.get_tensor_name_map(kind, layers)
-    modules = [*TOP, *(f"model.layers.{index}.{name}" for index in range(layers) for name in IN_BLOCK)]
+    modules = NAMES.get(architecture, COMMON).of(layers)
     return {found: module for module in modules if (found := table.get_name(module)) is not None}
 
 

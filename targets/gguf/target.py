@@ -15,21 +15,21 @@ from typing import Any, ClassVar
 
 import torch
 
-from compressor.architecture import Architecture, resolve
+from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
+from compressor.gguf.architectures import gain_shift
 from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact, Session, Target, Tolerance
 from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, dtype_name, float_problems, scale_problems
 from targets.engines import LLAMA_CPP
-from targets.gguf.metadata import RUNTIME, architecture_problems, context_length
+from targets.gguf.metadata import LONGROPE, RUNTIME, architecture_problems, context_length, served_length
 from targets.gguf.reader import READER, read_file
 from targets.gguf.rules import RULES, broken_rules
-from targets.gguf.writer import block_kind, write_file
+from targets.gguf.writer import block_kind, is_float32, write_file
 from targets.packing.gguf_blocks import BLOCK
 from targets.refusals import refusals
-from targets.serving import SERVED_LENGTH
 from targets.tolerances import ROUNDED
 
 FILE = "model.gguf"
@@ -65,14 +65,15 @@ class GgufTarget(Target):
         return [f"{architecture.embedding}: {reason}." for reason in self._layer_reasons(scheme, *shape)]
 
     def value_problems(self, checkpoint: Checkpoint, floats: Sequence[str]) -> Iterable[str]:
-        matrices = [name for name in floats if len(checkpoint.parameters[name]) > 1]  # norms and biases are float32
-        yield from float_problems(self.dtype, checkpoint, matrices)
+        shape = checkpoint.architecture
+        narrow = [name for name in floats if not is_float32(shape, name, len(checkpoint.parameters[name]))]
+        yield from float_problems(self.dtype, checkpoint, narrow)
         yield from scale_problems(checkpoint, torch.float16, "The target hf keeps them.")
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         caster = Caster(self.dtype, checkpoint)
         write_file(out / FILE, checkpoint, caster, f"MOSTLY_Q{self.bits}_0", progress)
-        return [*caster.notes, *_widened(checkpoint), *_shortened(checkpoint.architecture)]
+        return [*caster.notes, *_widened(checkpoint), *_shortened(checkpoint)]
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         return read_file(artifact.root / FILE)
@@ -80,10 +81,10 @@ class GgufTarget(Target):
     def broken_rules(self, artifact: Artifact) -> list[str]:
         return broken_rules(artifact.root / FILE)
 
-    def expected(self, name: str, weight: Weight) -> Weight:
-        if isinstance(weight, QuantizedWeight) or weight.dim() > 1:
+    def expected(self, name: str, weight: Weight, architecture: Architecture) -> Weight:
+        if isinstance(weight, QuantizedWeight) or not is_float32(architecture, name, weight.dim()):
             return cast(self.dtype, weight)
-        return weight.float()
+        return weight.float() + gain_shift(architecture, name)
 
     def tolerance(self, artifact: Artifact, **options: Any) -> Tolerance:
         return ROUNDED  # its kernels multiply blocks of eight bits with blocks of eight bits
@@ -98,11 +99,11 @@ class GgufTarget(Target):
         from targets.engines.llama_cpp_session import LlamaCppSession
 
         file = artifact.root / FILE
-        return LlamaCppSession(file, min(SERVED_LENGTH, resolve(build_config(GgufFile.open(file))).max_positions))
+        return LlamaCppSession(file, served_length(build_config(GgufFile.open(file))))
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
-        length = min(SERVED_LENGTH, context_length(resolve(config)))
-        return shlex.join(["llama-server", "-m", f"{path}/{FILE}", "--port", "8080", "-c", str(length)])
+        length = str(served_length(config))
+        return shlex.join(["llama-server", "-m", f"{path}/{FILE}", "--port", "8080", "-c", length])
 
     def _layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
         works = f"gptq:bits={self.bits},group_size={BLOCK}"
@@ -143,14 +144,23 @@ class GgufQ8(GgufTarget):
 
 
 def _widened(checkpoint: Checkpoint) -> list[str]:
-    vectors = [name for name, shape in checkpoint.parameters.items() if len(shape) == 1]
-    stored = {checkpoint.tensors[name].dtype for name in vectors} - {torch.float32}
+    shape = checkpoint.architecture
+    wide = [name for name, size in checkpoint.parameters.items() if is_float32(shape, name, len(size))]
+    stored = {checkpoint.tensors[name].dtype for name in wide} - {torch.float32}
     names = " and ".join(sorted(dtype_name(dtype) for dtype in stored))
-    return [f"norms and biases widened {names} -> float32, which {RUNTIME} wants"] if stored else []
+    what = "norms, biases and positions" if shape.modules.positions else "norms and biases"
+    return [f"{what} widened {names} -> float32, which {RUNTIME} wants"] if stored else []
 
 
-def _shortened(shape: Architecture) -> list[str]:
+def _shortened(checkpoint: Checkpoint) -> Iterator[str]:
+    shape = checkpoint.architecture
     length = context_length(shape)
-    if length == shape.max_positions:
-        return []
-    return [f"context of {length} instead of {shape.max_positions} tokens: {RUNTIME} does not apply the sliding window"]
+    if length != shape.max_positions:
+        yield (
+            f"context of {length} instead of {shape.max_positions} tokens: {RUNTIME} does not apply the sliding window"
+        )
+    if LONGROPE in shape.rope_types:
+        yield (
+            f"the run script serves {served_length(checkpoint.config)} tokens: where more are asked for, {RUNTIME} "
+            "takes the long rope factors for short texts too, and the model does not"
+        )

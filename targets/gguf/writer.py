@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.errors import InputError
+from compressor.gguf.architectures import gain_shift, gguf_names
 from compressor.gguf.blocks import GROUP_SIZES
-from compressor.gguf.weights import gguf_name
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.tokenizer import load_tokenizer
 from targets.casting import Caster
-from targets.gguf.metadata import ARCHITECTURES, ROPE_FREQS, add_metadata, frequency_factors
+from targets.gguf.metadata import OF_FAMILY, add_metadata, rope_tensors
 from targets.gguf.tokenizer import check_tokenizer, describe_tokenizer, further_ends
 from targets.packing.gguf_blocks import BLOCK, pack_blocks
 
@@ -41,6 +42,11 @@ class Stored:
         return math.prod(self.shape) // elements * size
 
 
+def is_float32(architecture: Architecture, name: str, dimensions: int) -> bool:
+    """Whether llama.cpp wants an unquantized parameter in float32: norms, biases, and learned positions."""
+    return dimensions == 1 or name == f"{architecture.modules.positions}.weight"
+
+
 def block_kind(scheme: Scheme) -> str:
     """The type whose blocks hold a scheme's codes."""
     return f"Q{scheme.bits}_0"
@@ -54,17 +60,17 @@ def write_file(path: Path, checkpoint: Checkpoint, caster: Caster, file_type: st
     """
     import gguf
 
-    writer = gguf.GGUFWriter(path, ARCHITECTURES[checkpoint.architecture.model_type])
+    writer = gguf.GGUFWriter(path, OF_FAMILY[checkpoint.architecture.model_type].name)
     try:
         add_metadata(writer, checkpoint, file_type)
         _add_tokenizer(writer, checkpoint)
-        factors = frequency_factors(checkpoint)
+        factors = rope_tensors(checkpoint)
         _add_tensors(writer, _plan(checkpoint, caster.dtype, factors))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        if factors is not None:
-            writer.write_tensor_data(factors.numpy())
+        for tensor in factors.values():
+            writer.write_tensor_data(tensor.numpy())
         for data in _stream(checkpoint, caster, progress):
             writer.write_tensor_data(data)
     finally:
@@ -84,19 +90,20 @@ def _add_value(writer: Any, key: str, value: Any) -> None:
     adders[type(value)](key, value)
 
 
-def _plan(checkpoint: Checkpoint, dtype: torch.dtype, factors: torch.Tensor | None) -> Iterator[Stored]:
+def _plan(checkpoint: Checkpoint, dtype: torch.dtype, factors: Mapping[str, torch.Tensor]) -> Iterator[Stored]:
     """Every tensor in the order in which its data will come."""
-    if factors is not None:
-        yield Stored(ROPE_FREQS, "F32", tuple(factors.shape))
+    for name, tensor in factors.items():
+        yield Stored(name, "F32", tuple(tensor.shape))
+    names, architecture = gguf_names(checkpoint.architecture), checkpoint.architecture
     wide = {torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
     for name, shape in checkpoint.parameters.items():
         scheme = checkpoint.schemes.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         if scheme is None:
-            yield Stored(gguf_name(name), wide if len(shape) > 1 else "F32", shape)
+            yield Stored(names[name], "F32" if is_float32(architecture, name, len(shape)) else wide, shape)
         elif shape[-1] % BLOCK:
             raise InputError(f"{name} has rows of {shape[-1]}, no whole blocks of {BLOCK}.", "Leave it float.")
         else:
-            yield Stored(gguf_name(name), block_kind(scheme), shape, scheme.group_width(shape[-1]))
+            yield Stored(names[name], block_kind(scheme), shape, scheme.group_width(shape[-1]))
 
 
 def _add_tensors(writer: Any, plan: Iterator[Stored]) -> None:
@@ -115,18 +122,18 @@ def _stream(checkpoint: Checkpoint, caster: Caster, progress: Progress) -> Itera
     total = len(checkpoint.block_names)
     for done, block in enumerate(checkpoint.blocks(), start=1):
         for name in list(block.weights):
-            data = _stored_bytes(name, block.weights.pop(name), caster)
+            data = _stored_bytes(checkpoint.architecture, name, block.weights.pop(name), caster)
             projection = name.split(".")[-2]
             yield (data[orders[projection]] if projection in orders else data).numpy()
         progress("writing", done, total)
 
 
-def _stored_bytes(name: str, weight: Weight, caster: Caster) -> torch.Tensor:
+def _stored_bytes(architecture: Architecture, name: str, weight: Weight, caster: Caster) -> torch.Tensor:
     """What lies in the file for a weight, row by row; bfloat16, which numpy does not have, as its bits."""
     if isinstance(weight, QuantizedWeight):
         return _blocks(name, weight)
-    if weight.dim() == 1:
-        return weight.float()
+    if is_float32(architecture, name, weight.dim()):
+        return weight.float() + gain_shift(architecture, name)
     served = caster.tensor(name, weight).contiguous()
     return served.view(torch.int16) if served.dtype == torch.bfloat16 else served
 
@@ -144,7 +151,7 @@ def _blocks(name: str, weight: QuantizedWeight) -> torch.Tensor:
 def _row_orders(checkpoint: Checkpoint) -> Mapping[str, torch.Tensor]:
     """Where the rows of q and k come from in a llama file, whose rotary pairs are neighbours instead of halves."""
     shape = checkpoint.architecture
-    if ARCHITECTURES[shape.model_type] != "llama":
+    if OF_FAMILY[shape.model_type].name != "llama":
         return {}
     heads = {"q_proj": shape.heads, "k_proj": shape.kv_heads}
     return {

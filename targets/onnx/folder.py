@@ -71,7 +71,7 @@ class OnnxFolder(Target):
         copy_companions(checkpoint.root, out)
         return notes
 
-    def expected(self, name: str, weight: Weight) -> Weight:
+    def expected(self, name: str, weight: Weight, architecture: Architecture) -> Weight:
         return weight if isinstance(weight, QuantizedWeight) else weight.to(self.compute)
 
     def stored_tensors(self, artifact: Artifact) -> Iterator[StoredTensor]:

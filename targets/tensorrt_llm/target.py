@@ -105,10 +105,10 @@ class _TensorRTLLM(ServedFolder):
             notes.append(f"{ones} activation scales of ones added, which {RUNTIME} wants on o_proj and down_proj")
         return [*notes, CACHE_NOTE] if checkpoint.kv_cache else notes
 
-    def expected(self, name: str, weight: Weight) -> Weight:
+    def expected(self, name: str, weight: Weight, architecture: Architecture) -> Weight:
         if name.endswith(CACHE_SCALES) and isinstance(weight, torch.Tensor):
             return weight.float()
-        return super().expected(name, weight)
+        return super().expected(name, weight, architecture)
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         for layer, scales in read_activation_scales(artifact.root):

@@ -30,7 +30,7 @@ def test_every_scheme_by_both_readers(tiny_model, quantize, lower, verified, gro
     again = imported(artifact.root)
     for layer in checkpoint.schemes:
         name = f"{layer}.weight"
-        wanted = target.expected(name, checkpoint.read([name])[name])
+        wanted = target.expected(name, checkpoint.read([name])[name], checkpoint.architecture)
         assert wanted.same_bits(again[name])
         assert torch.equal(wanted.dequantize(), checkpoint.read([name])[name].dequantize())
     said = "14 symmetric weights are stored with zero points of 8, which this format always has"
@@ -92,7 +92,10 @@ def test_onnxruntime_genai_reads_the_same_integers(tiny_model, quantize, lower, 
     theirs = loader.AWQModel("awq", str(artifact.root), attributes, 64, 32, 128, 2)
     for index, layer in enumerate(theirs.layers):
         name = f"model.layers.{index}.mlp.down_proj.weight"
-        ours, module = AwqFolder().expected(name, checkpoint.read([name])[name]), layer.mlp.down_proj
+        ours, module = (
+            AwqFolder().expected(name, checkpoint.read([name])[name], checkpoint.architecture),
+            layer.mlp.down_proj,
+        )
         assert torch.equal(module.scales.float().reshape(ours.scales.shape), ours.scales)
         assert torch.equal(unpacked(module.qweight, ours.codes.shape), ours.codes.int() + 8)
         assert torch.equal(unpacked(module.qzeros, ours.zero_points.shape), ours.zero_points.int() + 8)
