@@ -126,7 +126,13 @@ def _heads(file: GgufFile, row: GgufArchitecture) -> dict[str, Any]:
     found = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim}
     if setting := FAMILIES[row.family].score_scale:
         found[setting] = row.score_width(_key(file, "block_count"), width, heads, head_dim)
-    return found | ({"partial_rotary_factor": rotary / head_dim} if rotary != head_dim else {})
+    return found | ({"partial_rotary_factor": _part(rotary, head_dim)} if rotary != head_dim else {})
+
+
+def _part(features: int, width: int) -> float:
+    """The share that so many of a head's features are, rounded such that its product is not below them."""
+    share = features / width
+    return share if int(width * share) == features else math.nextafter(share, 1)
 
 
 def _vocab_size(file: GgufFile) -> int:
@@ -155,10 +161,9 @@ def _windows(file: GgufFile, row: GgufArchitecture) -> dict[str, Any]:
     layers = range(_key(file, "block_count"))
     listed = file.metadata.get(f"{row.name}.{WINDOW_PATTERN}", row.window_period)
     slides = listed if isinstance(listed, list) else [(index + 1) % listed != 0 for index in layers]
-    if not window:
-        slides = [False for _ in layers]
-    kinds = {True: "sliding_attention", False: "full_attention"}
-    return {"sliding_window": window or None, "layer_types": [kinds[bool(has)] for has in slides]}
+    kinds = ("full_attention", "sliding_attention")
+    found: dict[str, Any] = {"layer_types": [kinds[bool(window and one)] for one in slides]}
+    return found | ({"sliding_window": window} if window else {})
 
 
 def _softcaps(file: GgufFile, row: GgufArchitecture) -> dict[str, Any]:

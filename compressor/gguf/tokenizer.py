@@ -39,6 +39,12 @@ TEKKEN = PreTokenizer(
     ignore_merges=True,
     add_bos=True,
 )
+CL100K = PreTokenizer(LLAMA3.pattern)
+ENDING = rf"{CONTRACTIONS}?"
+O200K = PreTokenizer(
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{ENDING}|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{ENDING}|\p{{N}}{{1,3}}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # By `tokenizer.ggml.pre`. Patterns: the tokenizer.json of each model; names: llama.cpp, src/llama-vocab.cpp.
 PRE_TOKENIZERS = {
     "gpt-2": PreTokenizer(),
@@ -51,7 +57,11 @@ PRE_TOKENIZERS = {
     "qwen2": QWEN2,
     "deepseek-r1-qwen": QWEN2,
     "tekken": TEKKEN,
+    "dbrx": CL100K,
+    "gpt-4o": O200K,
 }
+# llama.cpp swallows the space behind special tokens of models that are called so, these excepted.
+STRIPPING_NAMES, NOT_STRIPPING = ("phi-3", "phi3"), ("<unk>", "<s>", "<|endoftext|>")
 
 
 def build_tokenizer(file: GgufFile) -> Any:
@@ -96,8 +106,15 @@ def _added_tokens(file: GgufFile) -> list[Any]:
     from tokenizers import AddedToken
 
     kinds = _field(file, "token_type", [])
+    name = str(file.metadata.get("general.name")).lower()
+    stripped = any(one in name for one in STRIPPING_NAMES)
     return [
-        AddedToken(token, normalized=False, special=kind != USER_DEFINED)
+        AddedToken(
+            token,
+            normalized=False,
+            special=kind != USER_DEFINED,
+            rstrip=stripped and kind == CONTROL and token not in NOT_STRIPPING,
+        )
         for token, kind in zip(_field(file, "tokens"), kinds, strict=False)
         if kind in (CONTROL, USER_DEFINED, UNKNOWN)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -89,10 +89,12 @@ def add_metadata(writer: Any, checkpoint: Checkpoint, file_type: str) -> None:
         file_type: member of gguf's LlamaFileType: what most weights are stored as.
 
     Raises:
-        InputError: its rope scaling has parameters that cannot be said.
+        InputError: it has one of `rope_problems`.
     """
     import gguf
 
+    for problem in rope_problems(checkpoint.config):
+        raise InputError(problem)
     shape = checkpoint.architecture
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_quantized_by(f"llmc {__version__}")
@@ -158,8 +160,6 @@ def _add_rope(writer: Any, config: Any) -> None:
     if kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
         writer.add_rope_scaling_factor(rope["factor"])
-    if kind == "yarn":
-        _check_yarn(rope)
     if kind in ("yarn", LONGROPE):
         trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
         writer.add_rope_scaling_orig_ctx_len(trained)
@@ -174,10 +174,21 @@ def _longrope_scale(config: Any) -> float:
     return float(ROPE_INIT_FUNCTIONS[LONGROPE](config, device="cpu")[1])
 
 
-def _check_yarn(rope: dict[str, Any]) -> None:
-    """See that nothing is asked of YaRN but its defaults, the only ones that every llama.cpp computes alike."""
+def rope_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """What of a model's rope scaling cannot be said, as sentences with a remedy; its type is known to llama.cpp."""
+    rope = getattr(full_config(config), "rope_parameters", None) or {}
+    if rope.get("sliding_attention", {}).get("rope_type", "default") != "default":
+        yield f"{RUNTIME} scales no rotary positions of layers with a sliding window; the target hf works."
+    for key, value in _unusual_yarn(rope):
+        yield f"YaRN with {key}={value} cannot be written for {RUNTIME}; the target hf works."
+
+
+def _unusual_yarn(rope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What is asked of YaRN beside its defaults, the only ones that every llama.cpp computes alike."""
+    if rope.get("rope_type") != "yarn":
+        return
     defaults = YARN_DEFAULTS | {"attention_factor": 0.1 * math.log(rope["factor"]) + 1}
     for key, value in rope.items():
-        if key in ROPE_WRITTEN or value is None or (key in defaults and math.isclose(value, defaults[key])):
-            continue
-        raise InputError(f"YaRN with {key}={value} cannot be written for {RUNTIME}.", "The target hf works.")
+        is_usual = key in defaults and value is not None and math.isclose(value, defaults[key])
+        if key not in ROPE_WRITTEN and value is not None and not is_usual:
+            yield key, value

@@ -24,7 +24,7 @@ from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact, Session, Target, Tolerance
 from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, dtype_name, float_problems, scale_problems
 from targets.engines import LLAMA_CPP
-from targets.gguf.metadata import LONGROPE, RUNTIME, architecture_problems, context_length, served_length
+from targets.gguf.metadata import LONGROPE, RUNTIME, architecture_problems, context_length, rope_problems, served_length
 from targets.gguf.reader import READER, read_file
 from targets.gguf.rules import RULES, broken_rules
 from targets.gguf.writer import block_kind, is_float32, write_file
@@ -65,6 +65,7 @@ class GgufTarget(Target):
         return [f"{architecture.embedding}: {reason}." for reason in self._layer_reasons(scheme, *shape)]
 
     def value_problems(self, checkpoint: Checkpoint, floats: Sequence[str]) -> Iterable[str]:
+        yield from rope_problems(checkpoint.config)
         shape = checkpoint.architecture
         narrow = [name for name in floats if not is_float32(shape, name, len(checkpoint.parameters[name]))]
         yield from float_problems(self.dtype, checkpoint, narrow)

@@ -15,7 +15,7 @@ from typing import Any
 from compressor.errors import InputError
 from compressor.gguf.container import GgufFile
 from compressor.gguf.importer import PROBE
-from compressor.gguf.tokenizer import PRE_TOKENIZERS, build_tokenizer
+from compressor.gguf.tokenizer import NOT_STRIPPING, PRE_TOKENIZERS, build_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # values of tokenizer.ggml.token_type
 SPECIAL_IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # ours -> llama.cpp's name
@@ -45,6 +45,7 @@ def describe_tokenizer(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
         "tokenizer.ggml.token_type": _token_types(document, tokens, described["model"] == "llama"),
         **{f"tokenizer.ggml.{key}": value for key, value in _special(tokenizer).items()},
         **_chat_template(tokenizer),
+        **_stripping_name(document),
     }
 
 
@@ -99,9 +100,10 @@ def _splitting_rule(document: Mapping[str, Any]) -> str:
     if kinds[-1:] == ["ByteLevel"] and set(kinds) <= {"Digits", "Split", "ByteLevel"}:
         patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
         found = (*patterns, *([None] if steps[-1]["use_regex"] else [])), "Digits" in kinds
-        for name, rule in PRE_TOKENIZERS.items():
-            if found == ((rule.pattern,), rule.digits):
-                return name
+        fitting = [name for name, rule in PRE_TOKENIZERS.items() if found == ((rule.pattern,), rule.digits)]
+        ignores = bool(document["model"].get("ignore_merges"))
+        for name in sorted(fitting, key=lambda name: PRE_TOKENIZERS[name].ignore_merges != ignores):
+            return name
     raise InputError("The tokenizer splits text by a rule whose name in llama.cpp is not known here.", REMEDY)
 
 
@@ -121,6 +123,14 @@ def _special(tokenizer: Any) -> dict[str, Any]:
     text = tokenizer("a")["input_ids"]
     found: dict[str, Any] = {f"{name}_token_id": ids[key] for key, name in SPECIAL_IDS.items() if ids[key] is not None}
     return found | {"add_bos_token": text[0] == ids["bos"], "add_eos_token": text[-1] == ids["eos"]}
+
+
+def _stripping_name(document: Mapping[str, Any]) -> dict[str, str]:
+    """The name by which llama.cpp knows that special tokens swallow the space behind them, as those of Phi-3 do."""
+    added = {token["content"]: token["rstrip"] for token in document["added_tokens"]}
+    stripping = {"</s>", *(token for token, strips in added.items() if strips)}
+    is_like_phi = any(added.values()) and added.keys() >= {*NOT_STRIPPING, "</s>"}
+    return {"general.name": "Phi-3"} if is_like_phi and stripping.isdisjoint(NOT_STRIPPING) else {}
 
 
 def _chat_template(tokenizer: Any) -> dict[str, str]:

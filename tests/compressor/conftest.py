@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-QUANTIZABLE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head")
+QUANTIZABLE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head",
+               "c_attn", "c_proj", "c_fc", "wte")  # fmt: skip
+NORM_EPSILON = {"rms": "layer_norm_rms_epsilon", "layer": "layer_norm_epsilon"}
 
 
 @pytest.fixture
@@ -37,16 +39,21 @@ def gguf_of(tmp_path: Path, byte_tokenizer: Any) -> Callable[..., Path]:
 
         config = read_config(root)
         shape = resolve(config)
-        arch = arch or config["model_type"]
+        arch = arch or config["model_type"].removesuffix("_text")
         path = tmp_path / f"tiny.{kind}.gguf"
         writer = gguf.GGUFWriter(path, arch)
         values = _metadata(arch, shape, config) | _tokenizer(byte_tokenizer, shape.vocab_size) | (extra or {})
         for key, value in values.items():
             _add(writer, key, value)
         permuted = arch == "llama"
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA if permuted else gguf.MODEL_ARCH.QWEN3, shape.layers)
+        (kind_of_model,) = (one for one, called in gguf.MODEL_ARCH_NAMES.items() if called == arch)
+        names = gguf.get_tensor_name_map(kind_of_model, shape.layers)
         for name, tensor in load_file(root / "model.safetensors").items():
             array = tensor.float().numpy()
+            if name.endswith("norm.weight"):
+                array = array + np.float32(shape.norm_shift)
+            if shape.is_transposed(name):
+                array = array.T
             for part, heads in (("q_proj", shape.heads), ("k_proj", shape.kv_heads)):
                 if permuted and part in name:
                     array = _paired(array, heads)
@@ -77,10 +84,30 @@ def _metadata(arch: str, shape: Any, config: dict) -> dict[str, Any]:
         f"{arch}.attention.head_count_kv": shape.kv_heads,
         f"{arch}.attention.key_length": shape.head_dim,
         f"{arch}.attention.value_length": shape.head_dim,
-        f"{arch}.attention.layer_norm_rms_epsilon": float(shape.norm_epsilon),
-        f"{arch}.rope.freq_base": float(config["rope_parameters"]["rope_theta"]),
-        f"{arch}.rope.dimension_count": shape.head_dim,
+        f"{arch}.attention.{NORM_EPSILON[shape.norm]}": float(shape.norm_epsilon),
         f"{arch}.vocab_size": shape.vocab_size,
+        **_rotary(arch, shape, config),
+        **_gemma(arch, config),
+    }
+
+
+def _rotary(arch: str, shape: Any, config: dict) -> dict[str, Any]:
+    if not shape.rotary_dim:
+        return {}
+    rope = config["rope_parameters"]
+    found = {f"{arch}.rope.dimension_count": shape.rotary_dim}
+    if local := rope.get("sliding_attention"):
+        found[f"{arch}.rope.freq_base_swa"] = float(local["rope_theta"])
+        rope = rope["full_attention"]
+    return found | {f"{arch}.rope.freq_base": float(rope["rope_theta"])}
+
+
+def _gemma(arch: str, config: dict) -> dict[str, Any]:
+    caps = {key: config.get(key) for key in ("attn_logit_softcapping", "final_logit_softcapping")}
+    window = config["sliding_window"] or 0 if arch in ("gemma2", "gemma3", "phi3") else None
+    return {f"{arch}.attention.sliding_window": window} | {
+        f"{arch}.{key}": None if cap is None or (arch == "gemma3" and "attn" in key) else float(cap)
+        for key, cap in caps.items()
     }
 
 

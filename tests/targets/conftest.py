@@ -203,6 +203,7 @@ def _float_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     model = AutoModelForCausalLM.from_config(full_config(checkpoint.config), dtype=dtype)
     weights = checkpoint.read(list(checkpoint.architecture.tensor_shapes()))
     dense = {name: w.dequantize() if isinstance(w, QuantizedWeight) else w for name, w in weights.items()}
+    dense = {name: value.T if checkpoint.architecture.is_transposed(name) else value for name, value in dense.items()}
     missing = model.load_state_dict({name: tensor.to(dtype) for name, tensor in dense.items()}, strict=False)
     assert not missing.unexpected_keys
     assert set(missing.missing_keys) <= {"lm_head.weight"}

@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from compressor.errors import InputError
 from compressor.gguf import import_gguf
 from compressor.gguf.container import GgufFile
 from compressor.gguf.importer import PROBE
-from compressor.gguf.tokenizer import merges_by_score
+from compressor.gguf.tokenizer import build_tokenizer, merges_by_score
 from compressor.quantized import Scheme
 from compressor.tokenizer import load_tokenizer
 from targets.gguf import GgufQ4
@@ -23,19 +24,28 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# As those of Phi-4 and of Phi-4-mini have it.
+CL100K = LLAMA3
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
 AFTER_SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 RULES = {
     "gpt-2": BYTES,
     "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), BYTES]),
     "llama-bpe": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), AFTER_SPLIT]),
+    "dbrx": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(CL100K), "isolated"), AFTER_SPLIT]),
+    "gpt-4o": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(O200K), "isolated"), AFTER_SPLIT]),
 }
 CONTEXT = {"general.architecture": "llama", "llama.context_length": 64}
 
 
-def trained(splitting):
+def trained(splitting, ignore_merges=False):
     """A byte-level BPE tokenizer of the probe text; `<|end|>` is special, `<tool>` is not."""
-    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer, tokenizer.decoder = splitting, decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["<|end|>"])
@@ -46,7 +56,7 @@ def trained(splitting):
 
 @pytest.mark.parametrize("name", RULES)
 def test_splitting_rules_have_names(name):
-    tokenizer = trained(RULES[name])
+    tokenizer = trained(RULES[name], ignore_merges=name == "llama-bpe")
     described = describe_tokenizer(tokenizer, len(tokenizer) + 2)
     check_tokenizer(CONTEXT | described, tokenizer)
     document = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -110,6 +120,20 @@ def test_sentencepiece(prefix):
     made = {"".join(pair) for pair in merges}
     ranked = [index for index in learnt if pieces[index] in made]
     assert sorted(ranked, key=lambda index: -ours[index]) == sorted(ranked, key=lambda index: -scores[index])
+
+
+def test_special_tokens_of_phi3_swallow_the_space_behind_them():
+    """llama.cpp knows it by the model's name only."""
+    tokenizer = trained(BYTES)
+    plain = [AddedToken(token, special=True) for token in ("<unk>", "<s>", "<|endoftext|>")]
+    stripping = [AddedToken(token, special=True, rstrip=True) for token in ("</s>", "<|user|>", "<|end|>")]
+    tokenizer.add_tokens([*plain, *stripping], special_tokens=True)
+    described = describe_tokenizer(tokenizer, len(tokenizer))
+    assert described["general.name"] == "Phi-3"
+    read = build_tokenizer(GgufFile(Path("model.gguf"), CONTEXT | described, {}))
+    text = "<s> <|user|>\nHello<|end|>\n<|endoftext|> <unk> x"
+    assert read(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert "general.name" not in describe_tokenizer(trained(BYTES), 500)
 
 
 def test_what_llama_cpp_has_no_name_for():
