@@ -23,6 +23,7 @@ class GgufArchitecture:
         says_window: the file says how long the sliding window is.
         window_period: every how many layers one has no window, where the file does not list them; None is an
             architecture that applies it nowhere.
+        always_slides: wants a layer with a window.
         softcaps: of attention scores and of logits, which it caps always: with these where the file says nothing.
         wide_scale_layers: at this number of layers, scores are divided by the square root of the width for each
             head; else by that of a head's width.
@@ -37,6 +38,7 @@ class GgufArchitecture:
     activations: tuple[str, ...] = ("silu",)
     says_window: bool = False
     window_period: int | None = None
+    always_slides: bool = False
     softcaps: tuple[float | None, float | None] = (None, None)
     wide_scale_layers: int | None = None
     rotates_part: bool = False
@@ -56,11 +58,12 @@ ARCHITECTURES = {
         GgufArchitecture("qwen2", "qwen2", is_square=True),
         GgufArchitecture("qwen3", "qwen3"),
         GgufArchitecture("phi3", "phi3", says_window=True, rotates_part=True, is_square=True),
-        GgufArchitecture("gemma2", "gemma2", TANH_GELU, True, 2, (50.0, 30.0), wide_scale_layers=46, unties=False),
-        GgufArchitecture("gemma3", "gemma3_text", TANH_GELU, True, 6, wide_scale_layers=62),
+        GgufArchitecture("gemma2", "gemma2", TANH_GELU, says_window=True, window_period=2, always_slides=True,
+                         softcaps=(50.0, 30.0), wide_scale_layers=46, unties=False),
+        GgufArchitecture("gemma3", "gemma3_text", TANH_GELU, says_window=True, window_period=6, wide_scale_layers=62),
         GgufArchitecture("gpt2", "gpt2", TANH_GELU[::-1], is_square=True, reads_every_bias=True),
     )
-}
+}  # fmt: skip
 
 
 def gguf_names(architecture: Architecture) -> dict[str, str]:

@@ -48,6 +48,8 @@ def _foreign_traits(shape: Architecture, row: GgufArchitecture) -> Iterable[str]
         yield f"{RUNTIME} rotates whole heads of a {row.name} model, and not {shape.rotary_dim} features"
     if not shape.tied_embeddings and not row.unties:
         yield f"{RUNTIME} ties the head of a {row.name} model to its embedding"
+    if row.always_slides and not any(shape.windows):
+        yield f"{RUNTIME} takes no {row.name} model without a sliding window in some layer"
     yield from _foreign_scores(shape, row)
     for kind in shape.rope_types:
         if kind not in ROPE_TYPES_OF.get(row.name, ROPE_TYPES):

@@ -130,6 +130,7 @@ def test_a_sliding_window_shortens_the_context(tiny_model, quantize, lower):
         ("gpt2", {"activation_function": "gelu"}, "computes a gpt2 model with gelu_new, not with gelu;"),
         ("phi3", {"head_dim": 32, "rope_parameters": None}, "takes a phi3 model's 4 heads for as wide as its hidden"),
         ("gemma2", GEMMA | {"tie_word_embeddings": False}, "ties the head of a gemma2 model to its embedding"),
+        ("gemma2", GEMMA | {"layer_types": ["full_attention"] * 2}, "takes no gemma2 model without a sliding window"),
         ("gemma2", {}, "divides attention scores of this gemma2 model by the root of 16, not of 24; the target hf"),
         ("gemma3_text", GEMMA | {"rope_parameters": {
          "full_attention": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0},
