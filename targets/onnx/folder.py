@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.errors import MissingExtra
 from compressor.files import write_json
