@@ -6,7 +6,7 @@ The engine is the artifact, so a builder that is not installed is a refusal. It 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,6 +66,15 @@ class TensorRtRtx(QdqTarget):
             yield f"max_step={limits.step} is not within max_length={limits.length}."
         if limits.batch < 1:
             yield f"max_batch={limits.batch} is no number of rows; 1 works."
+
+    def _layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
+        if scheme.kind == "int8" and scheme.group_size is not None:
+            # Seen with groups of 16 to 128: it unpacks them when it builds, or ends with an error of its own.
+            return [
+                f"TensorRT-RTX's builder does not keep int8 in groups of {scheme.group_size} as they are; "
+                f"group_size=channel works, or the target {self.name.replace('trtrtx', 'onnx-qdq')}"
+            ]
+        return super()._layer_reasons(scheme, out_features, in_features)
 
     def _limits(self, architecture: Architecture) -> Limits:
         length = min(SERVED_LENGTH, architecture.max_positions) if self.max_length is None else self.max_length

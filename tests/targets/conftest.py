@@ -23,6 +23,10 @@ from compressor.verify import verify
 
 def round_to_nearest(weight: torch.Tensor, scheme: Scheme, shared_scales: bool) -> QuantizedWeight:
     weight = weight.float()
+    if scheme.type == "nf4":
+        from passes.nf4 import quantize as with_bitsandbytes
+
+        return with_bitsandbytes(weight, scheme.double_quant)
     fit_scale = shared_scale if shared_scales else lambda scales, bits: scales
     grouped = weight.view(weight.shape[0], -1, scheme.group_width(weight.shape[1]))
     static = scheme.activations is not None and not scheme.activations.dynamic

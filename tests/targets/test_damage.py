@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 
 import pytest
 
@@ -12,8 +13,9 @@ from compressor.ledger import StepRecord
 from compressor.lowering import Lowering
 from compressor.manifest import read_manifest
 from compressor.quantized import Activations, Scheme
-from compressor.registry import make_target
+from compressor.registry import make_target, parse_spec
 from compressor.target import MANIFEST
+from targets.tensorrt_rtx.description import PACKAGE
 
 W8A8 = Scheme(8, None, activations=Activations(8))
 FP8 = Scheme(8, None, type="float", activations=Activations(8, "float", dynamic=False), per_tensor=True)
@@ -24,6 +26,7 @@ KINDS = {
     "gguf-q8_0": Scheme(8, 32),
     "gptq": Scheme(4, 32),
     "hf": Scheme(4, 32, symmetric=False),
+    "hf-nf4": Scheme(4, 64, type="nf4", double_quant=True),
     "onnx-fp16": None,
     "onnx-fp32": None,
     "onnx-int4": Scheme(4, 32),
@@ -34,11 +37,15 @@ KINDS = {
     "trt-int4": Scheme(4, 64),
     "trt-int8": Scheme(8, None),
     "trt-nvfp4": NVFP4,
+    "trtrtx-int4:sm=89,max_length=64": Scheme(4, 32),
+    "trtrtx-int8:sm=89,max_length=64": Scheme(8, None),
     "vllm-fp8": FP8,
     "vllm-int4": Scheme(4, 32),
     "vllm-int8": W8A8,
     "vllm-nvfp4": NVFP4,
 }
+needs_builder = pytest.mark.skipif(find_spec(PACKAGE) is None, reason="TensorRT-RTX is not installed: [trtrtx]")
+ALL = [pytest.param(name, marks=needs_builder if name.startswith("trtrtx") else ()) for name in KINDS]
 PLACES = 5  # of a file that are changed, its first and last byte among them
 silent = lambda *_: None  # noqa: E731
 
@@ -54,7 +61,8 @@ def artifact(tiny_model, quantize, made, tmp_path, tmp_path_factory):
             root, scheme = tiny_model("llama"), KINDS[name]
             checkpoint = Checkpoint.open(root) if scheme is None else quantize(root, scheme)
             out = tmp_path_factory.mktemp("damage") / name
-            Lowering(make_target(name, {}), checkpoint, silent, "it is not asked for").make(out, StepRecord(name))
+            target = make_target(*parse_spec(name))
+            Lowering(target, checkpoint, silent, "it is not asked for").make(out, StepRecord(name))
             made["artifact", name] = out
         return shutil.copytree(made["artifact", name], tmp_path / "artifact")
 
@@ -65,7 +73,7 @@ def flipped(content, place):
     return content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_changed_byte_is_found_in_its_file_and_tensor(artifact, monkeypatch, name):
     monkeypatch.setattr(compressor.audit, "_check_content", lambda *_: [])  # what files mean is not needed to find it
     root = artifact(name)
@@ -88,7 +96,7 @@ def test_a_changed_byte_is_found_in_its_file_and_tensor(artifact, monkeypatch, n
     assert located >= 14  # every tensor; graphs stack those of q, k and v
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ALL)
 def test_rules_and_weights_stand_damage_and_see_it(artifact, name):
     """A byte in the middle of the largest tensor: its file, and what was read back, are not as recorded."""
     root = artifact(name)

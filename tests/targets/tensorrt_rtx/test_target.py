@@ -60,6 +60,13 @@ def test_what_the_parser_does_not_take(architecture):
     assert "the target trtrtx-int4 works" in problem
 
 
+@pytest.mark.parametrize(("target", "other"), [(TrtRtxInt8(), "onnx-qdq-int8"), (TrtRtxInt4(), "onnx-qdq-int4")])
+def test_int8_in_groups_is_what_the_builder_unpacks(architecture, target, other):
+    found = target.problems(architecture, SCHEMES | {"model.layers.0.mlp.up_proj": Scheme(8, 32)})
+    (problem,) = [one for one in found if "int8 in groups of 32" in one]
+    assert f"group_size=channel works, or the target {other}" in problem
+
+
 def test_shapes_fit_together(architecture):
     shapes = input_shapes(architecture, Limits(batch=3, length=100, step=40))
     assert shapes["input_ids"] == ((1, 1), (3, 1), (3, 40))
