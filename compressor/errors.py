@@ -39,5 +39,7 @@ class MissingExtra(InputError):  # noqa: N818 -- reads better where it is raised
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence fragment that helps with a misspelled name: the nearest one, or the list."""
     names = sorted(known)
+    if not names:
+        return "there are none"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names)

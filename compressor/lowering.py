@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from compressor.checkpoint import Checkpoint, Weight
@@ -18,21 +18,27 @@ from compressor.manifest import Manifest, read_manifest
 from compressor.measure.memory import PeakMemory
 from compressor.pass_ import Progress
 from compressor.probe import Probe, open_session, record
-from compressor.target import Artifact, Target
+from compressor.target import Artifact, Session, Target
 from compressor.verify import verify
 
 ENGINE = ".engine"  # what is deployed where there is one, whatever lies beside it
 WEIGHT_FILES = (".safetensors", ".onnx", ".data", ".gguf")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lowering:
-    """One target applied to one checkpoint. With `not_probed`, a reason, the artifact is not run when it is made."""
+    """One target applied to one checkpoint.
+
+    Attributes:
+        not_probed: the reason why the artifact is not run when it is made.
+        engine: what it was run in, still open, where that is slow to start and has read the files: see `take_engine`.
+    """
 
     target: Target
     checkpoint: Checkpoint
     progress: Progress
     not_probed: str | None = None
+    engine: Session | None = field(default=None, init=False)
 
     @property
     def key(self) -> str:
@@ -54,6 +60,17 @@ class Lowering:
             verified = self._lower(out, row)
         row.size_bytes, row.bits_per_weight = folder_bytes(out), artifact_bits(out, self.checkpoint)
         return verified
+
+    def take_engine(self) -> Session | None:
+        """The engine that the artifact was run in, which the caller closes from now on; None where there is none."""
+        engine, self.engine = self.engine, None
+        return engine
+
+    def close(self) -> None:
+        """Close the engine unless it was taken."""
+        engine = self.take_engine()
+        if engine is not None:
+            engine.close()
 
     def _lower(self, out: Path, row: StepRecord) -> Verification:
         weights: dict[str, dict[str, str]] = {}
@@ -95,8 +112,12 @@ class Lowering:
             session = open_session(self.target, artifact)
         except RunError as error:
             return str(error)
-        with closing(session):
+        with ExitStack() as stack:
+            stack.callback(session.close)
             probe = record(session, self.checkpoint.architecture, self.target.tolerance(artifact))
+            if self.target.engine is not None:
+                self.engine = session
+                stack.pop_all()
         self.progress("running the artifact", 1, 1)
         return probe
 

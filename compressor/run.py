@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,10 @@ class Run:
         self._record_original()
         final = self._run_passes()
         self._check_outcome(final)
-        shipment = Shipment(self.plan.target, final, self.evaluator, self.earlier)
-        self.ledger.artifact = shipment.make()
-        for row in shipment.measure():
-            self._add(row)
+        with closing(Shipment(self.plan.target, final, self.evaluator, self.earlier)) as shipment:
+            self.ledger.artifact = shipment.make()
+            for row in shipment.measure():
+                self._add(row)
         return self.ledger
 
     def _start_ledger(self) -> None:

@@ -51,6 +51,10 @@ class Shipment:
         run = self.target.run_command(str(out), config)
         return ArtifactRecord(self.target.name, str(out), folder_bytes(out), self._artifact.digest, verified, run)
 
+    def close(self) -> None:
+        """Close what is still open of making the artifact."""
+        self._lowering.close()
+
     def measure(self) -> list[StepRecord]:
         """Rows of the artifact in its own runtime, beside the original in the same runtime; its own row comes last."""
         reason = self.target.why_not_run() if self.evaluator.standard.enabled else "measuring was switched off"
@@ -80,7 +84,8 @@ class Shipment:
             if self.target.baseline is not None:
                 sessions[rows[0].name] = self._open_baseline(rows[0])
             for row, variant in zip(rows[-len(self.target.variants) :], self.target.variants, strict=True):
-                sessions[row.name] = self.target.open(self._artifact, **variant.options)
+                engine = self._lowering.take_engine() if row is self.shipped else None
+                sessions[row.name] = engine or self.target.open(self._artifact, **variant.options)
             for session in sessions.values():
                 stack.callback(session.close)
             self.evaluator.measure_sessions(sessions, {row.name: row for row in rows})

@@ -127,7 +127,7 @@ class Target(Configurable, ABC):
     """One deployment format. Stateless; found by name through the entry-point group `llmc.targets`."""
 
     runtime: ClassVar[str]  # what people install to serve it
-    engine: ClassVar[Engine | None] = None  # that `open` runs it in, where this is not llmc's own environment
+    engine: ClassVar[Engine | None] = None  # that `open` runs it in, a process that reads all files when it starts
     preset: ClassVar[tuple[str, ...]] = ()  # passes, as spelled on the command line, when the recipe names none
     baseline: ClassVar[str | None] = None  # target that holds the original model in the same runtime
     holds_cache_scales: ClassVar[bool] = False  # of an fp8 key-value cache

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import turns
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Engine:
@@ -45,8 +48,8 @@ def build(model: Path, out: Path, options: list[str]) -> None:
         subprocess.run([sys.executable, "-m", "onnxruntime_genai.models.builder", *words, *extra], check=True)
 
 
-def logits(artifact: Path, tokens: Path, out: Path) -> None:
-    """Logits of every position of int64 [windows, length], a float32 .npy file a window in the folder `out`."""
+def judge(artifact: Path, length: int) -> turns.Judge:
+    """What gives the logits of every position of a text."""
     import numpy as np
     import onnxruntime
 
@@ -58,31 +61,22 @@ def logits(artifact: Path, tokens: Path, out: Path) -> None:
         for entry in session.get_inputs()
         if entry.name.startswith("past_key_values.")
     }
-    for number, window in enumerate(np.load(tokens)):
+
+    def logits(window: np.ndarray) -> np.ndarray:
         text = window[None]
         (found,) = session.run(["logits"], {"input_ids": text, "attention_mask": np.ones_like(text), **cache})
-        np.save(out / f"{number}.npy", found[0])
+        return found[0]
+
+    return logits
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    turns.add_parser(verbs)
+def add_build(verbs: Any) -> None:
     building = verbs.add_parser("build")
     building.add_argument("model", type=Path)
     building.add_argument("out", type=Path)
     building.add_argument("options", nargs="*")
-    judging = verbs.add_parser("logits")
-    for name in ("artifact", "tokens", "out"):
-        judging.add_argument(name, type=Path)
-    given = parser.parse_args()
-    if given.verb == "turns":
-        turns.serve(given, Engine)
-    elif given.verb == "build":
-        build(given.model, given.out, given.options)
-    else:
-        logits(given.artifact, given.tokens, given.out)
+    building.set_defaults(run=lambda given: build(given.model, given.out, given.options))
 
 
 if __name__ == "__main__":
-    main()
+    turns.main(Engine, judge, add_build)

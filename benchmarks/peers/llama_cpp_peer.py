@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import turns
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Engine:
@@ -47,38 +50,27 @@ def quantize(source: Path, out: Path, pure: bool) -> None:
         raise SystemExit(f"llama.cpp could not quantize {source}.")
 
 
-def logits(artifact: Path, tokens: Path, out: Path) -> None:
-    """Logits of every position of int64 [windows, length], a float32 .npy file a window in the folder `out`."""
-    import numpy as np
+def judge(artifact: Path, length: int) -> turns.Judge:
+    """What gives the logits of every position of a text of `length` tokens."""
     from llama_cpp import Llama
 
-    windows = np.load(tokens)
-    model = Llama(str(artifact), n_ctx=windows.shape[1], n_batch=512, logits_all=True, verbose=False)
-    for number, window in enumerate(windows):
+    model = Llama(str(artifact), n_ctx=length, n_batch=512, logits_all=True, verbose=False)
+
+    def logits(window: np.ndarray) -> np.ndarray:
         model.reset()
         model.eval(window.tolist())
-        np.save(out / f"{number}.npy", model.scores[: len(window)])
+        return model.scores[: len(window)]
+
+    return logits
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    turns.add_parser(verbs)
+def add_quantize(verbs: Any) -> None:
     quantizing = verbs.add_parser("quantize")
     quantizing.add_argument("source", type=Path)
     quantizing.add_argument("out", type=Path)
     quantizing.add_argument("--pure", action="store_true")
-    judging = verbs.add_parser("logits")
-    for name in ("artifact", "tokens", "out"):
-        judging.add_argument(name, type=Path)
-    given = parser.parse_args()
-    if given.verb == "turns":
-        turns.serve(given, Engine)
-    elif given.verb == "quantize":
-        quantize(given.source, given.out, given.pure)
-    else:
-        logits(given.artifact, given.tokens, given.out)
+    quantizing.set_defaults(run=lambda given: quantize(given.source, given.out, given.pure))
 
 
 if __name__ == "__main__":
-    main()
+    turns.main(Engine, judge, add_quantize)

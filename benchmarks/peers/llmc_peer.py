@@ -15,25 +15,21 @@ def load() -> Callable[[row.Task], None]:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401 -- peers import them at once too
 
     from calibration.dataset import TokenSet, digest_tokens
+    from compressor.cli.texts import RecipeTexts
     from compressor.errors import LlmcError
     from compressor.pipeline import RunSettings, execute
     from compressor.recipe import make_recipe
 
-    class SavedTokens:
+    class SavedTokens(RecipeTexts):
         """The token matrix that every peer gets, in place of the text that `llmc compress` would draw it from."""
 
         def __init__(self, task: row.Task) -> None:
+            super().__init__()
             self._task = task
 
         def calibration(self, *_: object) -> TokenSet:
             tokens = torch.from_numpy(numpy.load(self._task.tokens))
             return TokenSet(tokens, digest_tokens(tokens), str(self._task.tokens), 1, ())
-
-        def evaluation(self, *_: object) -> TokenSet:
-            raise NotImplementedError("rows are judged later, all by the same code")
-
-        def warnings(self, *_: object) -> list[str]:
-            return []
 
     def quantize(task: row.Task) -> None:
         values = {

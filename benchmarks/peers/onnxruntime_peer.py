@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +23,5 @@ class Engine:
         self._token = self._session.decode(self._token)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    turns.add_parser(parser.add_subparsers(dest="verb", required=True))
-    turns.serve(parser.parse_args(), Engine)
-
-
 if __name__ == "__main__":
-    main()
+    turns.main(Engine)

@@ -10,7 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Engine(Protocol):
@@ -26,19 +29,56 @@ class Engine(Protocol):
 
 
 Open = Callable[[Path, int, int], Engine]  # artifact, threads, tokens of the longest text
+Judge = Callable[["np.ndarray"], "np.ndarray"]  # int64 [length] to float32 [length, vocab_size]
+AddVerb = Callable[[Any], None]
 
 
-def add_parser(verbs: Any) -> None:
-    """The verb `turns` of a script."""
+def main(open_engine: Open, judge: Callable[[Path, int], Judge] | None = None, *others: AddVerb) -> None:
+    """The command line of a runtime's script.
+
+    Args:
+        judge: opens an artifact for texts of so many tokens, for the verb `logits`.
+        others: add verbs of the script's own, whose parsers have `run` as a default.
+    """
+    parser = argparse.ArgumentParser()
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    _add_turns(verbs, open_engine)
+    if judge is not None:
+        _add_logits(verbs, judge)
+    for add in others:
+        add(verbs)
+    given = parser.parse_args()
+    given.run(given)
+
+
+def _add_turns(verbs: Any, open_engine: Open) -> None:
     parser = verbs.add_parser("turns")
     parser.add_argument("artifact", type=Path)
     parser.add_argument("threads", type=int)
     parser.add_argument("prompt", type=json.loads, help="JSON list of token ids")
     parser.add_argument("steps", type=int)
     parser.add_argument("clock", choices=["perf_counter", "process_time"])
+    parser.set_defaults(run=lambda given: _serve(given, open_engine))
 
 
-def serve(given: argparse.Namespace, open_engine: Open) -> None:
+def _add_logits(verbs: Any, judge: Callable[[Path, int], Judge]) -> None:
+    parser = verbs.add_parser("logits")
+    for name in ("artifact", "tokens", "out"):
+        parser.add_argument(name, type=Path)
+    parser.set_defaults(run=lambda given: _judge(given, judge))
+
+
+def _judge(given: argparse.Namespace, judge: Callable[[Path, int], Judge]) -> None:
+    """Logits of int64 [windows, length], a float32 .npy file a window in the folder `out`."""
+    import numpy as np
+
+    windows = np.load(given.tokens)
+    logits = judge(given.artifact, windows.shape[1])
+    for number, window in enumerate(windows):
+        np.save(given.out / f"{number}.npy", logits(window))
+
+
+def _serve(given: argparse.Namespace, open_engine: Open) -> None:
     """Say `ready`; then answer each line of standard input with a turn, a line of JSON."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-given.threads :])
     engine = open_engine(given.artifact, given.threads, len(given.prompt) + given.steps + 1)

@@ -64,7 +64,9 @@ def amount(one: Finding, value: float | None) -> str:
 
 
 def _number(one: Finding, value: float) -> str:
-    return f"{value:.4f}" if one.unit == "nats" else f"{100 * value:.3g}"
+    if one.unit != "nats":
+        return f"{100 * value:.3g}"
+    return f"{value:.4f}" if round(value, 4) else f"{value:.2g}"
 
 
 def p_value(one: Finding) -> str:

@@ -79,13 +79,22 @@ def verdict(ledger: Ledger) -> str:
 
 
 def estimate(value: Estimate, percent: bool = False, least: int = 0) -> str:
-    """An estimate with its standard error, to the error's two significant digits but at least `least` decimals."""
+    """An estimate with its standard error, to the error's two significant digits but at least `least` decimals.
+
+    There are at most four decimals, two of percentages; an error that would be none then has one significant digit.
+    """
     factor, unit = (100, "%") if percent else (1, "")
     if not value.stderr:
         return f"{factor * value.value:.4g}{unit}"
-    error = factor * value.stderr
-    digits = min(2 if percent else 4, max(least, 1 - math.floor(math.log10(error))))
-    return f"{factor * value.value:z.{digits}f} ± {error:.{digits}f}{unit}"
+    found, error, most = factor * value.value, factor * value.stderr, 2 if percent else 4
+    exponent = math.floor(math.log10(error))
+    if round(error, most):
+        digits = min(most, max(least, 1 - exponent))
+    elif abs(found) < 10**-most:
+        return f"{found:.2g} ± {error:.1g}{unit}"
+    else:
+        digits = -exponent
+    return f"{found:z.{digits}f} ± {error:.{digits}f}{unit}"
 
 
 def size(count: int | None) -> str:

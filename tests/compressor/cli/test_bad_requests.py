@@ -20,6 +20,7 @@ import pytest
         (["compress", "MODEL", "-t", "trt-int4", "--bits", "4.5"], "trt-int4 cannot take this"),
         (["compress", "MODEL", "-t", "onnx-fp32", "--bits", "8"], "no pass with bits"),
         (["compress", "MODEL", "-t", "trt-int4", "--accuracy-level", "0"], "has no option 'accuracy_level'"),
+        (["compress", "MODEL", "-t", "onnx-fp32", "--sm", "86"], "has no option 'sm'; there are none"),
         (["compress", "MODEL", "-t", "onnx-int4", "--sm", "86,89"], "has no option 'sm'"),
         (["compress", "MODEL", "-t", "trtrtx-int4", "--sm", "ampere"], "='ampere' is not allowed"),
         (["comprss"], "did you mean 'compress'?"),

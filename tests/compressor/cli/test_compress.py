@@ -138,3 +138,27 @@ def test_a_pruned_model_goes_on_to_a_target(llmc, tiny_model, tmp_path, workload
     assert pruned["quality"]["kl"]["value"] > 0 and "left out layers" in pruned["notes"][0]
     assert json.loads((out / "artifact" / "config.json").read_text())["num_hidden_layers"] == 2
     assert llmc(*words, *workload, "-o", out, "--resume")[0] == 0
+
+
+@pytest.mark.parametrize(("engine", "opened"), [(None, 2), ("an engine", 1)])
+def test_an_engine_is_started_once(compress, tiny_model, tmp_path, workload, monkeypatch, engine, opened):
+    """One that reads all files when it starts answers for the manifest, and is measured then."""
+    from targets.huggingface import HuggingFace
+
+    sessions, closed = [], []
+    honest = HuggingFace.open
+
+    def counting(self, artifact, **options):
+        session = honest(self, artifact, **options)
+        monkeypatch.setattr(session, "close", lambda: closed.append(session))
+        sessions.append(session)
+        return session
+
+    monkeypatch.setattr(HuggingFace, "open", counting)
+    monkeypatch.setattr(HuggingFace, "engine", engine)
+    code, _, _ = compress(tiny_model("llama"), tmp_path / "out", *workload, spec="rtn:group_size=32")
+    assert code == 0
+    assert len(sessions) == opened
+    assert closed == sessions
+    row = json.loads((tmp_path / "out" / "ledger.json").read_text())["steps"][-1]
+    assert row["not_run"] is None and row["latency"]

@@ -1,0 +1,92 @@
+"""`llmc gate` gives no verdict where there cannot be one: exit code 2."""
+
+import numpy as np
+import pytest
+
+from compressor.ledger import SamplesRecord, load_ledger
+from compressor.measure import samples
+from compressor.measure.accuracy import TokenScores
+
+PERPLEXITY = "--max-perplexity-increase"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"digest": "d2"}, "was measured on other data"),
+        ({"length": 64}, "on windows of 64 tokens"),
+        ({"original": "o2"}, "is of another original"),
+    ],
+)
+def test_a_baseline_of_something_else_is_refused(llmc, run, options, message):
+    code, _, err = llmc("gate", run(), "--against", run("other", **options), PERPLEXITY, "2%")
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ledger: setattr(ledger, "schema", 3), "has ledger schema 3; this version reads 1 and 2"),
+        (lambda ledger: setattr(ledger.steps[1], "samples", None), "it is of an earlier version"),
+        (lambda ledger: ledger.steps.append(ledger.steps[1]), "2 rows of"),
+        (lambda ledger: ledger.steps.pop(), "is what rows are compared with"),
+        (lambda ledger: setattr(ledger, "artifact", None), "did not get as far as an artifact"),
+    ],
+)
+def test_ledgers_that_are_not_enough(llmc, run, change, message, edit):
+    out = run()
+    edit(out, change)
+    row = ("--row", "onnx-int4") if "2 rows" in message else ()
+    code, _, err = llmc("gate", out, PERPLEXITY, "2%", *row)
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(lambda path: path.unlink(), "are missing"), (lambda path: path.write_bytes(b"x"), "not those that the ledger")],
+)
+def test_samples_that_are_gone_or_changed(llmc, run, damage, message):
+    out = run()
+    damage(out / load_ledger(out).steps[1].samples.path)
+    code, _, err = llmc("gate", out, PERPLEXITY, "2%")
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "There is no limit to judge by"),
+        ([PERPLEXITY, "2"], "2 is more than all; write 2% for 0.02"),
+        ([PERPLEXITY, "much"], "Write a share as 2% or as 0.02"),
+        ([PERPLEXITY, "-1%"], "A limit is a number from 0 upwards"),
+        (["--max-kl", "1", "--lm-eval", "a", "b"], "--lm-eval gives accuracies, and no limit is on them"),
+        (["--max-kl", "nan"], "--max-kl nan is not allowed"),
+        ([PERPLEXITY, "2%", "--alpha", "0.7"], "--alpha 0.7 is not allowed"),
+        ([PERPLEXITY, "2%", "--row", "onnx-int5"], "did you mean 'onnx-int4'?"),
+    ],
+)
+def test_bad_requests(llmc, run, words, message):
+    code, _, err = llmc("gate", run(), *words)
+    assert code == 2
+    assert message in err
+
+
+def test_zero_samples(llmc, run, scores, edit):
+    out = run()
+    empty = TokenScores(*(values[:0] for values in vars(scores()).values()))
+    digest = samples.write(out / "samples/empty.parquet", samples.table(np.zeros((0, 33), np.int64), None, empty))
+    edit(out, lambda ledger: setattr(ledger.steps[1], "samples", SamplesRecord("samples/empty.parquet", digest, 0)))
+    code, _, err = llmc("gate", out, PERPLEXITY, "2%")
+    assert code == 2
+    assert "holds no samples" in err
+
+
+def test_nothing_was_measured(llmc, run, edit):
+    out = run()
+    edit(out, lambda ledger: vars(ledger.steps[1]).update(quality=None, samples=None, not_run="switched off"))
+    code, _, err = llmc("gate", out, "--row", "onnx-int4", PERPLEXITY, "2%")
+    assert code == 2
+    assert "was not measured" in err

@@ -1,0 +1,126 @@
+"""What `llmc gate` leaves for CI, the gate of a recipe, and the action."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[4]
+PERPLEXITY = "--max-perplexity-increase"
+
+
+def test_junit_has_a_case_a_metric(llmc, run, tmp_path, scores):
+    llmc("gate", run(found=scores(0.08)), PERPLEXITY, "2%", "--max-accuracy-drop", "5.5%", "--max-kl", "0.5",
+         "--junit", tmp_path / "ci" / "gate.xml")  # fmt: skip
+    (suite,) = ElementTree.parse(tmp_path / "ci" / "gate.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "1")
+    failed, *others = suite.findall("testcase")
+    assert failed.find("failure").get("message").startswith("perplexity ")
+    assert all(case.find("failure") is None for case in others)
+
+
+def test_inconclusive_is_an_error_in_junit_and_odd_characters_do_no_harm(run, scores, edit):
+    from compressor.gate import junit
+    from compressor.gate.gate import gate
+    from compressor.gate.limits import Limits
+    from compressor.gate.subject import Run
+
+    out = run(found=scores(0.0198))
+    edit(out, lambda ledger: setattr(ledger.steps[1], "name", "a<b>\x00&"))
+    decision = gate(Run.open(out), Limits(max_perplexity_increase="2%"))
+    (suite,) = ElementTree.fromstring(junit.render(decision))
+    assert suite.get("errors") == "1"
+    assert suite.find("testcase/error").get("type") == "INCONCLUSIVE"
+    assert suite.get("name") == "a<b>\ufffd& against original"
+
+
+def test_markdown_is_for_a_pull_request(llmc, run, tmp_path):
+    llmc("gate", run(), PERPLEXITY, "2%", "--markdown", tmp_path / "gate.md")
+    text = (tmp_path / "gate.md").read_text()
+    assert text.startswith("### ✅ llmc gate: PASS\n\nonnx-int4 against original: perplexity at most ")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+# ---- the recipe's gate, and the action
+
+
+@pytest.mark.parametrize(("gate", "code"), [({"max_kl": 1000}, 0), ({"max_perplexity_increase": "0%", "max_kl": 0}, 1)])
+def test_compress_ends_with_the_gate_of_its_recipe(llmc, tiny_model, tmp_path, gate, code):
+    (tmp_path / "text.txt").write_text("The fox sees the hen near the old mill, and is called. " * 40)
+    recipe = {
+        "model": str(tiny_model("llama")), "target": "hf", "passes": ["rtn:group_size=32"], "gate": gate,
+        "measure": {"texts": str(tmp_path / "text.txt"), "length": 64, "latency": {"prompt": 8, "output": 2}},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    found, shown, err = llmc("compress", "--recipe", tmp_path / "recipe.yaml", "-o", tmp_path / "out")
+    assert found == code, err
+    assert ("PASS" if code == 0 else "FAIL") in shown
+    assert json.loads((tmp_path / "out" / "gate.json").read_text())["exit_code"] == code
+    assert llmc("gate", tmp_path / "out")[0] == code, "the recipe's limits hold without others"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gate": {"max_perplexity_increase": "2%"}}, "no held-out text"),
+        ({"gate": {"alpha": 0.1}}, "has no limit"),
+        ({"gate": {"max_kl": 1}, "measure": {"effort": "none"}}, "measuring is switched off"),
+        (
+            {"gate": {"max_latency_increase": "5%"}, "target": "trt-int4", "passes": ["rtn:group_size=64"]},
+            "cannot be run",
+        ),
+        ({"gate": {"max_perplexity_increase": 2}}, "2 is more than all"),
+        ({"gate": {"max_perplexity": "2%"}}, "did you mean 'max_perplexity_increase'?"),
+    ],
+)
+def test_a_gate_that_cannot_decide_is_refused_before_any_work(llmc, tiny_model, tmp_path, changes, message):
+    recipe = {"model": str(tiny_model("llama")), "target": "hf", "passes": ["rtn:group_size=32"]} | changes
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    code, _, err = llmc("compress", "--recipe", tmp_path / "recipe.yaml", "-o", tmp_path / "out")
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("worse", "inconclusive", "code", "verdict"),
+    [(0.0, "fail", 0, "PASS"), (0.08, "fail", 1, "FAIL"), (0.0198, "fail", 3, "INCONCLUSIVE"),
+     (0.0198, "pass", 0, "INCONCLUSIVE"), (None, "fail", 2, None)],
+)  # fmt: skip
+def test_the_action_stops_a_job_with_the_verdict(run, tmp_path, worse, inconclusive, code, verdict, scores):
+    action = yaml.safe_load((ROOT / ".github/actions/llmc-gate/action.yml").read_text())
+    (step,) = [step for step in action["runs"]["steps"] if step.get("id") == "gate"]
+    out = "no-such-run" if worse is None else run(found=scores(worse))
+    given = {"ledger": str(out), "max-perplexity-increase": "2%", "inconclusive": inconclusive}
+    defaults = {name: str(one.get("default", "")) for name, one in action["inputs"].items()}
+    inputs = {f"${{{{ inputs.{name} }}}}": value for name, value in (defaults | given).items()}
+    environment = {name: inputs[value] for name, value in step["env"].items()}
+    (tmp_path / "llmc").write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "from compressor.cli import main; main()" "$@"\n'
+    )
+    (tmp_path / "llmc").chmod(0o755)
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GITHUB_OUTPUT": str(tmp_path / "o"),
+                    "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"), "PYTHONPATH": str(ROOT)}  # fmt: skip
+    words = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+    found = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == code, found.stderr
+    if verdict is None:
+        assert "There is no ledger" in found.stderr
+        return
+    assert (tmp_path / "o").read_text() == f"verdict={verdict}\n"
+    assert verdict in (tmp_path / "summary").read_text()
+    assert json.loads((tmp_path / "llmc-gate/gate.json").read_text())["verdict"] == verdict
+
+
+def test_the_example_workflow_gives_the_action_only_inputs_that_it_has():
+    action = yaml.safe_load((ROOT / ".github/actions/llmc-gate/action.yml").read_text())
+    workflow = yaml.safe_load((ROOT / "examples/ci/gate.yml").read_text())
+    uses = [step for step in workflow["jobs"]["gate"]["steps"] if step.get("uses", "").endswith("llmc-gate")]
+    assert len(uses) == 1
+    assert set(uses[0]["with"]) <= set(action["inputs"])
