@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
@@ -52,6 +53,10 @@ class CalibratedPass(Pass):
         """What float parameters are stored in; None leaves each as it is."""
         return None
 
+    def config(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
+        """The config.json of what it leaves; the same for most passes."""
+        return checkpoint.config
+
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
         assert context.tokens is not None  # `needs` says so
         originals = self.originals(len(context.tokens))
@@ -66,7 +71,8 @@ class CalibratedPass(Pass):
             context.progress(self.name, block.index + 1, checkpoint.architecture.layers)
             return edited
 
-        return checkpoint.rewrite(context.out, edit, context.provenance, self.stored_dtype(checkpoint.architecture))
+        rewritten = replace(checkpoint, config=self.config(checkpoint))
+        return rewritten.rewrite(context.out, edit, context.provenance, self.stored_dtype(checkpoint.architecture))
 
 
 def check_finite(statistics: InputStatistics, linear: str) -> None:

@@ -1,0 +1,221 @@
+"""Width pruning: fewer MLP channels and fewer heads in every layer; what is left makes up for what went.
+
+A channel of the MLP, or a group of heads that share a key and value, is judged by what its outputs contribute to the
+residual stream on calibration text: tr(W H Wᵀ) over its inputs of the linear that writes there, H their second moments.
+The least go. That linear is then solved for what is left by least squares, as `passes.sparsegpt` does for what is left
+of a row, and the next layer is judged on what comes out. Papers: An et al., "Fluctuation-based Adaptive Structured
+Pruning for Large Language Models" (FLAP), 2023, for judging channels by what they contribute; Kurtic et al.,
+"ZipLM", 2023, for solving for the rest.
+
+What is left is an ordinary dense model: all layers have the same widths, since config.json has one of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from calibration.activations import InputStatistics
+from calibration.moments import SecondMoments
+from calibration.walk import LayerWalk
+from compressor.architecture import Architecture
+from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.errors import InputError
+from compressor.families import Branch
+from compressor.options import option
+from compressor.pass_ import PassContext
+from compressor.quantized import Scheme
+from passes.calibrated import CalibratedPass, check_finite
+from passes.gptq import FEWEST_ORIGINALS, ORIGINALS_SHARE
+from passes.propagation import corrected
+from passes.pruning import refuse_cache_scales, refuse_quantized
+from passes.sparsegpt import settle
+from passes.width import Widths, candidates, narrow_config, narrowed, share_left_out
+from passes.width_search import compare
+
+Indices = torch.Tensor  # int64, in order
+
+
+def contributions(weight: torch.Tensor, moments: SecondMoments, width: int) -> torch.Tensor:
+    """Mean square of what neighbouring inputs contribute to the outputs together, float32 [in_features / width].
+
+    Args:
+        weight: float32 [out_features, in_features].
+        moments: of its inputs.
+        width: how many inputs belong together.
+    """
+    if width == 1:
+        return weight.square().sum(0) * moments.diagonal()
+    found = []
+    for start in range(0, weight.shape[1], width):
+        own = weight[:, start : start + width]
+        found.append(((own @ moments.rows(start, start + width)[:, start : start + width]) * own).sum())
+    return torch.stack(found)
+
+
+def most(values: torch.Tensor, count: int) -> Indices:
+    """Indices of the largest, in order."""
+    return values.topk(count).indices.sort().values
+
+
+def spread(units: Indices, width: int) -> Indices:
+    """Indices of the features of units that are so wide."""
+    return (units.unsqueeze(1) * width + torch.arange(width)).flatten()
+
+
+def rows_of(linears: tuple[str, ...], sizes: tuple[int, ...], kept: tuple[Indices, ...]) -> dict[str, Indices]:
+    """Rows that are left of linears which make so many features each, or of the one in which they are stacked."""
+    if len(linears) == len(sizes):
+        return dict(zip(linears, kept, strict=True))
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    return {linears[0]: torch.cat([start + part for start, part in zip(starts, kept, strict=True)])}
+
+
+@dataclass(frozen=True)
+class _Fitting(CalibratedPass):
+    """Options of how what is left is fitted, and the walk that does it, to widths that are given."""
+
+    propagation: bool = option(True, "fit what is left to what the original model computes on its own activations")
+    iterations: int = option(20, "of conjugate gradients, by which what is left of each layer is solved for")
+    damping: float = option(0.01, "fraction of the mean diagonal added for stability")
+    dtype: Literal["auto", "float32"] = option("auto", "auto rounds to what the checkpoint has; float32 does not round")
+
+    def stored_dtype(self, architecture: Architecture) -> torch.dtype | None:
+        return None if self.dtype == "auto" else torch.float32
+
+    def originals(self, samples: int) -> int:
+        return max(samples // ORIGINALS_SHARE, min(samples, FEWEST_ORIGINALS)) if self.propagation else 0
+
+
+@dataclass(frozen=True)
+class _Narrowing(_Fitting):
+    """Width pruning to widths that are given."""
+
+    name: ClassVar[str] = "prune-width"
+    summary: ClassVar[str] = "to given widths"
+
+    widths: Widths = field(kw_only=True)
+
+    def config(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
+        return narrow_config(checkpoint.config, self.widths)
+
+    def edit_layer(self, block: Block, walk: LayerWalk, checkpoint: Checkpoint, context: PassContext) -> Block:
+        architecture = checkpoint.architecture
+        left: dict[str, Weight] = {}
+        for stage in walk.stages():
+            check_finite(stage.statistics, f"{block.prefix}{stage.linears[0]}")
+            for branch in architecture.modules.branches:
+                if stage.linears == (branch.last,):
+                    left |= self._narrow(block, branch, stage.statistics, walk, architecture)
+        return block.with_weights(left)
+
+    def _narrow(
+        self, block: Block, branch: Branch, statistics: InputStatistics, walk: LayerWalk, architecture: Architecture
+    ) -> dict[str, Weight]:
+        """The weights of a branch that change, by parameter name."""
+        name = f"{block.prefix}{branch.last}.weight"
+        stored = block.weights[name]
+        assert isinstance(stored, torch.Tensor)  # `plan` refuses quantized models
+        drift = statistics.take_drift()
+        wanted = stored.float() if drift is None else corrected([stored], drift)[0]
+        moments = statistics.moments
+        if branch is architecture.modules.attention:
+            inputs, rows = self._heads(contributions(wanted, moments, _group(architecture)), architecture)
+        else:
+            inputs, rows = self._channels(contributions(wanted, moments, 1), architecture)
+        fitted = self._fitted(wanted, inputs, moments)
+        walk.replace(branch.last, fitted)  # as wide as before, so that what makes its inputs can stay
+        left: dict[str, Weight] = {name: fitted[:, inputs].to(stored.dtype)}
+        for linear, kept in rows.items():
+            for parameter in (f"{block.prefix}{linear}.weight", f"{block.prefix}{linear}.bias"):
+                if parameter in block.weights:
+                    whole = block.weights[parameter]
+                    assert isinstance(whole, torch.Tensor)
+                    left[parameter] = whole[kept]
+        return left
+
+    def _heads(self, values: torch.Tensor, architecture: Architecture) -> tuple[Indices, dict[str, Indices]]:
+        """Inputs that are left of the linear behind attention, and rows of those before it."""
+        groups = most(values, self.widths.kv_heads)
+        query, key = spread(groups, _group(architecture)), spread(groups, architecture.head_dim)
+        linears = architecture.modules.attention.first
+        return query, rows_of(linears, architecture.qkv_rows, (query, key, key))
+
+    def _channels(self, values: torch.Tensor, architecture: Architecture) -> tuple[Indices, dict[str, Indices]]:
+        channels, sizes = most(values, self.widths.channels), architecture.mlp_rows
+        return channels, rows_of(architecture.modules.mlp.first, sizes, (channels,) * len(sizes))
+
+    def _fitted(self, wanted: torch.Tensor, inputs: Indices, moments: SecondMoments) -> torch.Tensor:
+        """The weight [out_features, in_features], zero but for these inputs, nearest to what is wanted of it."""
+        energy = moments.diagonal()
+        moments.set_diagonal(energy + self.damping * energy.mean().clamp(min=1e-12))
+        turned = wanted.T.contiguous()
+        left = torch.zeros_like(turned)
+        left[inputs] = turned[inputs]
+        if len(inputs) < len(turned):
+            settle(turned, left, moments, self.iterations)
+        return left.T.contiguous()
+
+
+def _group(architecture: Architecture) -> int:
+    """Features of the heads that share a key and value."""
+    return architecture.heads // architecture.kv_heads * architecture.head_dim
+
+
+@dataclass(frozen=True)
+class _Size(CalibratedPass):
+    """Apart from `PruneWidth` only so that listings show them first."""
+
+    fraction: float = option(0.2, "of the parameters of the decoder's layers, that is left out")
+    parts: Literal["both", "mlp", "heads"] = option(
+        "both", "what may go: MLP channels, heads by the groups that share a key and value; both searches the split"
+    )
+    multiple: int | Literal["auto"] = option(
+        "auto",
+        "widths are multiples of this; auto: of 128, 64 or 32, as the model's are, so that group sizes still fit",
+    )
+
+
+@dataclass(frozen=True)
+class PruneWidth(_Fitting, _Size):
+    """Fewer MLP channels and heads in every layer."""
+
+    name: ClassVar[str] = "prune-width"
+    summary: ClassVar[str] = (
+        "fewer MLP channels and heads in every layer; a smaller dense model; needs calibration text"
+    )
+
+    def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+        refuse_quantized(schemes)
+        if not 0 < self.damping <= 1:
+            raise InputError(f"damping={self.damping} is outside (0, 1].", "0.01 is the usual value.")
+        if self.iterations < 0:
+            raise InputError(f"iterations={self.iterations} is negative.", "iterations=0 fits nothing.")
+        self._candidates(architecture)
+        return {}
+
+    def cache_scales(self, architecture: Architecture, present: bool) -> bool:
+        return refuse_cache_scales(present)
+
+    def reshaped(self, architecture: Architecture) -> Architecture:
+        # Of several splits the one with the fewest heads: a target that cannot take that refuses before work.
+        return narrowed(architecture, self._candidates(architecture)[-1])
+
+    def edit_layer(self, block: Block, walk: LayerWalk, checkpoint: Checkpoint, context: PassContext) -> Block:
+        raise NotImplementedError("`apply` leaves it to a pass whose widths are known")
+
+    def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
+        architecture = checkpoint.architecture
+        found = self._candidates(architecture)
+        options = {one.name: getattr(self, one.name) for one in fields(_Fitting)}
+        ways = {widths: _Narrowing(**options, widths=widths) for widths in found}
+        widths = compare(checkpoint, ways, context) if len(found) > 1 else found[0]
+        share = share_left_out(architecture, widths)
+        context.notes.append(f"{widths}: {share:.1%} of the layers' parameters left out, {self.fraction:.1%} asked for")
+        return ways[widths].apply(checkpoint, context)
+
+    def _candidates(self, architecture: Architecture) -> list[Widths]:
+        return candidates(architecture, self.fraction, self.parts, self.multiple)
