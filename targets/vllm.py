@@ -33,6 +33,7 @@ from targets.tolerances import BY_DTYPE, ROUNDED, ROUNDED_TO_FOUR
 
 RUNTIME = "vLLM"
 GROUP_SIZES = (128, 64, 32)
+HEADS_FILL_WIDTH = frozenset({"qwen2"})  # vLLM derives their head_dim, whatever config.json says
 TRANSPOSED = "the targets vllm-int4 and gptq"
 # Scales that layers have to share which become one matrix, and what works otherwise.
 ONE_IF_FUSED = {
@@ -58,6 +59,12 @@ class VllmFolder(ServedFolder):
         found = refusals(RUNTIME, self.layer_reasons, architecture, inner, self.preset[-1])
         if architecture.transposed and not self.takes_transposed:
             found.append(f"{self.name} has no form for the Conv1D of {architecture.model_type}; {TRANSPOSED} work.")
+        width = architecture.heads * architecture.head_dim
+        if architecture.model_type in HEADS_FILL_WIDTH and width != architecture.hidden_size:
+            found.append(
+                f"{RUNTIME} takes a {architecture.model_type} model's {architecture.heads} heads for as wide as its "
+                f"hidden size {architecture.hidden_size}; prune-width:parts=mlp keeps them."
+            )
         if "lm_head" in schemes:
             found.append(f"lm_head: a quantized head is not served by {RUNTIME} for every model; lm_head=false works.")
         return found

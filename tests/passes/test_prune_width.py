@@ -202,3 +202,17 @@ def test_targets_take_what_is_left(llmc, tiny_model, tmp_path, target):
     step, artifact = rows["rtn:group_size=64"]["quality"], ledger["steps"][-1]["quality"]
     if artifact:
         assert artifact["perplexity"]["value"] == pytest.approx(step["perplexity"]["value"], rel=0.02)
+
+
+@pytest.mark.parametrize("target", ["vllm-int4", "gguf-q4_0"])
+def test_runtimes_that_derive_the_width_of_a_head_refuse_before_work(llmc, tiny_model, tmp_path, target):
+    words = ["compress", tiny_model("qwen2", **SHAPE), "-t", target, "--measure", "none", "-o", tmp_path / "out"]
+    words += ["--calibration", tmp_path / "text.txt", "--pass", "rtn:group_size=32"]
+    (tmp_path / "text.txt").write_text("text")
+    code, _, err = llmc(*words, "--pass", "prune-width:fraction=0.25,multiple=32")
+    assert code == 2
+    assert "is already int4" in err
+    words[-1:] = ["prune-width:fraction=0.25,multiple=32", "--pass", "rtn:group_size=32"]
+    code, _, err = llmc(*words)
+    assert code == 2
+    assert "heads for as wide as its hidden size" in " ".join(err.split())
