@@ -207,12 +207,12 @@ def test_targets_take_what_is_left(llmc, tiny_model, tmp_path, target):
 @pytest.mark.parametrize("target", ["vllm-int4", "gguf-q4_0"])
 def test_runtimes_that_derive_the_width_of_a_head_refuse_before_work(llmc, tiny_model, tmp_path, target):
     words = ["compress", tiny_model("qwen2", **SHAPE), "-t", target, "--measure", "none", "-o", tmp_path / "out"]
-    words += ["--calibration", tmp_path / "text.txt", "--pass", "rtn:group_size=32"]
+    words += ["--calibration", tmp_path / "text.txt"]
     (tmp_path / "text.txt").write_text("text")
-    code, _, err = llmc(*words, "--pass", "prune-width:fraction=0.25,multiple=32")
-    assert code == 2
-    assert "is already int4" in err
-    words[-1:] = ["prune-width:fraction=0.25,multiple=32", "--pass", "rtn:group_size=32"]
-    code, _, err = llmc(*words)
+    narrow, rounded = ["--pass", "prune-width:parts=heads,fraction=0.1,multiple=8"], ["--pass", "rtn:group_size=32"]
+    code, _, err = llmc(*words, *narrow, *rounded)
     assert code == 2
     assert "heads for as wide as its hidden size" in " ".join(err.split())
+    code, _, err = llmc(*words, *rounded, *narrow)
+    assert code == 2
+    assert "is already int4" in err
