@@ -188,15 +188,22 @@ def rotary_tables(config: Mapping[str, Any], length: int, kind: str = "") -> tup
     return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
 
 
-def full_model(checkpoint: Checkpoint) -> Any:
-    """The whole transformers model in the checkpoint's dtype, quantized weights dequantized. Takes a model's memory.
+def full_model(checkpoint: Checkpoint, dtype: torch.dtype | None = None, rounds_inputs: bool = False) -> Any:
+    """The whole transformers model, quantized weights dequantized. Takes a model's memory.
 
-    Activations and cache are left as they are: this model is for timing.
+    Args:
+        dtype: of weights and computation; None is the checkpoint's own.
+        rounds_inputs: whether linears round their inputs as the schemes of their weights say, which takes time. The
+            cache is left as it is.
     """
-    model = _empty_model(checkpoint.config, checkpoint.dtype)
-    weights = {
-        name: dense(w).to(checkpoint.dtype) for block in checkpoint.blocks() for name, w in block.weights.items()
-    }
+    dtype = dtype or checkpoint.dtype
+    model = _empty_model(checkpoint.config, dtype)
+    weights: dict[str, torch.Tensor] = {}
+    for block in checkpoint.blocks():
+        for name, weight in block.weights.items():
+            weights[name] = dense(weight).to(dtype)
+            if rounds_inputs and isinstance(weight, QuantizedWeight):
+                round_inputs_of(model.get_submodule(name.removesuffix(".weight")), weight)
     model.load_state_dict(weights, assign=True, strict=False)
     model.tie_weights()
     if checkpoint.architecture.rotary_dim:

@@ -31,7 +31,8 @@ class EarlierRows:
     def take(self, fresh: StepRecord) -> StepRecord:
         """The row with the key of `fresh`, its samples in the run's own folder; `fresh` itself where there is none."""
         row, folder = self.rows.get(str(fresh.key), (fresh, self.out))
-        if folder != self.out and row.samples is not None and (folder / row.samples.path).is_file():
-            (self.out / SAMPLES_FOLDER).mkdir(exist_ok=True)
-            shutil.copyfile(folder / row.samples.path, self.out / row.samples.path)
+        for record in (row.samples, *(task.samples for task in row.tasks)):
+            if folder != self.out and record is not None and (folder / record.path).is_file():
+                (self.out / SAMPLES_FOLDER).mkdir(exist_ok=True)
+                shutil.copyfile(folder / record.path, self.out / record.path)
         return row

@@ -16,9 +16,10 @@ from compressor.errors import InputError
 from compressor.files import write_json
 from compressor.measure.accuracy import Quality
 from compressor.measure.latency import Latency
+from compressor.measure.statistics import Estimate
 
-SCHEMA = 2
-READABLE = (1, 2)  # what 2 adds to 1 may be absent
+SCHEMA = 3
+READABLE = (1, 2, 3)  # what a version adds may be absent
 LEDGER_FILE = "ledger.json"
 STEPS_FOLDER = "steps"
 REPORTED_PACKAGES = (
@@ -33,17 +34,40 @@ REPORTED_PACKAGES = (
 
 @dataclass
 class SamplesRecord:
-    """The file with what was measured of every token of a row.
+    """The file with what was measured of every token of a row, or of every sample of a task.
 
     Attributes:
         path: below the run's folder.
         sha256: of the file's bytes.
-        count: predicted tokens in it.
+        count: lines in it: predicted tokens, or samples of a task.
     """
 
     path: str
     sha256: str
     count: int
+
+
+@dataclass
+class TaskRecord:
+    """Scores of a row on a task of the user's own data.
+
+    Attributes:
+        name: of the task.
+        kind: `classification`, `generation` or `question-answering`.
+        digest: of the prompts, the expected answers and the settings; scores of equal ones can be compared.
+        runtime: what answered.
+        metrics: of all samples, 0 to 1 and larger is better, with standard errors over samples.
+        judged: metrics that are means of scores of single samples, which is what a gate can test.
+        samples: where the answer to every sample is, and its scores; `count` is in samples.
+    """
+
+    name: str
+    kind: str
+    digest: str
+    runtime: str
+    metrics: dict[str, Estimate]
+    judged: list[str]
+    samples: SamplesRecord
 
 
 @dataclass
@@ -63,6 +87,7 @@ class StepRecord:
         samples: where the results of every token are that `quality` summarizes.
         losses: of every step of a pass that trains, in nats.
         zeros: share of the weights of the decoder's linears that are zero; of steps from a pass on that makes zeros.
+        tasks: scores on tasks, which `llmc score` adds.
     """
 
     name: str
@@ -80,6 +105,7 @@ class StepRecord:
     samples: SamplesRecord | None = None
     losses: list[float] = field(default_factory=list)
     zeros: float | None = None
+    tasks: list[TaskRecord] = field(default_factory=list)
 
 
 @dataclass
@@ -183,7 +209,7 @@ def load_ledger(path: Path) -> Ledger:
     except ValidationError as error:
         raise InputError(f"{file} is not a ledger: {error.errors()[0]['msg']}.") from error
     if ledger.schema not in READABLE:
-        known = " and ".join(map(str, READABLE))
+        known = f"{', '.join(map(str, READABLE[:-1]))} and {READABLE[-1]}"
         raise InputError(f"{file} has ledger schema {ledger.schema}; this version reads {known}.")
     return ledger
 

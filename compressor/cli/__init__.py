@@ -23,6 +23,7 @@ VERBS = {
     "targets": ("compressor.cli.listing", "List the targets, or the options of one."),
     "verify": ("compressor.cli.verify", "Check an artifact against its manifest, on any machine."),
     "compare": ("compressor.cli.compare", "Tell a loss of quantizing from a runtime's fault."),
+    "score": ("compressor.cli.score", "Score tasks on your own data: accuracy, F1, AUC, ROUGE, BLEU, exact match."),
     "gate": ("compressor.cli.gate", "Judge a run against its original or a baseline: PASS, FAIL or INCONCLUSIVE."),
     "report": ("compressor.cli.report", "Show the ledger of a run."),
     "doctor": ("compressor.cli.doctor", "Tell what is installed and which targets can run here."),

@@ -112,11 +112,11 @@ def _tokens(root: Path, text: str, size: tuple[int, int], original: Checkpoint |
     from calibration.dataset import load_tokens
 
     samples, length = size
-    tokenizer = _tokenizer(root, original)
+    tokenizer = tokenizer_of(root, original)
     return load_tokens(text, tokenizer, samples=samples, length=length, seed=None, allow_network=False).tokens
 
 
-def _tokenizer(root: Path, original: Checkpoint | str) -> Any:
+def tokenizer_of(root: Path, original: Checkpoint | str) -> Any:
     """The artifact's own tokenizer, or the original's where it lies inside of a file of weights."""
     from compressor.tokenizer import load_tokenizer
 

@@ -11,7 +11,7 @@ import numpy as np
 from compressor.gate.limits import Limits
 from compressor.gate.statistics import Change, ClusteredChange, MeanChange, PairedProportions
 from compressor.gate.subject import LatencyPair, Subject, TokenPairs
-from compressor.gate.tasks import TaskPairs
+from compressor.gate.tasks import ScorePairs, TaskPairs
 from compressor.measure.statistics import Estimate, exponential
 
 TIMES = {"ttft_ms": "time to first token", "itl_ms": "time per token"}
@@ -55,14 +55,17 @@ class Evidence:
 
 
 def gather(subject: Subject, limits: Limits, tasks: Sequence[TaskPairs] = ()) -> list[Evidence]:
-    """The evidence for every limit that was asked. Accuracy is that of `tasks`, or of the next token without any.
+    """The evidence for every limit that was asked. Accuracy is that of `tasks`, else of the row's own tasks, or
+    of the next token without any.
 
     Raises:
         InputError: something that a limit needs was not measured, or not on the same data.
     """
     found: list[Evidence] = []
-    if tasks and limits.max_accuracy_drop is not None:
-        found += [_of_task(one, limits.max_accuracy_drop) for one in tasks]
+    drop = limits.max_accuracy_drop
+    if drop is not None and (tasks or subject.row.tasks):
+        pairs: Sequence[TaskPairs | ScorePairs] = tasks or [pair.as_counts() or pair for pair in subject.scores()]
+        found += [_of_task(one, drop) if isinstance(one, TaskPairs) else _of_scores(one, drop) for one in pairs]
         limits = limits.model_copy(update={"max_accuracy_drop": None})
     if limits.needs_text:
         found += _of_tokens(subject.tokens(), limits)
@@ -161,6 +164,24 @@ def _of_task(pairs: TaskPairs, limit: float) -> Evidence:
         limit=limit,
         samples=pairs.samples,
         clusters=pairs.samples,
+        cluster_unit="sample",
+    )
+
+
+def _of_scores(pairs: ScorePairs, limit: float) -> Evidence:
+    """Of scores that are no mere right or wrong, such as ROUGE: samples are drawn as documents are."""
+    count = len(pairs.before)
+    worse = pairs.before - pairs.after
+    return Evidence(
+        metric=f"task:{pairs.task}:{pairs.metric}",
+        title=f"{pairs.task} ({pairs.metric})",
+        unit="points",
+        before=float(pairs.before.mean()),
+        after=float(pairs.after.mean()),
+        change=ClusteredChange.of(worse, np.ones(count), float(np.abs(worse).max())) if count > 1 else None,
+        limit=limit,
+        samples=count,
+        clusters=count,
         cluster_unit="sample",
     )
 

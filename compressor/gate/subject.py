@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from compressor.errors import InputError, nearest
-from compressor.ledger import LEDGER_FILE, Ledger, StepRecord, load_ledger
+from compressor.gate.tasks import ScorePairs
+from compressor.ledger import LEDGER_FILE, Ledger, StepRecord, TaskRecord, load_ledger
 from compressor.measure import samples
 from compressor.measure.latency import Latency
 
@@ -140,6 +141,17 @@ class Subject:
         cluster, unit = (after["document"], "document") if known else (after["window"], "window")
         return TokenPairs(loss, after["loss"], correct, after["correct"], after["kl"], cluster, unit)
 
+    def scores(self) -> list[ScorePairs]:
+        """Scores of the tasks that the row was asked, sample by sample; none where it was asked none.
+
+        Raises:
+            InputError: what it is compared with was not asked the same.
+        """
+        run, row = (
+            (self.run, self.run.row(ORIGINAL)) if self.base is None else (self.base, self.base.row(self.row.name))
+        )
+        return [pair for task in self.row.tasks for pair in _score_pairs(task, (run, row), self.run)]
+
     def latencies(self) -> list[LatencyPair]:
         """The workloads that both were timed with, in the same runtime on the same machine.
 
@@ -174,15 +186,29 @@ class Subject:
         return found[-1]
 
 
+def _score_pairs(task: TaskRecord, before: tuple[Run, StepRecord], run: Run) -> list[ScorePairs]:
+    base, row = before
+    known = next((one for one in row.tasks if one.name == task.name), None)
+    if known is None:
+        raise InputError(f"{row.name!r} of {base.file} was not asked the task {task.name}.", "`llmc score` asks it.")
+    if known.digest != task.digest:
+        raise InputError(f"The task {task.name} is another in {base.file} than in {run.file}: the digests differ.")
+    first = samples.columns(base.folder, known.samples, ["line", *task.judged])
+    second = samples.columns(run.folder, task.samples, ["line", *task.judged])
+    if not np.array_equal(first["line"], second["line"]):
+        raise InputError(f"The samples of the task {task.name} in {base.file} are others than those in {run.file}.")
+    return [ScorePairs(task.name, one, first[one].astype(float), second[one].astype(float)) for one in task.judged]
+
+
 def _shipped(run: Run, notes: list[str]) -> StepRecord:
     """The artifact's row; the last step's where the artifact was not run, since it has the same weights bit for bit."""
     artifact = run.ledger.artifact
     if artifact is None or not run.ledger.steps:
         raise InputError(f"The run of {run.file} did not get as far as an artifact.", "Name a step with --row.")
     row = run.ledger.steps[-1]
-    if row.quality is not None:
+    if _is_judged(row):
         return row
-    steps = [one for one in run.ledger.steps[1:] if one.quality is not None and ", " not in one.name]
+    steps = [one for one in run.ledger.steps[1:] if _is_judged(one) and ", " not in one.name]
     if not steps or artifact.verified.mismatches:
         return row
     notes.append(
@@ -192,9 +218,16 @@ def _shipped(run: Run, notes: list[str]) -> StepRecord:
     return steps[-1]
 
 
+def _is_judged(row: StepRecord) -> bool:
+    return row.quality is not None or bool(row.tasks)
+
+
 def _check_same_data(run: Run, base: Run) -> None:
     """A baseline is of use only if all but the compression is the same; hashes say so."""
     texts = [one.ledger.texts.get("evaluation") for one in (run, base)]
+    if texts == [None, None] and all(any(row.tasks for row in one.ledger.steps) for one in (run, base)):
+        _check_same_original(run, base)  # there are tasks, whose digests are compared one by one
+        return
     for one, text in zip((run, base), texts, strict=True):
         if text is None or not one.ledger.steps:
             raise InputError(f"{one.file} was measured on no held-out text.")
@@ -213,6 +246,10 @@ def _check_same_data(run: Run, base: Run) -> None:
             f"SHA-256 {theirs.digest[:12]}… and {ours.digest[:12]}….",
             "Measure both on the same text, with the same tokenizer and --measure.",
         )
+    _check_same_original(run, base)
+
+
+def _check_same_original(run: Run, base: Run) -> None:
     if base.ledger.steps[0].key != run.ledger.steps[0].key:
         raise InputError(f"{base.file} is of another original than {run.file}: the digests of their weights differ.")
 

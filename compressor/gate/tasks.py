@@ -5,17 +5,19 @@ A log has one line a sample: `doc_id`, hashes of the document, the prompt and th
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compressor.errors import InputError
+from compressor.json_lines import json_lines
 
 LOG = re.compile(r"samples_(?P<task>.+?)(_\d{4}-\d\d-\d\dT.*)?\.jsonl")
 METRICS = ("acc", "exact_match")  # those that are right or wrong, the first that a task has
+EXACT = ("accuracy", "exact_match")  # the same of tasks that `llmc score` asks
 HASHES = ("doc_hash", "prompt_hash", "target_hash")
 
 
@@ -30,6 +32,24 @@ class TaskPairs:
     after: int
     lost: int  # right before, wrong after
     gained: int
+
+
+@dataclass(frozen=True)
+class ScorePairs:
+    """Scores of the same samples before and after, larger is better, float64 [samples] each."""
+
+    task: str
+    metric: str
+    before: np.ndarray
+    after: np.ndarray
+
+    def as_counts(self) -> TaskPairs | None:
+        """The same as counts, of a metric that says right or wrong of every sample."""
+        if self.metric not in EXACT:
+            return None
+        was, now = self.before == 1, self.after == 1
+        counts = map(int, (len(was), was.sum(), now.sum(), (was & ~now).sum(), (now & ~was).sum()))
+        return TaskPairs(self.task, self.metric, *counts)
 
 
 @dataclass(frozen=True)
@@ -81,7 +101,7 @@ def _load(path: Path) -> dict[tuple[str, str], dict[Any, _Sample]]:
         raise InputError(f"{path} has no samples_TASK.jsonl.", "lm_eval writes them with --log_samples --output_path.")
     tasks: dict[tuple[str, str], dict[Any, _Sample]] = {}
     for task, file in logs.items():
-        for number, line in _lines(file):
+        for number, line in json_lines(file, skip_empty=True):
             metric = next((name for name in METRICS if name in line), None)
             if metric is None or line[metric] not in (0, 1):
                 raise InputError(f"{file}:{number} has no score that is right or wrong ({' or '.join(METRICS)}).")
@@ -93,17 +113,3 @@ def _load(path: Path) -> dict[tuple[str, str], dict[Any, _Sample]]:
     if not tasks:
         raise InputError(f"The logs in {path} are empty.")
     return tasks
-
-
-def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line.decode())
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                raise InputError(f"{file}:{number} is not JSON in UTF-8.") from error
-            if not isinstance(value, dict):
-                raise InputError(f"{file}:{number} is not a JSON object.")
-            yield number, value

@@ -7,6 +7,7 @@ measured on the same tokens can be seen in them.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,15 @@ def read(folder: Path, record: SamplesRecord) -> dict[str, np.ndarray]:
     Raises:
         InputError: the file is missing, is not the one that the ledger names, or holds nothing.
     """
+    return columns(folder, record, COLUMNS)
+
+
+def columns(folder: Path, record: SamplesRecord, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Some columns of a samples file, [lines] each; -1 where a number is not known.
+
+    Raises:
+        InputError: as `read`.
+    """
     from pyarrow import ArrowException, parquet
 
     path = folder / record.path
@@ -87,12 +97,12 @@ def read(folder: Path, record: SamplesRecord) -> dict[str, np.ndarray]:
     if digest_file(path) != record.sha256:
         raise InputError(f"The samples {path} are not those that the ledger names: their SHA-256 is another.")
     try:
-        found = parquet.read_table(path, columns=list(COLUMNS))
+        found = parquet.read_table(path, columns=list(names))
     except (ArrowException, OSError) as error:
         raise InputError(f"{path} cannot be read as samples: {str(error).splitlines()[0]}") from error
     if found.num_rows == 0:
         raise InputError(f"{path} holds no samples.")
-    return {name: _plain(found.column(name)) for name in COLUMNS}
+    return {name: _plain(found.column(name)) for name in names}
 
 
 def _plain(column: pyarrow.ChunkedArray) -> np.ndarray:

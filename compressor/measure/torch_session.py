@@ -58,13 +58,13 @@ class TorchSession:
         return int(output.logits[0, -1].argmax())
 
 
-def check_memory(checkpoint: Checkpoint) -> None:
-    """See that a whole model, dequantized, can be held.
+def check_memory(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
+    """See that a whole model, dequantized to this dtype or its own, can be held.
 
     Raises:
         RunError: it does not fit in the memory that is free.
     """
-    needed = checkpoint.architecture.parameters * checkpoint.dtype.itemsize
+    needed = checkpoint.architecture.parameters * (dtype or checkpoint.dtype).itemsize
     available = psutil.virtual_memory().available
     if needed > MEMORY_SHARE * available:
         free = f"{available / 2**30:.1f} GiB are free"

@@ -62,7 +62,7 @@ def test_the_schema_before_this_one_is_read(ledger, tmp_path):
 def test_a_ledger_of_another_schema_is_refused(ledger, tmp_path, found):
     ledger.schema = found
     ledger.save(tmp_path)
-    with pytest.raises(InputError, match=f"has ledger schema {found}; this version reads 1 and 2"):
+    with pytest.raises(InputError, match=f"has ledger schema {found}; this version reads 1, 2 and 3"):
         load_ledger(tmp_path)
 
 

@@ -27,7 +27,7 @@ def test_a_baseline_of_something_else_is_refused(llmc, run, options, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda ledger: setattr(ledger, "schema", 3), "has ledger schema 3; this version reads 1 and 2"),
+        (lambda ledger: setattr(ledger, "schema", 4), "has ledger schema 4; this version reads 1, 2 and 3"),
         (lambda ledger: setattr(ledger.steps[1], "samples", None), "it is of an earlier version"),
         (lambda ledger: ledger.steps.append(ledger.steps[1]), "2 rows of"),
         (lambda ledger: ledger.steps.pop(), "is what rows are compared with"),

@@ -1,0 +1,199 @@
+"""`llmc score`: tasks on the user's own data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compressor.cli.engines import engine_option
+
+if TYPE_CHECKING:
+    from compressor.architecture import Architecture
+    from compressor.ledger import StepRecord
+    from compressor.measure.answers import Answerer
+    from compressor.measure.statistics import Estimate
+    from compressor.pass_ import Progress
+    from compressor.reopen import Reopened
+    from compressor.tasks.scoring import Prompter
+    from compressor.tasks.task import LoadedTask
+
+
+@click.command("score")
+@click.argument("model", type=click.Path(path_type=Path), metavar="RUN_OR_MODEL")
+@click.option(
+    "--task", "tasks", multiple=True, required=True, type=click.Path(path_type=Path), help="A task file; repeatable."
+)
+@click.option("--row", "rows", multiple=True, metavar="NAME", help="Rows of the run.  [default: original, artifact]")
+@click.option("--original", metavar="MODEL", help="Where the run's model is now.  [default: where it was]")
+@engine_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def score_command(
+    model: Path, tasks: tuple[Path, ...], rows: tuple[str, ...], original: str | None, as_json: bool
+) -> None:
+    """Score tasks on your own data (JSON lines and a prompt template; see docs/tasks.md).
+
+    Of a run, the original and the artifact in its own runtime are asked, or the last step where the runtime is not
+    here; every answer is kept beside the ledger, for `llmc gate`. Of any other folder, a step or an artifact, the
+    scores are printed.
+
+    \b
+    llmc score out --task sentiment.yaml
+    llmc gate out --max-accuracy-drop 2%
+    """
+    from compressor.cli import emit_json
+    from compressor.cli.progress import ConsoleProgress
+    from compressor.ledger import LEDGER_FILE, one_of_the_runs_in
+    from compressor.tasks.task import load_task
+
+    loaded = [load_task(path) for path in tasks]
+    _check_names(loaded)
+    if model.is_dir() and (hint := one_of_the_runs_in(model)) and not (model / LEDGER_FILE).is_file():
+        from compressor.errors import InputError
+
+        raise InputError(f"{model} holds runs for several targets.", hint)
+    with ConsoleProgress(after=2.0) as progress:
+        if (model / LEDGER_FILE).is_file() or model.name == LEDGER_FILE:
+            found = _score_run(model, loaded, rows, original, progress)
+        else:
+            found = _score_folder(model, loaded, progress)
+    if as_json:
+        emit_json(_plain(found))
+    else:
+        _show(found, loaded)
+
+
+Found = dict[str, dict[str, "dict[str, Estimate]"]]  # metrics by row and task
+
+
+def _check_names(loaded: Sequence[LoadedTask]) -> None:
+    from compressor.errors import InputError
+
+    names = [one.name for one in loaded]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"Two tasks are called {twice}.", "`task:` in the file gives another name.")
+
+
+def _score_run(
+    path: Path, loaded: Sequence[LoadedTask], names: Sequence[str], model: str | None, progress: Progress
+) -> Found:
+    import tempfile
+
+    from compressor.gate.subject import ORIGINAL, Run
+    from compressor.reopen import Reopened
+    from compressor.tasks.scoring import Prompter
+    from compressor.tokenizer import load_tokenizer
+
+    run = Run.open(path)
+    with tempfile.TemporaryDirectory(prefix="llmc-") as scratch:
+        reopened = Reopened(run, Path(scratch), progress, model)
+        rows = [run.row(name) for name in names] or [run.row(ORIGINAL), reopened.judged()]
+        original = reopened.original()
+        prompter = Prompter.of(load_tokenizer(original.root), original.root, original.architecture)
+        for row in rows:
+            _score_row(reopened, row, loaded, prompter)
+    return {row.name: {one.name: one.metrics for one in row.tasks if one.name in _names(loaded)} for row in rows}
+
+
+def _names(loaded: Sequence[LoadedTask]) -> set[str]:
+    return {one.name for one in loaded}
+
+
+def _score_row(reopened: Reopened, row: StepRecord, loaded: Sequence[LoadedTask], prompter: Prompter) -> None:
+    """Ask a row what it has not been asked yet, and save the ledger after every task."""
+    from compressor.tasks.keep import has_scores, keep
+    from compressor.tasks.scoring import score
+
+    run = reopened.run
+    missing = [task for task in loaded if not has_scores(run.folder, row, task)]
+    if not missing:
+        return
+    with closing(_answerer(reopened, row)) as answerer:
+        for task in missing:
+            scores = score(task, answerer, prompter, _report(reopened.progress, f"asking {row.name} {task.name}"))
+            keep(run.folder, row, task, scores, answerer.runtime)
+            run.ledger.save(run.folder)
+
+
+def _answerer(reopened: Reopened, row: StepRecord) -> Answerer:
+    from compressor.gate.subject import ORIGINAL
+    from compressor.measure.answers import CheckpointAnswerer, SessionAnswerer
+
+    if reopened.is_artifact(row):
+        return SessionAnswerer(reopened.session())
+    return CheckpointAnswerer(reopened.original() if row.name == ORIGINAL else reopened.step(row))
+
+
+def _score_folder(path: Path, loaded: Sequence[LoadedTask], progress: Progress) -> Found:
+    import tempfile
+
+    from compressor.tasks.scoring import Prompter, score
+
+    with tempfile.TemporaryDirectory(prefix="llmc-") as scratch:
+        answerer, tokenizer, architecture = open_folder(path, Path(scratch), progress)
+        prompter = Prompter.of(tokenizer, path, architecture)
+        with closing(answerer):
+            found = {
+                task.name: score(task, answerer, prompter, _report(progress, f"asking {task.name}")).metrics
+                for task in loaded
+            }
+    return {f"{path}, {answerer.runtime}": found}
+
+
+def open_folder(path: Path, scratch: Path, progress: Progress) -> tuple[Answerer, Any, Architecture]:
+    """A model, a step or an artifact: what answers for it, its tokenizer and its shape.
+
+    Raises:
+        InputError: it is none of these.
+        RunError: the artifact's runtime is not here.
+    """
+    from compressor.architecture import resolve
+    from compressor.cli.compare import tokenizer_of
+    from compressor.manifest import read_manifest
+    from compressor.measure.answers import CheckpointAnswerer, SessionAnswerer
+    from compressor.probe import open_session
+    from compressor.readback import artifact_config
+    from compressor.registry import make_target
+    from compressor.source import open_model
+    from compressor.target import MANIFEST, Artifact
+    from compressor.tokenizer import load_tokenizer
+
+    if not (path / MANIFEST).is_file():
+        checkpoint = open_model(str(path), scratch / "import", progress=progress).checkpoint
+        return CheckpointAnswerer(checkpoint), load_tokenizer(checkpoint.root), checkpoint.architecture
+    manifest = read_manifest(path)
+    target = make_target(manifest.target, manifest.options)
+    tokenizer = tokenizer_of(path, "")
+    session = open_session(target, Artifact(path, target.name))
+    return SessionAnswerer(session), tokenizer, resolve(artifact_config(path))
+
+
+def _report(progress: Progress, what: str) -> Any:
+    return lambda done, total: progress(what, done, total)
+
+
+def _plain(found: Found) -> Any:
+    from dataclasses import asdict
+
+    from compressor.ledger import finite
+
+    return finite(
+        {
+            row: {task: {name: asdict(one) for name, one in metrics.items()} for task, metrics in tasks.items()}
+            for row, tasks in found.items()
+        }
+    )
+
+
+def _show(found: Found, loaded: Sequence[LoadedTask]) -> None:
+    from compressor.report.tables import estimate
+
+    for row, tasks in found.items():
+        click.secho(row, bold=True)
+        for task in loaded:
+            scores = "  ".join(f"{name} {estimate(one, percent=True)}" for name, one in tasks[task.name].items())
+            click.echo(f"  {task.name} ({len(task.samples)} samples): {scores}")

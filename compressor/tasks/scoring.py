@@ -1,0 +1,175 @@
+"""A model's answers to a task, and their scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.architecture import Architecture
+from compressor.errors import InputError
+from compressor.measure.accuracy import Report
+from compressor.measure.answers import Answerer, Continuation
+from compressor.measure.statistics import Estimate
+from compressor.tasks import metrics
+from compressor.tasks.task import Classification, LoadedTask, QuestionAnswering, Sample, Task
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model made of a task.
+
+    Attributes:
+        predictions: the choice, or the text that was generated, of each sample.
+        columns: scores of each sample, 0 to 1 and larger is better, [samples] each, by the name of the metric.
+        metrics: of all samples: the means of `columns`, and those that are no means.
+        likelihoods: of a classification, log-likelihoods of the choices, [samples, choices].
+    """
+
+    predictions: list[str]
+    columns: dict[str, np.ndarray]
+    metrics: dict[str, Estimate]
+    likelihoods: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Prompter:
+    """Turns prompts into token ids, as the model's tokenizer does.
+
+    Attributes:
+        longest: tokens that the model has positions for.
+        ends: tokens that end a generation, of which a model may have several.
+    """
+
+    tokenizer: Any
+    longest: int
+    ends: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: Any, root: Path, architecture: Architecture) -> Prompter:
+        """For the model in a folder, whose generation_config.json names the tokens that end a generation."""
+        path = root / "generation_config.json"
+        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        ends = named if isinstance(named, list) else [named]
+        known = {one for one in [*ends, tokenizer.eos_token_id] if one is not None}
+        return cls(tokenizer, architecture.max_positions, frozenset(known))
+
+    def text(self, task: Task, sample: Sample) -> tuple[str, bool]:
+        """The text of a prompt, and whether the tokenizer's special tokens are still to be added to it."""
+        if not task.chat:
+            return sample.prompt, True
+        if not self.tokenizer.chat_template:
+            raise InputError(f"{task.task} has chat prompts, and the model's tokenizer has no chat template.")
+        messages = [{"role": "user", "content": sample.prompt}]
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), False
+
+    def prompt(self, task: Task, sample: Sample, room: int) -> list[int]:
+        """Tokens of a prompt.
+
+        Raises:
+            InputError: with `room` more tokens it is longer than the model's context.
+        """
+        return self._fitting(self._encode(*self.text(task, sample)), room, sample)
+
+    def continuation(self, task: Task, sample: Sample, choice: str) -> Continuation:
+        """Prompt and choice in one. Spaces at the prompt's end belong to the choice, as tokenizers want it."""
+        text, special = self.text(task, sample)
+        kept = text.rstrip()
+        start = self._encode(kept, special) if kept else []
+        whole = self._encode(text + choice, special)
+        first = min(len(start), len(whole) - 1)
+        if first < 1:
+            raise InputError(f"The prompt of line {sample.line} has no token that a choice could follow.")
+        return Continuation(self._fitting(whole, 0, sample), first)
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+    def _fitting(self, tokens: list[int], room: int, sample: Sample) -> list[int]:
+        if len(tokens) + room > self.longest:
+            more = f" and {room} to be generated" if room else ""
+            raise InputError(
+                f"Line {sample.line} has {len(tokens)} tokens{more}, and the model's context is {self.longest}.",
+                "Shorten the line, or take it out.",
+            )
+        return tokens
+
+
+def score(loaded: LoadedTask, answerer: Answerer, prompter: Prompter, progress: Report) -> Scores:
+    """Ask a model all samples of a task.
+
+    Raises:
+        InputError: a sample does not fit the model, or a package for the metrics is missing.
+    """
+    if isinstance(loaded.task, Classification):
+        return _classified(loaded.task, loaded.samples, answerer, prompter, progress)
+    return _generated(loaded, answerer, prompter, progress)
+
+
+def _classified(
+    task: Classification, samples: Sequence[Sample], answerer: Answerer, prompter: Prompter, progress: Report
+) -> Scores:
+    texts = [prompter.continuation(task, sample, choice) for sample in samples for choice in task.choices]
+    found = answerer.likelihoods(texts, progress)
+    likelihoods = np.array([one.total for one in found]).reshape(len(samples), len(task.choices))
+    if task.normalize:
+        likelihoods /= [len(choice.encode()) for choice in task.choices]
+    truth = np.array([sample.answers for sample in samples])
+    chosen = likelihoods.argmax(axis=1)
+    columns = {"accuracy": (chosen == truth) & np.isfinite(likelihoods).all(axis=1)}
+    summary = metrics.means(columns) | {"macro_f1": metrics.macro_f1(truth, chosen)}
+    if (area := _area(truth, likelihoods)) is not None:
+        summary["auc"] = area
+    predictions = [task.choices[index].strip() for index in chosen]
+    return Scores(predictions, columns, summary, likelihoods)
+
+
+def _area(truth: np.ndarray, likelihoods: np.ndarray) -> Estimate | None:
+    return metrics.area_under_curve(truth, likelihoods) if np.isfinite(likelihoods).all() else None
+
+
+def _generated(loaded: LoadedTask, answerer: Answerer, prompter: Prompter, progress: Report) -> Scores:
+    task = loaded.task
+    assert not isinstance(task, Classification)
+    predictions = []
+    prompts = [prompter.prompt(task, sample, task.max_tokens) for sample in loaded.samples]
+    writer = Writer(prompter.tokenizer, prompter.ends, tuple(task.stop))
+    for number, prompt in enumerate(prompts, start=1):
+        tokens = answerer.generate(prompt, task.max_tokens, writer.ended)
+        predictions.append(writer.text(tokens).strip())
+        progress(number, len(prompts))
+    answers = [one.answers for one in loaded.samples if not isinstance(one.answers, int)]
+    if isinstance(task, QuestionAnswering):
+        columns = {
+            name: np.array([metric(text, known) for text, known in zip(predictions, answers, strict=True)])
+            for name, metric in (("exact_match", metrics.exact_match), ("f1", metrics.token_f1))
+        }
+        return Scores(predictions, columns, metrics.means(columns))
+    columns = metrics.rouge(predictions, answers) | {"sentence_bleu": metrics.sentence_bleu(predictions, answers)}
+    return Scores(predictions, columns, metrics.means(columns) | {"bleu": metrics.corpus_bleu(predictions, answers)})
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Text of generated tokens, which ends where the model says so or at a stop string."""
+
+    tokenizer: Any
+    ends: frozenset[int]
+    stop: tuple[str, ...]
+
+    def ended(self, tokens: list[int]) -> bool:
+        """Whether a generation is at its end."""
+        return tokens[-1] in self.ends or any(one in self._decoded(tokens) for one in self.stop)
+
+    def text(self, tokens: list[int]) -> str:
+        """What was generated, without what stopped it."""
+        text = self._decoded(tokens)
+        ends = [place for one in self.stop if (place := text.find(one)) >= 0]
+        return text[: min(ends, default=len(text))]
+
+    def _decoded(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

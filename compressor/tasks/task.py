@@ -1,0 +1,177 @@
+"""A task file: data in JSON lines, a prompt template, and what counts as right.
+
+Templates are Jinja's, as in chat templates and in lm-evaluation-harness; `answer` is an expression in it: `label`,
+`answers.text` and `labels[0]` are ways to say where the answer stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from jinja2 import StrictUndefined, TemplateError, UndefinedError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from compressor.errors import InputError
+from compressor.files import digest_json
+from compressor.json_lines import json_lines
+
+JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+
+
+class _Task(BaseModel):
+    """What all tasks have.
+
+    Attributes:
+        task: its name.
+        data: JSON lines, a sample a line; relative to the task file.
+        prompt: a Jinja template over the fields of a line.
+        answer: a Jinja expression over the same.
+        chat: whether the prompt is a user's message, rendered through the model's chat template.
+        samples: at most so many, from the first.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    data: Path
+    prompt: str
+    answer: str
+    chat: bool = False
+    samples: int | None = Field(None, ge=1)
+
+
+class Classification(_Task):
+    """Which of some `choices` is the most likely to follow the prompt; `answer` is a choice or its number from 0.
+
+    Attributes:
+        normalize: whether log-likelihoods are divided by the bytes of the choice, as `acc_norm` of lm-eval does.
+    """
+
+    kind: Literal["classification"]
+    choices: list[str] = Field(min_length=2)
+    normalize: bool = False
+
+
+class _Generating(_Task):
+    max_tokens: int = Field(64, ge=1)
+    stop: list[str] = ["\n"]
+
+
+class Generation(_Generating):
+    """A text that is compared with the reference `answer`, or with several."""
+
+    kind: Literal["generation"]
+
+
+class QuestionAnswering(_Generating):
+    """A short answer, right if it is the expected one (or one of several) but for case, punctuation and articles."""
+
+    kind: Literal["question-answering"]
+    max_tokens: int = Field(32, ge=1)
+
+
+Task = Classification | Generation | QuestionAnswering
+KINDS: TypeAdapter[Task] = TypeAdapter(Annotated[Task, Field(discriminator="kind")])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One line of the data.
+
+    Attributes:
+        line: its number, from 1.
+        answers: those that are right; of a classification, the number of the choice.
+    """
+
+    line: int
+    prompt: str
+    answers: list[str] | int
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task with its samples. `digest` is of all that decides which answers are right: equal ones can be compared."""
+
+    task: Task
+    samples: list[Sample]
+    digest: str
+
+    @property
+    def name(self) -> str:
+        return self.task.task
+
+
+def load_task(path: Path) -> LoadedTask:
+    """Read a task file and its data.
+
+    Raises:
+        InputError: either cannot be read, or a line lacks what the templates ask for; one sentence, with the line.
+    """
+    task = _read(path)
+    data = path.parent / task.data
+    samples = list(_samples(task, data))
+    if not samples:
+        raise InputError(f"{data} has no samples.")
+    plain = task.model_dump(mode="json", exclude={"data", "samples"})
+    return LoadedTask(task, samples, digest_json({"task": plain, "samples": [vars(one) for one in samples]}))
+
+
+def _read(path: Path) -> Task:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"The task {path} cannot be read: {str(error).splitlines()[0]}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"The task {path} is not a mapping of keys to values.")
+    try:
+        return KINDS.validate_python({"task": path.stem} | values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][1:] or first["loc"]))
+        raise InputError(f"The task {path}: {where or 'kind'}: {first['msg'].rstrip('.')}.") from error
+
+
+def _samples(task: Task, data: Path) -> Iterator[Sample]:
+    try:
+        template = JINJA.from_string(task.prompt)
+        answer = JINJA.compile_expression(task.answer, undefined_to_none=False)
+    except TemplateError as error:
+        raise InputError(f"The template of the task {task.task} cannot be read: {error}.") from error
+    for count, (number, line) in enumerate(json_lines(data, skip_empty=False)):
+        if count == task.samples:
+            return
+        where = f"{data}:{number}"
+        try:
+            prompt, found = template.render(line), answer(line)
+            if isinstance(found, StrictUndefined):
+                raise UndefinedError(f"{task.answer!r} is undefined")
+        except UndefinedError as error:
+            raise InputError(f"{where} lacks a field of the template: {error}.") from error
+        except (TemplateError, TypeError, ValueError) as error:  # templates are programs
+            raise InputError(f"{where} does not go into the template: {error}.") from error
+        if not prompt.strip():
+            raise InputError(f"{where} makes an empty prompt.")
+        yield Sample(number, prompt, _answers(task, found, where))
+
+
+def _answers(task: Task, found: Any, where: str) -> list[str] | int:
+    if isinstance(task, Classification):
+        return _choice(task, found, where)
+    answers = found if isinstance(found, list) else [found]
+    if not answers or not all(isinstance(one, str | int | float) for one in answers):
+        raise InputError(f"{where}: the answer {found!r} is neither a text nor a list of texts.")
+    return [str(one) for one in answers]
+
+
+def _choice(task: Classification, found: Any, where: str) -> int:
+    names = [choice.strip() for choice in task.choices]
+    if isinstance(found, str) and found.strip() in names:
+        return names.index(found.strip())
+    if isinstance(found, int) and 0 <= found < len(names):
+        return int(found)
+    raise InputError(f"{where}: the answer {found!r} is none of the choices {', '.join(names)}.")

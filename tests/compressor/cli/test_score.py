@@ -1,0 +1,109 @@
+"""`llmc score`: tasks asked of a run's original, steps and artifact, kept for the gate."""
+
+import json
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from compressor.ledger import load_ledger
+
+CLASSES = "kind: classification\ndata: mood.jsonl\nprompt: '{{ text }} is'\nanswer: label\nchoices: [' good', ' bad']\n"
+QUESTIONS = "kind: question-answering\ndata: q.jsonl\nprompt: '{{ q }}'\nanswer: a\nmax_tokens: 4\nstop: []\n"
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    words = ["sun", "rain", "tea", "cold", "warm", "wind"]
+    mood = [
+        {"text": f"{one} {two}", "label": (i + j) % 2} for i, one in enumerate(words) for j, two in enumerate(words)
+    ]
+    questions = [{"q": f"What of {word}?", "a": [word, "no"]} for word in words]
+    for name, lines in (("mood", mood), ("q", questions)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "mood.yaml").write_text(CLASSES)
+    (tmp_path / "q.yaml").write_text(QUESTIONS)
+    return ["--task", tmp_path / "mood.yaml", "--task", tmp_path / "q.yaml"]
+
+
+@pytest.fixture
+def run(llmc, tiny_model, tmp_path):
+    out = tmp_path / "out"
+    passes = ("--pass", "rtn:group_size=32")
+    code, _, said = llmc("compress", tiny_model("llama"), "-t", "onnx-int4", *passes, "--measure", "none", "-o", out)
+    assert code == 0, said
+    return out
+
+
+def test_answers_are_kept_beside_the_ledger_and_judged_in_pairs(llmc, run, tasks):
+    code, shown, said = llmc("score", run, *tasks, "--json")
+    assert code == 0, said
+    assert list(json.loads(shown)) == ["original", "onnx-int4"]
+    rows = {row.name: row for row in load_ledger(run).steps}
+    record = rows["onnx-int4"].tasks[0]
+    assert (record.name, record.kind, record.judged) == ("mood", "classification", ["accuracy"])
+    assert record.runtime.startswith("onnxruntime")
+    assert record.samples.count == 36
+    found = parquet.read_table(run / record.samples.path).to_pandas()
+    assert found.accuracy.mean() == pytest.approx(record.metrics["accuracy"].value)
+    best = np.stack(found.likelihoods).argmax(axis=1)
+    assert [["good", "bad"][one] for one in best] == found.prediction.tolist()
+
+    code, shown, _ = llmc("gate", run, "--max-accuracy-drop", "50%", "--json")
+    findings = {one["title"]: one for one in json.loads(shown)["findings"]}
+    assert list(findings) == ["mood (accuracy)", "q (exact_match)", "q (f1)"]
+    assert findings["mood (accuracy)"]["verdict"] == "PASS"
+    assert findings["q (f1)"]["reason"] == "only 6 samples; a verdict needs 20"
+    assert findings["mood (accuracy)"]["before"] == pytest.approx(rows["original"].tasks[0].metrics["accuracy"].value)
+
+
+def test_what_was_asked_is_not_asked_again(llmc, run, tasks, monkeypatch):
+    assert llmc("score", run, *tasks)[0] == 0
+    before = (run / "ledger.json").read_text()
+    monkeypatch.setattr("compressor.tasks.scoring.score", None)
+    assert llmc("score", run, *tasks)[0] == 0
+    assert (run / "ledger.json").read_text() == before
+
+
+def test_a_step_is_a_row_and_a_folder(llmc, run, tasks):
+    code, shown, said = llmc("score", run, *tasks[:2], "--row", "rtn:group_size=32", "--json")
+    assert code == 0, said
+    (of_row,) = json.loads(shown).values()
+    code, shown, _ = llmc("score", run / "steps" / "01-rtn", *tasks[:2], "--json")
+    ((name, of_folder),) = json.loads(shown).items()
+    assert of_folder == of_row
+    assert name.endswith("01-rtn, llmc, float32")
+    code, shown, _ = llmc("score", run / "artifact", *tasks)
+    assert code == 0
+    assert "mood (36 samples): accuracy" in shown
+
+
+def test_another_task_of_the_same_name_is_not_compared(llmc, run, tasks, tmp_path):
+    assert llmc("score", run, *tasks[:2], "--row", "original")[0] == 0
+    (tmp_path / "mood.yaml").write_text(CLASSES + "samples: 5\n")
+    assert llmc("score", run, *tasks[:2], "--row", "onnx-int4")[0] == 0
+    code, _, said = llmc("gate", run, "--max-accuracy-drop", "2%")
+    assert code == 2
+    assert "The task mood is another" in said
+
+
+def test_the_original_has_to_be_asked_too(llmc, run, tasks):
+    assert llmc("score", run, *tasks[:2], "--row", "onnx-int4")[0] == 0
+    code, _, said = llmc("gate", run, "--max-accuracy-drop", "2%")
+    assert code == 2
+    assert "'original' of" in said
+    assert "was not asked the task mood" in said
+
+
+def test_a_model_that_changed_is_not_the_original(llmc, run, tasks, tiny_model):
+    other = tiny_model("llama", hidden_size=96)
+    code, _, said = llmc("score", run, *tasks, "--original", other)
+    assert code == 2
+    assert "its digest is another" in said
+
+
+def test_a_prompt_that_does_not_fit_is_named_by_its_line(llmc, run, tasks, tmp_path):
+    (tmp_path / "q.jsonl").write_text(json.dumps({"q": "x" * 600, "a": "y"}) + "\n")
+    code, _, said = llmc("score", run, *tasks[2:])
+    assert code == 2
+    assert "Line 1 has 600 tokens and 4 to be generated, and the model's context is 512." in said
