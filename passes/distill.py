@@ -79,6 +79,7 @@ class Distill(DistillingPass):
         folder = self.folder_for(context)
         job = Job(
             student=student.root,
+            start=None,
             teacher=self.teach(context, folder),
             folder=folder,
             out=context.out,

@@ -13,7 +13,7 @@ their signs, these take it away from there. Adam hardly moves such weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,10 @@ class Learned:
     @classmethod
     def zeros(cls, *shape: int) -> Learned:
         return cls(torch.zeros(shape), torch.zeros(shape), torch.zeros(shape))
+
+    def to(self, device: torch.device) -> Learned:
+        """The same on a device."""
+        return Learned(self.value.to(device), self.mean.to(device), self.square.to(device))
 
     def rows(self, rows: slice) -> Learned:
         """A view of some rows."""
@@ -132,11 +136,32 @@ class LearnedWeight:
             self._render(rows)
         self.values.grad = None
 
+    def state(self) -> dict[str, Any]:
+        """What has been learned so far, and with which moments: all that `restore` needs."""
+        learned = {"offsets": self._offsets, "widenings": self._widenings}
+        return {name: dict(vars(part)) for name, part in learned.items()} | {"steps": self._steps}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state, on the device that `values` is on."""
+        self._to(self.values.device)
+        self._offsets, self._widenings = (
+            Learned(**state[name]).to(self.values.device) for name in ("offsets", "widenings")
+        )
+        self._steps = state["steps"]
+        for rows in self._parts():
+            self._render(rows)
+
+    def _to(self, device: torch.device) -> None:
+        self._weight = self._weight.to(device)
+        zero_points = self._start.zero_points
+        self._start = Grid(self._start.scales.to(device), None if zero_points is None else zero_points.to(device))
+
     @torch.no_grad()
     def quantized(self) -> QuantizedWeight:
         """The weight as it would be stored now."""
         grid = learned_grid(self._start, self._widenings.value, self._scheme)
-        codes = torch.empty(self.values.shape)
+        codes = torch.empty(self.values.shape, device=self.values.device)
         for rows in self._parts():
             part = _rows(grid, rows)
             levels = learned_levels(self._weight[rows], self._offsets.value[rows], part, self._scheme)

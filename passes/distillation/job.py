@@ -22,6 +22,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.errors import LlmcError, RunError
 from compressor.files import json_text, write_json
 from passes.distillation.curve import read_curve
+from passes.distillation.quantizer import QuantizedStudent
 from passes.distillation.student import FullStudent, LoraStudent, Student, write
 from passes.distillation.teacher import Teacher
 from passes.distillation.trainer import DivergedError, Report, Settings, Trainer
@@ -36,6 +37,7 @@ class Job:
 
     Attributes:
         student: folder of the checkpoint that is trained.
+        start: folder of its quantized weights, whose rounding is trained then and nothing else; None trains floats.
         teacher: folder of what the teacher made of the text.
         folder: for states and the curve.
         out: folder of the trained checkpoint, which must not exist.
@@ -45,6 +47,7 @@ class Job:
     """
 
     student: Path
+    start: Path | None
     teacher: Path
     folder: Path
     out: Path
@@ -63,6 +66,8 @@ class Job:
         checkpoint = Checkpoint.open(self.student)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
+            if self.start is not None:
+                return QuantizedStudent(checkpoint, Checkpoint.open(self.start))
             if self.lora_rank:
                 return LoraStudent(checkpoint, self.lora_rank)
             return FullStudent(checkpoint)
@@ -129,8 +134,9 @@ def _problem(folder: Path) -> RunError:
     return RunError(f"A training process ended with an error; its log is {folder / LOG}.")
 
 
-def _paths(job: Job) -> dict[str, str]:
-    return {name: str(getattr(job, name)) for name in ("student", "teacher", "folder", "out")}
+def _paths(job: Job) -> dict[str, str | None]:
+    paths = {name: getattr(job, name) for name in ("student", "start", "teacher", "folder", "out")}
+    return {name: path and str(path) for name, path in paths.items()}
 
 
 def main(path: str) -> int:

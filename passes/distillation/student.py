@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import psutil
 import torch
+from torch import nn
 
 from compressor.checkpoint import Block, Checkpoint, Weight
 from compressor.decoder import full_model
@@ -16,12 +17,17 @@ from compressor.errors import RunError
 
 BYTES_A_WEIGHT = 16  # of a trained one: its value, its gradient and two moments, float32
 MEMORY_SHARE = 0.9  # of what is free
+BETAS = (0.9, 0.95)
 
 
 class Student(Protocol):
     """Something that is trained. `model` is the transformers model whose parameters with a gradient are."""
 
     model: Any
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What updates it; its rate is set before every step."""
+        ...
 
     def weights(self, block: Block) -> Mapping[str, Weight]:
         """What training made of the weights of a block, by parameter name; those that stay may be left out."""
@@ -41,7 +47,17 @@ def whole_model(checkpoint: Checkpoint) -> Any:
             f"Training holds the whole student, {needed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB of memory are free.",
             "lora_rank=16 trains less of it; or train on a larger machine.",
         )
-    return full_model(checkpoint).float().train()
+    return without_dropout(full_model(checkpoint).float().train())
+
+
+def without_dropout(model: Any) -> Any:
+    """The model, which computes in training what it computes afterwards: a teacher's predictions need no noise."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    return model
 
 
 class FullStudent:
@@ -49,6 +65,9 @@ class FullStudent:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.model = whole_model(checkpoint)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return adam(self.model)
 
     def weights(self, block: Block) -> Mapping[str, Weight]:
         return trained_weights(self.model.state_dict(), block)
@@ -66,10 +85,19 @@ class LoraStudent:
             self.model = get_peft_model(whole_model(checkpoint), config)
         self._merged: Mapping[str, torch.Tensor] | None = None
 
+    def optimizer(self) -> torch.optim.Optimizer:
+        return adam(self.model)
+
     def weights(self, block: Block) -> Mapping[str, Weight]:
         if self._merged is None:
             self._merged = self.model.merge_and_unload().state_dict()
         return trained_weights(self._merged, block)
+
+
+def adam(model: Any) -> torch.optim.Optimizer:
+    """AdamW without decay, of the parameters that have a gradient."""
+    trained = [one for one in model.parameters() if one.requires_grad]
+    return torch.optim.AdamW(trained, betas=BETAS, weight_decay=0.0, fused=True)
 
 
 def trained_weights(trained: Mapping[str, torch.Tensor], block: Block) -> dict[str, Weight]:

@@ -26,7 +26,7 @@ from passes.distillation.teacher import Teacher, points
 from passes.tune import draw_samples
 
 STATE, LOSSES = "state-", "losses.json"
-BETAS, LARGEST_GRADIENT = (0.9, 0.95), 1.0
+LARGEST_GRADIENT = 1.0  # norm, of all parameters together
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ class Trainer:
             student.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._points = points(student.model.config.num_hidden_layers)
         self._trained = [one for one in student.model.parameters() if one.requires_grad]
-        optimizer = torch.optim.AdamW(self._trained, betas=BETAS, weight_decay=0.0, fused=True)
-        self._model, self._optimizer = self._accelerator.prepare(student.model, optimizer)
+        self._model, self._optimizer = self._accelerator.prepare(student.model, student.optimizer())
         self.losses: list[float] = []
 
     def train(self, report: Report) -> None:

@@ -10,6 +10,7 @@ from compressor.errors import RunError
 from passes.distillation.curve import read_curve
 from passes.distillation.job import LAST_GOOD, Job, launch, run
 from passes.distillation.losses import divergence
+from passes.distillation.student import whole_model
 from passes.distillation.teacher import Lesson, Teacher, record
 from passes.distillation.trainer import Settings
 from passes.tune import draw_samples
@@ -32,8 +33,8 @@ def job_of(tiny_model, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         settings = dataclasses.replace(SETTINGS, **changed)
-        return Job(student, tmp_path / "teacher", folder, tmp_path / f"{name}-out", {"key": name}, lora_rank, dtype,
-                   settings)  # fmt: skip
+        out = tmp_path / f"{name}-out"
+        return Job(student, None, tmp_path / "teacher", folder, out, {"key": name}, lora_rank, dtype, settings)
 
     return make
 
@@ -191,3 +192,16 @@ def test_an_error_in_one_of_several_processes_is_told(job_of):
     job = job_of("two", learning_rate=1e30)
     with pytest.raises(RunError, match="is not a number"):
         launch(job, 2, lambda *_: None)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi3"])
+def test_a_student_in_training_computes_what_the_model_computes(tiny_model, family):
+    dropped = {"gpt2": {"attn_pdrop": 0.5, "embd_pdrop": 0.5, "resid_pdrop": 0.5}}.get(
+        family, {"attention_dropout": 0.5}
+    )
+    root = tiny_model(family, **dropped)
+    model = whole_model(Checkpoint.open(root))
+    assert model.training
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(root, dtype=torch.float32)(TOKENS).logits
+        torch.testing.assert_close(model(TOKENS).logits, expected, rtol=1e-4, atol=1e-4)
