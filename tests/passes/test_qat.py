@@ -132,7 +132,7 @@ def test_transformers_opens_it(tiny_model, tmp_path):
     ("options", "says"),
     [
         ("lm_head=true", "leaves lm_head as it is"),
-        ("start=nowhere", "neither nearest, gptq, tune nor a folder"),
+        ("group_size=32,start=nowhere", "neither nearest, gptq, tune nor a folder"),
         ("group_size=128", "does not divide"),
         ("temperature=0", "is not above 0"),
     ],
