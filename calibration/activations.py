@@ -84,7 +84,7 @@ class InputStatistics:
         flat = inputs.reshape(-1, inputs.shape[-1])
         self.rows += len(flat)
         share = len(flat) / self.rows
-        torch.maximum(self.largest, torch.maximum(flat.amax(0), -flat.amin(0)).float(), out=self.largest)
+        torch.maximum(self.largest, flat.abs().amax(0).float(), out=self.largest)
         if self._moments is not None:
             self._moments.add(flat, share)
         if references is not None:

@@ -11,7 +11,7 @@ import torch
 
 from compressor.errors import RunError
 
-KEPT_BYTES = 96 << 20  # in memory; beyond, all are in the file
+KEPT_BYTES = 192 << 20  # in memory; beyond, all are in the file
 
 
 class Spool:

@@ -24,7 +24,7 @@ from calibration.spool import Spool
 from compressor.checkpoint import Block, Weight
 from compressor.decoder import Decoder, batches, dense
 from compressor.families import Branch, Modules
-from compressor.memory import give_back
+from compressor.memory import give_back, reuse
 from compressor.quantized import QuantizedWeight
 from compressor.rounding import round_inputs_of
 
@@ -217,6 +217,7 @@ class Stream:
         originals: int = 0,
         scratch: Path | None = None,
     ) -> None:
+        reuse()
         self._decoder, self._dtype, self._scratch = decoder, dtype, scratch or Path(gettempdir())
         self.hidden = decoder.embed(tokens)
         self.original = self.hidden[:originals].clone()

@@ -28,8 +28,8 @@ from passes.sequential import SequentialPass
 from passes.sparsity import kept_entries
 
 COLUMNS_AT_ONCE = 128  # columns whose errors are gathered before the rest of the matrix is updated
-# The drift of activations is a mean that few samples tell well enough; all of them would double the time.
-ORIGINALS_SHARE, FEWEST_ORIGINALS = 4, 32
+# The drift of activations is a mean that few samples tell well enough; all of them would nearly double the time.
+ORIGINALS_SHARE, FEWEST_ORIGINALS = 8, 24
 # Rows do not influence each other: a large weight is solved in parts, small ones that share their inputs together.
 ELEMENTS_AT_ONCE = 1 << 21
 
