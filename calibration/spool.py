@@ -20,11 +20,12 @@ class Spool:
     Args:
         nbytes: what all of them will take.
         folder: where the file is made, if one is needed.
+        share: of the usual memory that they may take.
     """
 
-    def __init__(self, nbytes: int, folder: Path) -> None:
+    def __init__(self, nbytes: int, folder: Path, share: float = 1) -> None:
         # It is closed, and with that gone, when this object is.
-        self._file: Any = None if nbytes <= KEPT_BYTES else TemporaryFile(dir=folder)  # noqa: SIM115
+        self._file: Any = None if nbytes <= share * KEPT_BYTES else TemporaryFile(dir=folder)  # noqa: SIM115
         self._kept: list[torch.Tensor] = []  # with a file, their shapes alone
 
     def keep(self, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:

@@ -28,7 +28,8 @@ from compressor.memory import give_back, reuse
 from compressor.quantized import QuantizedWeight
 from compressor.rounding import round_inputs_of
 
-# Inputs of a linear from which on it is worth a moment to give freed memory back before their second moments are taken.
+# Inputs of a linear from which on their second moments fill the memory: a moment to give freed memory back is worth it
+# then, and fewer activations stay in memory.
 WIDE = 4096
 
 
@@ -134,7 +135,7 @@ class LayerWalk:
     def _stages_of(self, branch: Branch, moments: bool, observer: type[InputStatistics]) -> Iterator[Stage]:
         text, original = self._text, self._original
         first, last = branch.first, branch.last
-        read, inner = (Spool(text.bytes_into(linear), self._scratch) for linear in (first[0], last))
+        read, inner = (self._spool(linear) for linear in (first[0], last))
         references = original.read(branch) if original else ()
         yield Stage(first, _observe(read.keep(text.read(branch)), references, None, moments, observer))
 
@@ -159,6 +160,12 @@ class LayerWalk:
         text.release((last,))
         if wide:
             give_back()
+
+
+    def _spool(self, linear: str) -> Spool:
+        """For what a linear reads."""
+        wide = self._text.layer.get_parameter(f"{linear}.weight").shape[1] >= WIDE
+        return Spool(self._text.bytes_into(linear), self._scratch, 0.5 if wide else 1)
 
 
 def _observe(
