@@ -161,7 +161,6 @@ class LayerWalk:
         if wide:
             give_back()
 
-
     def _spool(self, linear: str) -> Spool:
         """For what a linear reads."""
         wide = self._text.layer.get_parameter(f"{linear}.weight").shape[1] >= WIDE
