@@ -6,7 +6,7 @@ import ctypes
 
 # For mallopt (malloc.h). Batches of activations are smaller than this; weights and moments beyond go back at once.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-REUSED_BYTES, KEPT_BYTES = 32 << 20, 256 << 20
+REUSED_BYTES, KEPT_BYTES = 32 << 20, 128 << 20
 
 
 def reuse() -> None:
