@@ -19,6 +19,7 @@ from compressor.errors import InputError, MissingExtra
 from compressor.options import option
 from compressor.pass_ import PassContext
 from compressor.quantized import Scheme
+from passes.distillation.job import Job
 from passes.distillation.options import DistillingPass
 
 FULL_RATE, LORA_RATE = 2e-4, 1e-3
@@ -71,8 +72,6 @@ class Distill(DistillingPass):
         return architecture if self._student is None else self._student.architecture
 
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
-        from passes.distillation.job import Job
-
         student = self._student or checkpoint
         self.check_pair(self.teacher_of(context.original), student.architecture)
         assert context.tokens is not None  # `needs` says so

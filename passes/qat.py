@@ -19,6 +19,7 @@ from compressor.errors import InputError
 from compressor.options import option
 from compressor.pass_ import PassContext
 from compressor.quantized import Scheme
+from passes.distillation.job import Job
 from passes.distillation.options import DistillingPass
 from passes.gptq import GPTQ
 from passes.quantizing import QuantizingPass
@@ -65,8 +66,6 @@ class Qat(DistillingPass, QuantizingPass):
         return RATE
 
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
-        from passes.distillation.job import Job
-
         self.check_pair(self.teacher_of(context.original), checkpoint.architecture)
         assert context.tokens is not None  # `needs` says so
         folder = self.folder_for(context)

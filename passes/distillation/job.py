@@ -8,6 +8,7 @@ is what a pass runs where there is more than one device; with one, it calls `run
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 import time
@@ -96,7 +97,8 @@ def _rescued(
     if not trainer.resume():
         return DivergedError(f"{error} No step before it was kept.", error.hint)
     good = job.folder / LAST_GOOD
-    if trainer.is_main and not good.exists():
+    if trainer.is_main:
+        shutil.rmtree(good, ignore_errors=True)
         write(student, checkpoint, good, {**job.provenance, "steps": len(trainer.losses)}, job.stored_dtype)
     return DivergedError(f"{error} The model after step {len(trainer.losses)} is kept in {good}.", error.hint)
 

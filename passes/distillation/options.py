@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -20,12 +21,15 @@ from compressor.files import digest_json, write_json
 from compressor.options import option
 from compressor.pass_ import Need, Pass, PassContext
 from passes.distillation.curve import draw, read_curve
-from passes.distillation.losses import Divergence
+from passes.distillation.job import Job, launch, run
 from passes.distillation.teacher import Lesson, record
 from passes.distillation.trainer import Settings
 
 WORK_SUFFIX = "-training"  # of the folder beside a step: states while it is trained, the curve afterwards
 TEACHER, KEY = "teacher", "key.json"
+WARMUP = 0.05  # of the steps
+TAIL = 5  # steps that the first and the last loss are means of
+MEMORY_NOTE = "training held the whole student, with its gradients and two moments, in float32"
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class DistillingPass(Pass):
     """Base of passes that train a student on what a teacher makes of the calibration text."""
 
     teacher: str = option("", "folder of the teacher; the run's original model unless given")
-    loss: Divergence = option("forward_kl", "divergence of the student's predictions from the teacher's")
+    loss: Literal["forward_kl", "reverse_kl", "jsd"] = option(
+        "forward_kl", "divergence of the student's predictions from the teacher's"
+    )
     temperature: float = option(1.0, "of both predictions; above 1 unlikely tokens count for more")
     hidden: float = option(0.0, "weight of the error of hidden states at four depths; 0 leaves it out")
     top_k: int = option(64, "likeliest tokens of the teacher that are kept on disk; the rest is one outcome more")
@@ -147,7 +153,12 @@ class DistillingPass(Pass):
 
     def settings(self, samples: int, seed: int) -> Settings:
         """The options as the trainer takes them, for so many calibration windows."""
-        batch_size = min(self.batch_size, samples)
+        batch_size = min(self.batch_size, samples) // self._processes * self._processes
+        if not batch_size:
+            raise InputError(
+                f"{samples} calibration windows cannot be shared out to {self._processes} processes.",
+                f"--samples {self.batch_size} gives each of them its share.",
+            )
         steps = math.ceil(self.epochs * samples / batch_size)
         return Settings(
             loss=self.loss,
@@ -164,17 +175,16 @@ class DistillingPass(Pass):
             seed=seed,
         )
 
-    def train(self, job: Any, context: PassContext) -> None:
+    def train(self, job: Job, context: PassContext) -> None:
         """Run the job where it runs fastest, and leave the curve beside the step."""
-        from passes.distillation import job as jobs
 
         def report(done: int, total: int) -> None:
             context.progress(self.name, done, total)
 
         if self._processes == 1:
-            jobs.run(job, report)
+            run(job, report)
         else:
-            jobs.launch(job, self._processes, report)
+            launch(job, self._processes, report)
         losses = read_curve(job.folder)
         context.losses.extend(losses)
         context.notes.extend(self._notes(job, losses))
@@ -182,14 +192,14 @@ class DistillingPass(Pass):
             if path.is_dir():
                 shutil.rmtree(path)
 
-    def _notes(self, job: Any, losses: list[float]) -> list[str]:
-        drawn = draw(job.folder, losses, f"{self.spelled()}", self._unit)
+    def _notes(self, job: Job, losses: list[float]) -> list[str]:
+        drawn = draw(job.folder, losses, self.spelled(), self._unit)
         first, last = _mean(losses[:TAIL]), _mean(losses[-TAIL:])
-        what = f"{len(losses)} steps of {job.settings.batch_size} windows; the loss fell from {first:.4g} to {last:.4g}"
-        where = f"{job.folder.name}/losses.csv" + (
-            " and losses.png" if drawn else "; matplotlib, which draws it, is not installed"
-        )
-        return [f"{what} ({where})", MEMORY_NOTE]
+        what = f"{len(losses)} steps of {job.settings.batch_size} windows; the loss went from {first:.4g} to {last:.4g}"
+        undrawn = "; matplotlib, which draws it, is not installed"
+        where = f"{job.folder.name}/losses.csv" + (" and losses.png" if drawn else undrawn)
+        elsewhere = f", in each of {self._processes} processes, whose memory is not in this row"
+        return [f"{what} ({where})", MEMORY_NOTE + (elsewhere if self._processes > 1 else "")]
 
     @property
     def _unit(self) -> str:
@@ -200,16 +210,9 @@ class DistillingPass(Pass):
         return self.processes or max(1, torch.cuda.device_count())
 
 
-WARMUP = 0.05  # of the steps
-TAIL = 5  # steps that the first and the last loss are means of
-MEMORY_NOTE = "training is the one pass that holds the whole student, with its gradients and two moments, in float32"
-
-
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    import json
-
     return json.loads(path.read_text())

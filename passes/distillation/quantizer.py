@@ -7,6 +7,7 @@ end too: what was trained is what is stored.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class QuantizedStudent:
         return GridDescent(list(self._learned.values()))
 
     def weights(self, block: Block) -> Mapping[str, Weight]:
-        return {name: self._learned[name].quantized() for name in block.weights if name in self._learned}
+        return {name: _on_cpu(self._learned[name].quantized()) for name in block.weights if name in self._learned}
 
 
 class GridDescent(torch.optim.Optimizer):
@@ -56,3 +57,8 @@ class GridDescent(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
         for number, weight in enumerate(self._weights):
             weight.restore(state_dict["state"][number])
+
+
+def _on_cpu(weight: QuantizedWeight) -> QuantizedWeight:
+    zero_points = None if weight.zero_points is None else weight.zero_points.cpu()
+    return replace(weight, codes=weight.codes.cpu(), scales=weight.scales.cpu(), zero_points=zero_points)

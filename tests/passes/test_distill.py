@@ -54,7 +54,7 @@ def test_a_pruned_model_draws_near_to_what_it_was_pruned_from(tiny_model, tmp_pa
     assert divergence_from(teacher, step) < 0.8 * divergence_from(teacher, pruned)
     assert step.dtype == pruned.dtype
     assert len(context.losses) == 6
-    assert context.notes[0].startswith("6 steps of 4 windows; the loss fell from")
+    assert context.notes[0].startswith("6 steps of 4 windows; the loss went from")
     left = sorted(path.name for path in (tmp_path / "02-distill-training").iterdir())
     assert left in (["key.json", "losses.csv", "losses.png"], ["key.json", "losses.csv"])
 
@@ -82,6 +82,13 @@ def test_what_other_options_left_is_not_gone_on_from(tiny_model, tmp_path):
     (stale / "key.json").write_text('{"key": "another"}')
     _, context = distil(f"distill:{QUICK}", teacher, pruned, tmp_path / "out")
     assert len(context.losses) == 6
+
+
+def test_fewer_windows_than_processes(tiny_model):
+    one = make_pass("distill", {"processes": 4, "batch_size": 4})
+    assert one.settings(7, 0).batch_size == 4
+    with pytest.raises(InputError, match="3 calibration windows cannot be shared out to 4 processes"):
+        one.settings(3, 0)
 
 
 @pytest.mark.parametrize(

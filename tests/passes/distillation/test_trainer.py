@@ -177,6 +177,16 @@ def test_a_loss_that_is_no_number_at_once(job_of, monkeypatch):
         run(job_of("broken"), lambda *_: None)
 
 
+def test_a_later_rescue_takes_the_place_of_an_earlier_one(job_of, monkeypatch):
+    job = job_of("broken")
+    (job.folder / LAST_GOOD).mkdir()
+    interrupted(job, 5)
+    monkeypatch.setattr("passes.distillation.trainer.divergence", lambda *given: divergence(*given) * float("nan"))
+    with pytest.raises(RunError, match="after step 4 is kept"):
+        run(job, lambda *_: None)
+    assert weights(job.folder / LAST_GOOD)
+
+
 @pytest.mark.slow
 def test_two_processes_share_a_step_out(job_of):
     losses, expected = trained(job_of("one", micro_batch=1))
