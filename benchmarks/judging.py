@@ -15,6 +15,7 @@ from calibration.dataset import digest_tokens
 from compressor.checkpoint import Checkpoint
 from compressor.errors import LlmcError
 from compressor.measure.accuracy import Reference, Report, checkpoint_scores
+from compressor.measure.zeros import share_of_zeros
 from compressor.quantized import QuantizedWeight
 
 
@@ -53,7 +54,8 @@ class Judge:
         try:
             checkpoint = Checkpoint.open(folder)
             windows = checkpoint_scores(checkpoint, self.reference, _report(name)).windows()
-            return Judgement(self.key, windows.tolist(), linear_bits(checkpoint), checkpoint.nbytes)
+            counted = (checkpoint.nbytes, checkpoint.architecture.parameters, share_of_zeros(checkpoint))
+            return Judgement(self.key, windows.tolist(), linear_bits(checkpoint), *counted)
         except LlmcError as error:
             return Judgement(self.key, problem=str(error))
 

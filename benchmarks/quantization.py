@@ -14,33 +14,16 @@ that was measured fails, or a row breaks.
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from judging import Judge
-from peer import BENCHMARKS, Peer
-from quantization_report import EVALUATION, Evaluation, document
+from quantization_report import document
+from request import chosen, finish, is_whole, parser, run, start
 from rows import Bench, Row
 from shapes import llama, random_model, random_tokens
+from tools import AUTO_ROUND, LLM_COMPRESSOR, LLMC
 
-from calibration.dataset import TokenSet, load_tokens
-from compressor.errors import InputError, LlmcError
-from compressor.files import write_json, write_whole
-from compressor.ledger import TextRecord
-from compressor.tokenizer import load_tokenizer
-
-LLMC = Peer(sys.prefix, "llmc_peer.py", ())
-# torch first and pinned, so that nothing pulls a CUDA build. compressed-tensors is what auto-round exports with.
-PINS = ["torch==2.13.0", "transformers==5.17.0", "compressed-tensors==0.19.0"]
-LLM_COMPRESSOR = Peer(
-    ".venv-llmcompressor", "llmcompressor_peer.py", (["torch==2.13.0"], ["llmcompressor==0.14.0.1", *PINS])
-)
-AUTO_ROUND = Peer(".venv-autoround", "autoround_peer.py", (["torch==2.13.0"], ["auto-round==0.16.1", *PINS]))
+from compressor.errors import LlmcError
 
 # Every linear of the decoder, lm_head kept; integers are symmetric.
 INT4, MIXED, NF4, INT8, W8A8, FP8 = "int4 g64", "mixed", "nf4", "int8", "W8A8", "fp8"
@@ -100,65 +83,35 @@ SHAPES = {"1b": llama(layers=16, width=2048)}
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = _parse(words)
-    try:
-        rows = _chosen(arguments.rows)
-        problems = _run(arguments, rows)
-    except LlmcError as error:
-        print(f"{error} {error.hint or ''}".strip(), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("Interrupted; finished rows are kept.", file=sys.stderr)
-        return 4
-    text, failed = document(arguments.out, ROWS, problems, INT4)
-    write_whole(arguments.results, text)
-    print(text)
-    return int(failed)
+    return finish(
+        arguments,
+        lambda: document(arguments.out, ROWS, _run(arguments, chosen(ROWS, arguments.rows)), INT4),
+    )
 
 
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="Hugging Face folder")
-    parser.add_argument("--calibration", help="text, as `llmc compress` takes it")
-    parser.add_argument("--evaluation", help="held-out text")
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="names of rows; the others stay as they are")
-    parser.add_argument("--samples", type=int, help="calibration windows, 128; 16 for --shape and --depth")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a calibration window")
-    parser.add_argument("--windows", type=int, default=24, help="evaluation windows")
-    parser.add_argument("--window-length", type=int, default=512, help="tokens of an evaluation window")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every row")
-    parser.add_argument("--again", action="store_true", help="run the rows although they are finished")
-    parser.add_argument("--rounds", type=int, default=0, help="run the rows so many times, in turns")
-    parser.add_argument("--shape", choices=SHAPES, help="memory and time on a random model of this shape")
-    parser.add_argument("--depth", type=int, help="ours on random models of this depth and four times that")
-    parser.add_argument("--width", type=int, default=1024, help="of --depth")
-    parser.add_argument("--out", type=Path, default=Path("out/quantization"))
-    parser.add_argument("--results", type=Path, default=BENCHMARKS / "results" / "quantization.md")
-    given = parser.parse_args(words)
-    if not (given.shape or given.depth) and not (given.model and given.calibration and given.evaluation):
-        parser.error("--model, --calibration and --evaluation are needed, or --shape, or --depth")
+    asking = parser(__doc__, "quantization")
+    asking.add_argument("--shape", choices=SHAPES, help="memory and time on a random model of this shape; 16 windows")
+    asking.add_argument("--depth", type=int, help="ours on random models of this depth and four times that; 16 windows")
+    asking.add_argument("--width", type=int, default=1024, help="of --depth")
+    given = asking.parse_args(words)
+    if not (given.shape or given.depth or is_whole(given)):
+        asking.error("--model, --calibration and --evaluation are needed, or --shape, or --depth")
     return given
 
 
-def _chosen(names: list[str] | None) -> list[Row] | None:
-    known = {row.name: row for row in ROWS}
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
-        raise InputError(f"There is no row {unknown[0]!r}.", "Rows: " + ", ".join(known) + ".")
-    return None if names is None else [known[name] for name in names]
-
-
-def _run(arguments: argparse.Namespace, chosen: list[Row] | None) -> dict[str, LlmcError]:
+def _run(arguments: argparse.Namespace, asked: list[Row] | None) -> dict[str, LlmcError]:
     """Run what is asked for; why rows were not run, by name."""
     few = [row for row in ROWS if row.name in MEMORY_ROWS]
     if arguments.shape:
-        return _run_random(arguments, f"shape-{arguments.shape}", SHAPES[arguments.shape], chosen or few)
+        return _run_random(arguments, f"shape-{arguments.shape}", SHAPES[arguments.shape], asked or few)
     if arguments.depth:
         problems: dict[str, LlmcError] = {}
         for layers in (arguments.depth, 4 * arguments.depth):
             folder = f"depth/{layers}-wide-{arguments.width}"
-            problems |= _run_random(arguments, folder, llama(layers, arguments.width), chosen or few[:1])
+            problems |= _run_random(arguments, folder, llama(layers, arguments.width), asked or few[:1])
         return problems
-    return _run_real(arguments, list(ROWS) if chosen is None else chosen)
+    return run(arguments, list(ROWS) if asked is None else asked, ROWS)
 
 
 def _run_random(
@@ -170,30 +123,5 @@ def _run_random(
     return bench.run_all(rows, arguments.again)
 
 
-def _run_real(arguments: argparse.Namespace, rows: list[Row]) -> dict[str, LlmcError]:
-    tokenizer = load_tokenizer(arguments.model)
-    calibration = load_tokens(
-        arguments.calibration, tokenizer, samples=arguments.samples or 128, length=arguments.length, seed=0
-    )
-    evaluation = load_tokens(
-        arguments.evaluation, tokenizer, samples=arguments.windows, length=arguments.window_length, seed=None
-    )
-    bench = Bench.open(arguments.out, arguments.model, calibration.tokens, arguments.threads)
-    problems = bench.time_in_turns(rows, arguments.rounds) if arguments.rounds else bench.run_all(rows, arguments.again)
-    judge = Judge.of(arguments.model, evaluation.tokens, arguments.out / "reference")
-    for row in ROWS:
-        judge.judge(bench, row)
-    about = Evaluation(arguments.model.name, judge.key, _record(calibration), _record(evaluation))
-    write_json(arguments.out / EVALUATION, asdict(about))
-    return problems
-
-
-def _record(text: TokenSet) -> TextRecord:
-    windows, length = text.tokens.shape
-    return TextRecord(Path(text.source).name, windows, length, text.digest)
-
-
 if __name__ == "__main__":
-    # So that a terminated benchmark ends its row's processes and leaves nothing of it, as an interrupted one does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated; finished rows are kept."))
-    sys.exit(main())
+    start(main)

@@ -63,10 +63,9 @@ def document(out: Path, rows: Sequence[Row], problems: Mapping[str, LlmcError], 
             _memory_part(f"Random weights, depth {f.name}", r) for f, r in zip((shallow, deep), pair, strict=True)
         ]
         bars += depth_bars(*pair)
-    if problems:
-        parts.append("## Not run\n\n" + "\n".join(f"- {name}: {_said(why)}" for name, why in problems.items()))
+    parts += not_run_part(problems)
     if bars:
-        parts.append("## Bars\n\n" + grid(_bars_table(bars)))
+        parts.append(bars_part(bars))
     broke = any(not isinstance(problem, InputError) for problem in problems.values())
     return "\n\n".join(parts) + "\n", broke or any(bar.holds is False for bar in bars)
 
@@ -76,12 +75,32 @@ def document(out: Path, rows: Sequence[Row], problems: Mapping[str, LlmcError], 
 
 def _comparison_parts(found: Comparison, about: Evaluation) -> Iterator[str]:
     runs = {run: chr(ord("a") + at) for at, run in enumerate(sorted({one.run for one in found.results.values()}))}
-    yield f"Model: {about.model}. {_texts(about)}."
-    yield "\n".join([*(f"- run {letter}: {_run(found, run)}" for run, letter in runs.items()), *_packages(found)])
-    yield grid(Table("", HEADERS, [_original(found), *(_cells(found, row, runs) for row in found.present)]))
-    yield "\n".join([READING, *_remarks(found)])
+    yield from setting(found, about, runs)
+    yield grid(
+        Table("", HEADERS, [original_cells(found, HEADERS), *(_cells(found, row, runs) for row in found.present)])
+    )
+    yield "\n".join([READING, *remarks(found)])
     for turns in found.turns:
         yield f"### In turns, {turns.run}, {turns.machine}\n\n{grid(_turns_table(turns))}"
+
+
+def setting(found: Comparison, about: Evaluation, runs: Mapping[str, str]) -> Iterator[str]:
+    """Model, texts, machine and packages, where runs are called by letters."""
+    yield f"Model: {about.model}. {_texts(about)}."
+    yield "\n".join([*(f"- run {letter}: {_run(found, run)}" for run, letter in runs.items()), *_packages(found)])
+
+
+def not_run_part(problems: Mapping[str, LlmcError]) -> list[str]:
+    """Why rows were not run, by name, if there are any."""
+    lines = [f"- {name}: {why} {why.hint or ''}".rstrip() for name, why in problems.items()]
+    return ["## Not run\n\n" + "\n".join(lines)] if lines else []
+
+
+def bars_part(bars: Iterable[Bar]) -> str:
+    """What was claimed, and whether it holds."""
+    verdicts = {True: "yes", False: "NO", None: "not measured"}
+    rows = [(bar.claim, bar.outcome, verdicts[bar.holds]) for bar in bars]
+    return "## Bars\n\n" + grid(Table("", ("claim", "measured", "holds"), rows))
 
 
 def _texts(about: Evaluation) -> str:
@@ -102,10 +121,11 @@ def _packages(found: Comparison) -> list[str]:
     return [f"- {tool}: {packages}" for tool, packages in sorted(pairs)]
 
 
-def _original(found: Comparison) -> tuple[str, ...]:
+def original_cells(found: Comparison, headers: Sequence[str]) -> tuple[str, ...]:
+    """The original's row of a table."""
     judged = [windows for row in found.present if (windows := found.windows(row.name)) is not None]
     perplexity = estimate(exponential(mean(judged[0][:, 0])), least=2) if judged else MISSING
-    return tuple({"row": "original", "perplexity": perplexity}.get(header, MISSING) for header in HEADERS)
+    return tuple({"row": "original", "perplexity": perplexity}.get(header, MISSING) for header in headers)
 
 
 def _cells(found: Comparison, row: Row, runs: Mapping[str, str]) -> tuple[str, ...]:
@@ -113,7 +133,7 @@ def _cells(found: Comparison, row: Row, runs: Mapping[str, str]) -> tuple[str, .
     cost, judgement = result.cost, result.judgement
     ratios = found.cost_ratios(row.name, YARDSTICK)
     return (
-        row.name + ("†" if _outdated(row, result) else ""),
+        marked(found, row),
         row.kind,
         f"{cost.wall_s:.1f}",
         f"{cost.cpu_s:.1f}",
@@ -148,7 +168,13 @@ def _fine(divergence: Estimate) -> str:
     return f"{divergence.value:z.6f} ± {divergence.stderr:.6f}"
 
 
-def _remarks(found: Comparison) -> Iterator[str]:
+def marked(found: Comparison, row: Row) -> str:
+    """The row's name, with a mark where it was made by other code than there is now."""
+    return row.name + ("†" if _outdated(row, found.results[row.name]) else "")
+
+
+def remarks(found: Comparison) -> Iterator[str]:
+    """What is to be said of the rows of a table."""
     if any(_outdated(row, found.results[row.name]) for row in found.present):
         yield "† was made by an earlier version of our code, or by other pins."
     for row in found.present:
@@ -206,12 +232,3 @@ def _depths(folder: Path) -> Iterator[tuple[Path, Path]]:
         deep = folder / f"{4 * int(layers)}-wide-{width}"
         if deep.exists():
             yield shallow, deep
-
-
-def _bars_table(bars: Iterable[Bar]) -> Table:
-    verdicts = {True: "yes", False: "NO", None: "not measured"}
-    return Table("", ("claim", "measured", "holds"), [(bar.claim, bar.outcome, verdicts[bar.holds]) for bar in bars])
-
-
-def _said(problem: LlmcError) -> str:
-    return f"{problem} {problem.hint or ''}".strip()

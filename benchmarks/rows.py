@@ -85,12 +85,16 @@ class Judgement:
         windows: [windows, 4] as `compressor.measure.accuracy.summarize` takes them.
         bits: mean bits of a weight of the decoder's linears, with scales counted as 16-bit numbers.
         size_bytes: of all tensors as they are stored.
+        parameters: of the model, a tied head counted once.
+        zeros: share of the weights of the decoder's linears that are zero.
     """
 
     key: str
     windows: list[list[float]] | None = None
     bits: float | None = None
     size_bytes: int | None = None
+    parameters: int | None = None
+    zeros: float | None = None
     problem: str | None = None
 
 
