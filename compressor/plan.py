@@ -121,7 +121,10 @@ def check_zeros(passes: list[Pass]) -> None:
     sparse: Pass | None = None
     for one in passes:
         if sparse is not None and one.zeros == "fills":
-            raise InputError(f"{one.name} fills the zeros that {sparse.name} makes.", f"Put {one.name} first.")
+            raise InputError(
+                f"{one.name} fills the zeros that {sparse.name} makes.",
+                f"Put {one.name} first, or leave out one of both.",
+            )
         sparse = one if one.zeros == "makes" else sparse
 
 

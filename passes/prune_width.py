@@ -2,7 +2,7 @@
 
 A channel of the MLP, or a group of heads that share a key and value, is judged by what its outputs contribute to the
 residual stream on calibration text: tr(W H Wᵀ) over its inputs of the linear that writes there, H their second moments.
-The least go. That linear is then solved for what is left by least squares, as `passes.sparsegpt` does for what is left
+The least go. That linear is then solved for what is left by least squares, as `passes.fitting` does for what is left
 of a row, and the next layer is judged on what comes out. Papers: An et al., "Fluctuation-based Adaptive Structured
 Pruning for Large Language Models" (FLAP), 2023, for judging channels by what they contribute; Kurtic et al.,
 "ZipLM", 2023, for solving for the rest.
@@ -23,16 +23,13 @@ from calibration.moments import SecondMoments
 from calibration.walk import LayerWalk
 from compressor.architecture import Architecture
 from compressor.checkpoint import Block, Checkpoint, Weight
-from compressor.errors import InputError
 from compressor.families import Branch
 from compressor.options import option
-from compressor.pass_ import PassContext
+from compressor.pass_ import Pass, PassContext
 from compressor.quantized import Scheme
-from passes.calibrated import CalibratedPass, check_finite
-from passes.gptq import FEWEST_ORIGINALS, ORIGINALS_SHARE
-from passes.propagation import corrected
+from passes.calibrated import check_finite
+from passes.fitting import Fitting, settle
 from passes.pruning import refuse_cache_scales, refuse_quantized
-from passes.sparsegpt import settle
 from passes.width import Widths, candidates, narrow_config, narrowed, share_left_out
 from passes.width_search import compare
 
@@ -75,23 +72,7 @@ def rows_of(linears: tuple[str, ...], sizes: tuple[int, ...], kept: tuple[Indice
 
 
 @dataclass(frozen=True)
-class _Fitting(CalibratedPass):
-    """Options of how what is left is fitted, and the walk that does it, to widths that are given."""
-
-    propagation: bool = option(True, "fit what is left to what the original model computes on its own activations")
-    iterations: int = option(20, "of conjugate gradients, by which what is left of each layer is solved for")
-    damping: float = option(0.01, "fraction of the mean diagonal added for stability")
-    dtype: Literal["auto", "float32"] = option("auto", "auto rounds to what the checkpoint has; float32 does not round")
-
-    def stored_dtype(self, architecture: Architecture) -> torch.dtype | None:
-        return None if self.dtype == "auto" else torch.float32
-
-    def originals(self, samples: int) -> int:
-        return max(samples // ORIGINALS_SHARE, min(samples, FEWEST_ORIGINALS)) if self.propagation else 0
-
-
-@dataclass(frozen=True)
-class _Narrowing(_Fitting):
+class _Narrowing(Fitting):
     """Width pruning to widths that are given."""
 
     name: ClassVar[str] = "prune-width"
@@ -119,8 +100,7 @@ class _Narrowing(_Fitting):
         name = f"{block.prefix}{branch.last}.weight"
         stored = block.weights[name]
         assert isinstance(stored, torch.Tensor)  # `plan` refuses quantized models
-        drift = statistics.take_drift()
-        wanted = stored.float() if drift is None else corrected([stored], drift)[0]
+        (wanted,) = self.wanted([stored], statistics)
         moments = statistics.moments
         if branch is architecture.modules.attention:
             inputs, rows = self._heads(contributions(wanted, moments, _group(architecture)), architecture)
@@ -166,7 +146,7 @@ def _group(architecture: Architecture) -> int:
 
 
 @dataclass(frozen=True)
-class _Size(CalibratedPass):
+class _Size(Pass):
     """Apart from `PruneWidth` only so that listings show them first."""
 
     fraction: float = option(0.2, "of the parameters of the decoder's layers, that is left out")
@@ -180,7 +160,7 @@ class _Size(CalibratedPass):
 
 
 @dataclass(frozen=True)
-class PruneWidth(_Fitting, _Size):
+class PruneWidth(Fitting, _Size):
     """Fewer MLP channels and heads in every layer."""
 
     name: ClassVar[str] = "prune-width"
@@ -190,10 +170,7 @@ class PruneWidth(_Fitting, _Size):
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         refuse_quantized(schemes)
-        if not 0 < self.damping <= 1:
-            raise InputError(f"damping={self.damping} is outside (0, 1].", "0.01 is the usual value.")
-        if self.iterations < 0:
-            raise InputError(f"iterations={self.iterations} is negative.", "iterations=0 fits nothing.")
+        self.check_fitting()
         self._candidates(architecture)
         return {}
 
@@ -210,7 +187,7 @@ class PruneWidth(_Fitting, _Size):
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
         architecture = checkpoint.architecture
         found = self._candidates(architecture)
-        options = {one.name: getattr(self, one.name) for one in fields(_Fitting)}
+        options = {one.name: getattr(self, one.name) for one in fields(Fitting)}
         ways = {widths: _Narrowing(**options, widths=widths) for widths in found}
         widths = compare(checkpoint, ways, context) if len(found) > 1 else found[0]
         share = share_left_out(architecture, widths)

@@ -10,21 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
 from calibration.activations import InputStatistics
-from calibration.moments import SecondMoments, parts
 from compressor.architecture import Architecture
 from compressor.checkpoint import Weight
-from compressor.errors import InputError
-from compressor.options import option
 from compressor.pass_ import PassContext
 from compressor.quantized import Scheme
-from passes.gptq import ELEMENTS_AT_ONCE, FEWEST_ORIGINALS, ORIGINALS_SHARE
+from passes.fitting import Fitting, settle
+from passes.gptq import ELEMENTS_AT_ONCE
 from passes.hessian import Hessian
-from passes.propagation import corrected
 from passes.sequential import SequentialEdit
 from passes.sparsity import LARGEST_GROUP, Pattern, SparsityPass, keep_anywhere, keep_of_neighbours
 
@@ -90,73 +87,22 @@ def _costs(weight: torch.Tensor, owed: torch.Tensor, factor: torch.Tensor) -> to
     return made_up.mul_(factor.diagonal().unsqueeze(1)).square_()
 
 
-def settle(weight: torch.Tensor, pruned: torch.Tensor, moments: SecondMoments, iterations: int) -> None:
-    """Change the entries of `pruned` that are not zero towards the least error of the outputs, in place.
-
-    The error of a row is quadratic in them: conjugate gradients with the diagonal as preconditioner (Hestenes and
-    Stiefel, 1952), a system for each row, none of which gets worse.
-
-    Args:
-        weight: the original one, [in_features, out_features].
-        pruned: of the same shape.
-        moments: H, of the inputs.
-    """
-    if not iterations:
-        return
-    kept, scale = pruned != 0, 1 / moments.diagonal().unsqueeze(1)
-    residual = _times(moments, weight - pruned).mul_(kept)
-    direction = residual * scale
-    energy = (residual * direction).sum(0)
-    for _ in range(iterations):
-        turned = _times(moments, direction).mul_(kept)
-        step = energy / (direction * turned).sum(0).clamp_(min=torch.finfo(torch.float32).tiny)
-        pruned.addcmul_(direction, step)
-        residual.addcmul_(turned, step, value=-1)
-        ahead = residual * scale
-        before, energy = energy, (residual * ahead).sum(0)
-        direction = ahead.add_(direction * (energy / before.clamp(min=torch.finfo(torch.float32).tiny)))
-
-
-def _times(moments: SecondMoments, values: torch.Tensor) -> torch.Tensor:
-    product = torch.empty_like(values)
-    for rows in parts(moments.width):
-        torch.mm(moments.rows(rows.start, rows.stop), values, out=product[rows])
-    return product
-
-
 @dataclass(frozen=True)
-class SparseGPT(SequentialEdit, SparsityPass):
+class SparseGPT(Fitting, SequentialEdit, SparsityPass):
     """Zeros, and the other weights changed to make up for them."""
 
     name: ClassVar[str] = "sparsegpt"
     summary: ClassVar[str] = "zeros, and the other weights change to make up for them; needs calibration text"
 
-    propagation: bool = option(True, "prune towards what the original model computes on its own activations")
-    iterations: int = option(10, "of conjugate gradients, by which what is left of each row is solved for")
-    damping: float = option(0.01, "fraction of the mean diagonal added for stability")
-    dtype: Literal["auto", "float32"] = option("auto", "auto rounds to what the checkpoint has; float32 does not round")
-
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-        if not 0 < self.damping <= 1:
-            raise InputError(f"damping={self.damping} is outside (0, 1].", "0.01 is the usual value.")
-        if self.iterations < 0:
-            raise InputError(f"iterations={self.iterations} is negative.", "iterations=0 leaves what SparseGPT gives.")
+        self.check_fitting()
         return super().plan(architecture, schemes)
-
-    def stored_dtype(self, architecture: Architecture) -> torch.dtype | None:
-        return None if self.dtype == "auto" else torch.float32
-
-    def originals(self, samples: int) -> int:
-        return max(samples // ORIGINALS_SHARE, min(samples, FEWEST_ORIGINALS)) if self.propagation else 0
 
     def solve(
         self, weights: dict[str, torch.Tensor], statistics: InputStatistics, context: PassContext
     ) -> dict[str, Weight]:
         names, dtypes = list(weights), [weight.dtype for weight in weights.values()]
-        wanted = list(weights.values())
-        drift = statistics.take_drift()
-        wanted = [weight.float() for weight in wanted] if drift is None else corrected(wanted, drift)
-        del drift  # as large as the Hessian
+        wanted = self.wanted(list(weights.values()), statistics)
         weights.clear()
         hessian = Hessian.of(statistics.moments, self.damping, act_order=False)
         context.notes.extend(f"{names[0]}: {remark}" for remark in hessian.remarks())

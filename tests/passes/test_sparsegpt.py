@@ -7,8 +7,9 @@ from compressor.errors import InputError
 from compressor.pass_ import PassContext
 from compressor.registry import make_pass
 from passes import sparsegpt
+from passes.fitting import settle
 from passes.hessian import Hessian
-from passes.sparsegpt import prune, settle
+from passes.sparsegpt import prune
 from passes.sparsity import parse_pattern
 
 

@@ -156,7 +156,7 @@ def test_a_pass_that_fills_zeros_is_refused_behind_one_that_makes_them(llmc, tin
     code, _, err = llmc(*words, "--pass", "magnitude", "--pass", "rotate", "--pass", "rtn:group_size=32")
     assert code == 2
     assert "rotate fills the zeros that magnitude makes." in err
-    assert "Put rotate first." in err
+    assert "Put rotate first, or leave out one of both." in err
     assert not (tmp_path / "out").exists()
     code, _, err = llmc(*words, "--pass", "rotate", "--pass", "magnitude", "--pass", "rtn:group_size=32")
     assert code == 0, err
