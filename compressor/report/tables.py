@@ -81,14 +81,14 @@ def verdict(ledger: Ledger) -> str:
 def estimate(value: Estimate, percent: bool = False, least: int = 0) -> str:
     """An estimate with its standard error, to the error's two significant digits but at least `least` decimals.
 
-    There are at most four decimals, two of percentages; an error that would be none then has one significant digit.
+    There are at most four decimals, and where an error has none in these, one significant digit; two of percentages.
     """
     factor, unit = (100, "%") if percent else (1, "")
     if not value.stderr:
         return f"{factor * value.value:.4g}{unit}"
     found, error, most = factor * value.value, factor * value.stderr, 2 if percent else 4
     exponent = math.floor(math.log10(error))
-    if round(error, most):
+    if percent or round(error, most):
         digits = min(most, max(least, 1 - exponent))
     elif abs(found) < 10**-most:
         return f"{found:.2g} ± {error:.1g}{unit}"

@@ -16,7 +16,7 @@ from compressor.report.markdown import render
         (Estimate(0.28714, 0.00812), False, "0.2871 ± 0.0081"),
         (Estimate(-0.0000004, 0.0000001), False, "-4e-07 ± 1e-07"),
         (Estimate(0.00002, 0.0001), False, "0.0000 ± 0.0001"),
-        (Estimate(0.0000123456, 0.00003), True, "0.0012 ± 0.003%"),
+        (Estimate(0.0000123456, 0.00003), True, "0.00 ± 0.00%"),
         (Estimate(2.4550123, 0.00001), False, "2.45501 ± 0.00001"),
         (Estimate(0.71234, 0.0049), True, "71.23 ± 0.49%"),
         (Estimate(1.0, 0.0), True, "100%"),
