@@ -10,7 +10,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.earlier import EarlierRows
 from compressor.errors import RunError
 from compressor.evaluator import Evaluator
-from compressor.files import folder_bytes, write_whole
+from compressor.files import folder_bytes, whole_folder, write_whole
 from compressor.ledger import ArtifactRecord, StepRecord
 from compressor.lowering import Lowering, artifact_bits
 from compressor.registry import make_target
@@ -94,8 +94,8 @@ class Shipment:
         """The original in the target's own runtime, unquantized."""
         original, target = self.evaluator.standard.original, make_target(str(self.target.baseline), {})
         folder = self.evaluator.standard.scratch / target.name
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            target.lower(original, folder, self.evaluator.standard.progress)
+        if not folder.exists():  # a run for another target beside this one may have made it
+            with whole_folder(folder) as temporary:
+                target.lower(original, temporary, self.evaluator.standard.progress)
         row.size_bytes, row.bits_per_weight = folder_bytes(folder), artifact_bits(folder, original)
         return target.open(Artifact(folder, target.name))

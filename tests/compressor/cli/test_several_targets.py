@@ -48,6 +48,19 @@ def test_what_targets_share_is_done_once(llmc, tiny_model, tmp_path, workload, m
         assert llmc("verify", out / target)[0] == 0
 
 
+def test_the_original_is_lowered_once_for_one_runtime(llmc, tiny_model, tmp_path, workload, monkeypatch):
+    from targets.onnx.target import OnnxFp32
+
+    lowered = counted(monkeypatch, OnnxFp32, "lower")
+    out = tmp_path / "out"
+    words = ("-t", "onnx-int4", "-t", "onnx-qdq-int4", "--pass", INT4, *workload, "-o", out)
+    assert llmc("compress", tiny_model("llama"), *words)[0] == 0
+    assert len(lowered) == 1
+    for target in ("onnx-int4", "onnx-qdq-int4"):
+        (row,) = [row for row in ledger_of(out / target)["steps"] if row["name"] == "onnx-fp32, original"]
+        assert row["quality"] and row["size_bytes"]
+
+
 def test_each_folder_is_that_of_a_run_of_its_own(llmc, tiny_model, tmp_path, workload):
     from compressor.measure import samples
 
