@@ -24,6 +24,7 @@ VERBS = {
     "verify": ("compressor.cli.verify", "Check an artifact against its manifest, on any machine."),
     "compare": ("compressor.cli.compare", "Tell a loss of quantizing from a runtime's fault."),
     "score": ("compressor.cli.score", "Score tasks on your own data: accuracy, F1, AUC, ROUGE, BLEU, exact match."),
+    "lm-eval": ("compressor.cli.lm_eval", "Ask tasks of lm-evaluation-harness, of a step or of an artifact."),
     "gate": ("compressor.cli.gate", "Judge a run against its original or a baseline: PASS, FAIL or INCONCLUSIVE."),
     "report": ("compressor.cli.report", "Show the ledger of a run."),
     "doctor": ("compressor.cli.doctor", "Tell what is installed and which targets can run here."),
@@ -40,7 +41,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             ctx.fail(f"No such verb {cmd_name!r}; {nearest(cmd_name, VERBS)}")
-        return getattr(import_module(VERBS[cmd_name][0]), f"{cmd_name}_command")
+        return getattr(import_module(VERBS[cmd_name][0]), f"{cmd_name.replace('-', '_')}_command")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):

@@ -112,23 +112,18 @@ def _tokens(root: Path, text: str, size: tuple[int, int], original: Checkpoint |
     from calibration.dataset import load_tokens
 
     samples, length = size
-    tokenizer = tokenizer_of(root, original)
+    tokenizer = _tokenizer(root, original)
     return load_tokens(text, tokenizer, samples=samples, length=length, seed=None, allow_network=False).tokens
 
 
-def tokenizer_of(root: Path, original: Checkpoint | str) -> Any:
+def _tokenizer(root: Path, original: Checkpoint | str) -> Any:
     """The artifact's own tokenizer, or the original's where it lies inside of a file of weights."""
+    from compressor.open_folder import artifact_tokenizer
     from compressor.tokenizer import load_tokenizer
 
-    files = list(root.glob("*.gguf"))
-    if not files:
-        return load_tokenizer(root)
-    if not isinstance(original, str):
-        return load_tokenizer(original.root)
-    from compressor.gguf.container import GgufFile
-    from compressor.gguf.tokenizer import build_tokenizer
-
-    return build_tokenizer(GgufFile.open(files[0]))
+    if isinstance(original, str) or not any(root.glob("*.gguf")):
+        return artifact_tokenizer(root)
+    return load_tokenizer(original.root)
 
 
 def _show(found: ArtifactComparison) -> None:

@@ -12,7 +12,6 @@ import click
 from compressor.cli.engines import engine_option
 
 if TYPE_CHECKING:
-    from compressor.architecture import Architecture
     from compressor.ledger import StepRecord
     from compressor.measure.answers import Answerer
     from compressor.measure.statistics import Estimate
@@ -131,6 +130,7 @@ def _answerer(reopened: Reopened, row: StepRecord) -> Answerer:
 def _score_folder(path: Path, loaded: Sequence[LoadedTask], progress: Progress) -> Found:
     import tempfile
 
+    from compressor.open_folder import open_folder
     from compressor.tasks.scoring import Prompter, score
 
     with tempfile.TemporaryDirectory(prefix="llmc-") as scratch:
@@ -142,34 +142,6 @@ def _score_folder(path: Path, loaded: Sequence[LoadedTask], progress: Progress) 
                 for task in loaded
             }
     return {f"{path}, {answerer.runtime}": found}
-
-
-def open_folder(path: Path, scratch: Path, progress: Progress) -> tuple[Answerer, Any, Architecture]:
-    """A model, a step or an artifact: what answers for it, its tokenizer and its shape.
-
-    Raises:
-        InputError: it is none of these.
-        RunError: the artifact's runtime is not here.
-    """
-    from compressor.architecture import resolve
-    from compressor.cli.compare import tokenizer_of
-    from compressor.manifest import read_manifest
-    from compressor.measure.answers import CheckpointAnswerer, SessionAnswerer
-    from compressor.probe import open_session
-    from compressor.readback import artifact_config
-    from compressor.registry import make_target
-    from compressor.source import open_model
-    from compressor.target import MANIFEST, Artifact
-    from compressor.tokenizer import load_tokenizer
-
-    if not (path / MANIFEST).is_file():
-        checkpoint = open_model(str(path), scratch / "import", progress=progress).checkpoint
-        return CheckpointAnswerer(checkpoint), load_tokenizer(checkpoint.root), checkpoint.architecture
-    manifest = read_manifest(path)
-    target = make_target(manifest.target, manifest.options)
-    tokenizer = tokenizer_of(path, "")
-    session = open_session(target, Artifact(path, target.name))
-    return SessionAnswerer(session), tokenizer, resolve(artifact_config(path))
 
 
 def _report(progress: Progress, what: str) -> Any:

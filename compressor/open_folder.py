@@ -1,0 +1,48 @@
+"""A folder that answers: a model, a step of a run, or an artifact in its own runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compressor.architecture import Architecture, resolve
+from compressor.manifest import read_manifest
+from compressor.measure.answers import Answerer, CheckpointAnswerer, SessionAnswerer
+from compressor.pass_ import Progress
+from compressor.probe import open_session
+from compressor.readback import artifact_config
+from compressor.registry import make_target
+from compressor.source import open_model
+from compressor.target import MANIFEST, Artifact
+from compressor.tokenizer import load_tokenizer
+
+
+def open_folder(path: Path, scratch: Path, progress: Progress) -> tuple[Answerer, Any, Architecture]:
+    """What answers for a folder, its tokenizer and its shape.
+
+    Args:
+        scratch: where a model that has to be converted goes.
+
+    Raises:
+        InputError: it is neither a model nor an artifact.
+        RunError: the artifact's runtime is not here.
+    """
+    if not (path / MANIFEST).is_file():
+        checkpoint = open_model(str(path), scratch / "import", progress=progress).checkpoint
+        return CheckpointAnswerer(checkpoint), load_tokenizer(checkpoint.root), checkpoint.architecture
+    manifest = read_manifest(path)
+    artifact = Artifact(path, manifest.target)
+    tokenizer = artifact_tokenizer(path)
+    session = open_session(make_target(manifest.target, manifest.options), artifact)
+    return SessionAnswerer(session), tokenizer, resolve(artifact_config(path))
+
+
+def artifact_tokenizer(root: Path) -> Any:
+    """An artifact's own tokenizer, which a GGUF file has inside."""
+    files = list(root.glob("*.gguf"))
+    if not files:
+        return load_tokenizer(root)
+    from compressor.gguf.container import GgufFile
+    from compressor.gguf.tokenizer import build_tokenizer
+
+    return build_tokenizer(GgufFile.open(files[0]))
