@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from onnx import ModelProto, helper
 
@@ -21,6 +20,7 @@ from targets.onnx import interface
 from targets.onnx.interface import GROUP_SIZE, LAST_TOKEN
 from targets.onnx.lengths import Lengths
 from targets.onnx.nodes import CONTRIB, ONNX_TYPES, Nodes
+from targets.onnx.parts import activated, number, rotary_names, soft_capped, split
 from targets.onnx.plan import PACKED, Matrix, Plan
 
 OPSET = 21
@@ -29,18 +29,6 @@ IR_VERSION = 10  # the first whose nodes carry metadata
 # GroupQueryAttention rotates heads of a multiple of this width itself; others are rotated before it.
 ROTATED_INSIDE = 16
 INT8_LEVEL = 4  # of int8 matrices whatever was asked: level 0 is 20 times slower
-# Operators of activation functions, with their attributes. SiLU is two nodes.
-ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "gelu": ("Gelu", {}),
-    "gelu_new": ("Gelu", {"approximate": "tanh"}),
-    "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
-    "relu": ("Relu", {}),
-}
-
-
-def rotary_names(kind: str) -> tuple[str, str]:
-    """Names of the tables of one kind of rotary embedding: cosines, sines."""
-    return (f"rotary.{kind}.cosines", f"rotary.{kind}.sines") if kind else ("rotary.cosines", "rotary.sines")
 
 
 def build(plan: Plan, accuracy_level: int) -> ModelProto:
@@ -108,11 +96,7 @@ class Decoder:
         normed, cap = self._norm(self._architecture.modules.norm), self._architecture.logit_softcap
         last = self._nodes.add("GatherND", [normed, self._lengths.last_of_step(self._nodes)], LAST_TOKEN, batch_dims=1)
         logits = self._linear(matrix, last)
-        if cap is not None:
-            small = self._nodes.add("Div", [logits, self._number(cap)], "logits/small")
-            self._nodes.add(
-                "Mul", [self._nodes.add("Tanh", [small], "logits/tanh"), self._number(cap)], "logits/capped"
-            )
+        soft_capped(self._nodes, logits, cap, self._compute, "logits/")
         self._nodes.nodes[-1].output[0] = "logits"
 
     def model(self) -> ModelProto:
@@ -153,8 +137,7 @@ class Decoder:
         return [] if self._architecture.norm == "rms" else [norm + ".bias"]
 
     def _number(self, value: float) -> str:
-        """A constant in the dtype that the graph computes in."""
-        return self._nodes.constant(value, np.float16 if self._compute == torch.float16 else np.float32)
+        return number(self._nodes, value, self._compute)
 
     def _linear(self, matrix: Matrix, features: str) -> str:
         multiply = self._float_linear if matrix.scheme is None else self._quantized_linear
@@ -217,7 +200,7 @@ class Decoder:
             features = self._linear(packed, normed)
             if not architecture.qk_norm and (self._rotates_inside or not self._has_rotary):
                 return features, "", ""
-            query, key, value = self._split(features, architecture.qkv_rows, name, ("query", "key", "value"))
+            query, key, value = split(self._nodes, features, architecture.qkv_rows, name, ("query", "key", "value"))
         if architecture.qk_norm:
             query = self._head_norm(query, name + "q_norm", architecture.heads)
             key = self._head_norm(key, name + "k_norm", architecture.kv_heads)
@@ -226,12 +209,6 @@ class Decoder:
             query = self._rotated(query, kind, name + "q_rotated", architecture.heads)
             key = self._rotated(key, kind, name + "k_rotated", architecture.kv_heads)
         return query, key, value
-
-    def _split(self, features: str, rows: tuple[int, ...], prefix: str, parts: tuple[str, ...]) -> list[str]:
-        """Parts of so many features each, called after `prefix`."""
-        outputs = [prefix + part for part in parts]
-        self._nodes.add("Split", [features, self._nodes.constant(list(rows))], prefix + "split", outputs, axis=-1)
-        return outputs
 
     def _head_norm(self, features: str, name: str, heads: int) -> str:
         """Normalize each head of [batch, current, heads * head_dim] by itself."""
@@ -273,7 +250,7 @@ class Decoder:
         mlp = self._architecture.modules.mlp
         made = [self._linear(matrices[name], normed) for name in mlp.first]
         rows = self._architecture.mlp_rows
-        gate, up = made if len(made) == 2 else self._split(made[0], rows, f"{prefix}{mlp.body}.", ("gate", "up"))
+        gate, up = made if len(made) == 2 else split(self._nodes, made[0], rows, f"{prefix}{mlp.body}.", ("gate", "up"))
         return self._nodes.add("Mul", [self._activated(prefix, gate), up], f"{prefix}{mlp.body}.gated")
 
     def _plain(self, prefix: str, matrices: Mapping[str, Matrix], normed: str) -> str:
@@ -282,13 +259,8 @@ class Decoder:
         return self._activated(prefix, self._linear(matrices[first], normed))
 
     def _activated(self, prefix: str, features: str) -> str:
-        name = f"{prefix}{self._architecture.modules.mlp.body}."
-        if self._architecture.activation == "silu":
-            # onnxruntime makes one node of these two, its sign of SiLU.
-            sigmoid = self._nodes.add("Sigmoid", [features], name + "sigmoid")
-            return self._nodes.add("Mul", [features, sigmoid], name + "activated")
-        operator, attributes = ACTIVATIONS[self._architecture.activation]
-        return self._nodes.add(operator, [features], name + "activated", **attributes)
+        body = f"{prefix}{self._architecture.modules.mlp.body}."
+        return activated(self._nodes, self._architecture.activation, features, body)
 
 
 def _zero_points(matrix: Matrix) -> str:

@@ -17,6 +17,16 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 def shape_problems(architecture: Architecture) -> Iterator[str]:
     """Why a model of this shape cannot be expressed."""
+    yield from graph_problems(architecture)
+    if architecture.head_dim % HEAD_DIM_STEP:
+        yield (
+            f"onnxruntime's attention takes a head_dim that is a multiple of {HEAD_DIM_STEP}, "
+            f"not {architecture.head_dim}; choose target hf."
+        )
+
+
+def graph_problems(architecture: Architecture) -> Iterator[str]:
+    """Why neither graph can express a model of this shape."""
     if architecture.activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         yield f"The ONNX graph knows the activations {known}, not {architecture.activation}; choose target hf."
@@ -25,30 +35,6 @@ def shape_problems(architecture: Architecture) -> Iterator[str]:
             f"Rotary scaling {rope_type!r} changes with the length of the text, which a stored table "
             "cannot follow; choose target hf."
         )
-    if architecture.head_dim % HEAD_DIM_STEP:
-        yield (
-            f"onnxruntime's attention takes a head_dim that is a multiple of {HEAD_DIM_STEP}, "
-            f"not {architecture.head_dim}; choose target hf."
-        )
-
-
-def unusual_traits(architecture: Architecture) -> list[str]:
-    """What sets a model apart from the shape of Llama and its kin, for graphs that know no other."""
-    attention, mlp = architecture.modules.branches
-    found = {
-        "layer norm": architecture.norm != "rms",
-        "norm with a gain of one plus its weight": architecture.norm_shift != 0,
-        "norm behind a branch": attention.post_norm or mlp.post_norm,
-        "linear that stacks others": len(attention.first) == 1 or len(mlp.first) != 2,
-        "MLP without a gate": not architecture.gated,
-        "scaled embedding": architecture.embedding_scale != 1,
-        "soft-capping": architecture.attention_softcap or architecture.logit_softcap,
-        "scale of attention scores of its own": architecture.score_scale != architecture.head_dim**-0.5,
-        "table of learned positions": architecture.modules.positions,
-        "partial rotary embedding": architecture.rotary_dim != architecture.head_dim,
-        "second rotary embedding": len(set(architecture.rotary_kinds)) > 1,
-    }
-    return [trait for trait, is_there in found.items() if is_there]
 
 
 def group_problems(schemes: Mapping[str, Scheme]) -> Iterator[str]:

@@ -9,12 +9,11 @@ import torch
 from onnx import TensorProto
 
 from compressor.checkpoint import Block, Checkpoint, Weight
-from compressor.decoder import rotary_tables
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from targets.casting import Caster
-from targets.onnx.graph import rotary_names
 from targets.onnx.nodes import ONNX_TYPES
+from targets.onnx.parts import stored_rotary_tables
 from targets.onnx.plan import Matrix, Plan
 
 DATA_FILE = "model.onnx.data"
@@ -59,11 +58,8 @@ def stream(plan: Plan, checkpoint: Checkpoint, caster: Caster | None, data: Data
             _cast(block.weights, caster)
         _write_block(plan, block, data)
         progress("writing", done, len(names))
-    architecture = checkpoint.architecture
-    for kind in dict.fromkeys(architecture.rotary_kinds) if architecture.rotary_dim else ():
-        tables = rotary_tables(checkpoint.config, architecture.max_positions, kind)
-        for name, table in zip(rotary_names(kind), tables, strict=True):
-            _write_float(data, name, plan.compute, [table])
+    for name, table in stored_rotary_tables(checkpoint):
+        _write_float(data, name, plan.compute, [table])
 
 
 def _cast(weights: dict[str, Weight], caster: Caster) -> None:

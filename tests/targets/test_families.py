@@ -11,8 +11,9 @@ from compressor.families import FAMILIES
 from compressor.registry import make_pass, make_target, parse_spec
 
 LATER = ["gemma2", "gemma3_text", "phi3", "gpt2"]
-TARGETS = ["awq", "gguf-q4_0", "gguf-q8_0", "gptq", "onnx-fp16", "onnx-fp32", "onnx-int4", "onnx-int8", "trt-fp8",
-           "trt-int4", "trt-int8", "trt-nvfp4", "vllm-fp8", "vllm-int4", "vllm-int8", "vllm-nvfp4"]  # fmt: skip
+TARGETS = ["awq", "gguf-q4_0", "gguf-q8_0", "gptq", "onnx-fp16", "onnx-fp32", "onnx-int4", "onnx-int8", "onnx-qdq-int4",
+           "onnx-qdq-int8", "trt-fp8", "trt-int4", "trt-int8", "trt-nvfp4", "vllm-fp8", "vllm-int4", "vllm-int8",
+           "vllm-nvfp4"]  # fmt: skip
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "query_pre_attn_scalar": 32,
         "final_logit_softcapping": None}  # fmt: skip
 

@@ -18,17 +18,18 @@ import torch
 from onnx import ModelProto, helper
 
 from compressor.architecture import Architecture
+from compressor.families import HEAD, Branch
 from compressor.quantized import Scheme
 from targets.onnx import interface
 from targets.onnx.interface import GROUP_SIZE, LAST_TOKEN
 from targets.onnx.nodes import ONNX_TYPES, Nodes
+from targets.onnx.parts import activated, number, rotary_names, soft_capped, split
 from targets.onnx.qdq.limits import block_size
 from targets.onnx.qdq.positions import Positions
 
 OPSET = 21  # the first with blocks and four bits in DequantizeLinear
 IR_VERSION = 10
 
-COSINES, SINES = "rotary.cosines", "rotary.sines"
 CODES, SCALES, INPUT_SCALE = ".codes", ".scales", ".input_scale"  # behind the name of a quantized weight
 
 
@@ -61,23 +62,33 @@ class Decoder:
         self._positions = Positions.measure(self._nodes)
         windows = dict.fromkeys(self._architecture.windows)
         self._masks = {window: self._positions.mask(self._nodes, self._compute, window) for window in windows}
-        self._cosines, self._sines = (self._angles(table) for table in (COSINES, SINES))
+        kinds = dict.fromkeys(self._architecture.rotary_kinds) if self._architecture.rotary_dim else ()
+        self._angles = {kind: [self._rows(table) for table in rotary_names(kind)] for kind in kinds}
 
     def embed(self) -> str:
-        return self._add("Gather", "embedding", self._architecture.embedding + ".weight", "input_ids")
+        modules, scale = self._architecture.modules, self._architecture.embedding_scale
+        features = self._add("Gather", "embedding", modules.embedding + ".weight", "input_ids")
+        if scale != 1:
+            features = self._add("Mul", "embedding/scaled", features, self._number(scale))
+        if modules.positions:
+            places = self._add("Gather", "embedding/places", modules.positions + ".weight", self._positions.of_step)
+            features = self._add("Add", "embedding/placed", features, places)
+        return features
 
     def block(self, index: int, features: str) -> str:
-        prefix = f"model.layers.{index}."
-        attended = self._attention(index, self._norm(features, prefix + "input_layernorm"))
-        features = self._add("Add", prefix + "attended", features, attended)
-        gated = self._gated_mlp(prefix + "mlp.", self._norm(features, prefix + "post_attention_layernorm"))
-        return self._add("Add", prefix + "output", features, gated)
+        prefix, (attention, mlp) = self._architecture.modules.block(index), self._architecture.modules.branches
+        attended = self._attention(index, self._norm(features, prefix + attention.norm))
+        features = self._add("Add", prefix + "attended", features, self._post_norm(prefix, attention, attended))
+        inner = self._mlp(prefix, self._norm(features, prefix + mlp.norm))
+        return self._add("Add", prefix + "output", features, self._post_norm(prefix, mlp, inner))
 
     def head(self, features: str) -> None:
         """Logits [batch, 1, vocab_size] of the last token of each row, wherever its padding is."""
-        normed = self._norm(features, "model.norm")
+        shape = self._architecture
+        normed = self._norm(features, shape.modules.norm)
         last = self._add("GatherND", LAST_TOKEN, normed, self._positions.last_of_step(self._nodes), batch_dims=1)
-        self._linear(self._architecture.embedding if self._architecture.tied_embeddings else "lm_head", last)
+        logits = self._linear(shape.embedding if shape.tied_embeddings else HEAD, last)
+        soft_capped(self._nodes, logits, shape.logit_softcap, self._compute, "logits/")
         self._nodes.nodes[-1].output[0] = "logits"
 
     def model(self) -> ModelProto:
@@ -90,31 +101,60 @@ class Decoder:
     # ---- the parts of a block
 
     def _norm(self, features: str, name: str) -> str:
-        """Root-mean-square norm. The mean is taken in float32: squares are beyond float16 early."""
+        """The norm `name`. Its means are taken in float32: squares are beyond float16 early."""
         wide = self._cast(features, torch.float32, name + "/wide")
+        if self._architecture.norm == "layer":
+            return self._layer_norm(wide, name)
         square = self._add("Mul", name + "/square", wide, wide)
-        mean = self._add("ReduceMean", name + "/mean", square, self._integers([-1]), keepdims=1)
-        epsilon = self._nodes.constant(self._architecture.norm_epsilon, np.float32)
-        root = self._add("Sqrt", name + "/root", self._add("Add", name + "/shifted", mean, epsilon))
-        normed = self._cast(self._add("Div", name + "/normed", wide, root), self._compute, name + "/narrow")
-        return self._add("Mul", name, normed, name + ".weight")
+        mean = self._mean(square, name + "/mean")
+        root = self._add("Sqrt", name + "/root", self._add("Add", name + "/shifted", mean, self._epsilon))
+        normed, shift = self._add("Div", name + "/normed", wide, root), self._architecture.norm_shift
+        if not shift:
+            return self._add("Mul", name, self._cast(normed, self._compute, name + "/narrow"), name + ".weight")
+        # A gain of one plus the weight is not rounded to float16, and neither is what it multiplies.
+        weight = self._cast(name + ".weight", torch.float32, name + "/weight")
+        gain = self._add("Add", name + "/gain", weight, self._nodes.constant(shift, np.float32))
+        return self._cast(self._add("Mul", name + "/scaled", normed, gain), self._compute, name)
+
+    def _layer_norm(self, wide: str, name: str) -> str:
+        centered = self._add("Sub", name + "/centered", wide, self._mean(wide, name + "/center"))
+        variance = self._mean(self._add("Mul", name + "/square", centered, centered), name + "/variance")
+        root = self._add("Sqrt", name + "/root", self._add("Add", name + "/shifted", variance, self._epsilon))
+        normed = self._cast(self._add("Div", name + "/normed", centered, root), self._compute, name + "/narrow")
+        return self._add("Add", name, self._add("Mul", name + "/scaled", normed, name + ".weight"), name + ".bias")
+
+    def _mean(self, values: str, name: str) -> str:
+        return self._add("ReduceMean", name, values, self._integers([-1]), keepdims=1)
+
+    def _post_norm(self, prefix: str, branch: Branch, features: str) -> str:
+        """What a branch adds to the residual stream."""
+        return self._norm(features, prefix + branch.post_norm) if branch.post_norm else features
 
     def _attention(self, index: int, features: str) -> str:
-        name, shape = f"model.layers.{index}.self_attn", self._architecture
-        query, key, value = (self._linear(f"{name}.{part}_proj", features) for part in "qkv")
-        query = self._rotated(self._heads(query, f"{name}.q", shape.heads, shape.qk_norm), f"{name}.q")
-        key = self._rotated(self._heads(key, f"{name}.k", shape.kv_heads, shape.qk_norm), f"{name}.k")
+        shape, attention = self._architecture, self._architecture.modules.attention
+        prefix = shape.modules.block(index)
+        name = prefix + attention.body
+        query, key, value = self._query_key_value(prefix, features)
+        query = self._rotated(index, self._heads(query, f"{name}.q", shape.heads, shape.qk_norm), f"{name}.q")
+        key = self._rotated(index, self._heads(key, f"{name}.k", shape.kv_heads, shape.qk_norm), f"{name}.k")
         value = self._heads(value, f"{name}.v", shape.kv_heads, normed=False)
         keys, values = (self._cached(index, part, new) for part, new in (("key", key), ("value", value)))
-        scaled = self._add("Mul", name + "/scaled", query, self._number(shape.head_dim**-0.5))
+        scaled = self._add("Mul", name + "/scaled", query, self._number(shape.score_scale))
         turned = self._add("Transpose", name + "/keys", self._repeated(keys, name + "/key"), perm=[0, 1, 3, 2])
         scores = self._add("MatMul", name + "/scores", scaled, turned)
+        scores = soft_capped(self._nodes, scores, shape.attention_softcap, self._compute, name + "/")
         masked = self._add("Add", name + "/masked", scores, self._masks[shape.windows[index]])
         shares = self._add("Softmax", name + "/shares", masked, axis=-1)
         mixed = self._add("MatMul", name + "/mixed", shares, self._repeated(values, name + "/value"))
         together = self._add("Transpose", name + "/together", mixed, perm=[0, 2, 1, 3])
         width = self._integers([0, 0, shape.heads * shape.head_dim])
-        return self._linear(name + ".o_proj", self._add("Reshape", name, together, width))
+        return self._linear(prefix + attention.last, self._add("Reshape", name, together, width))
+
+    def _query_key_value(self, prefix: str, features: str) -> list[str]:
+        attention = self._architecture.modules.attention
+        made = [self._linear(prefix + name, features) for name in attention.first]
+        parts, rows = ("query", "key", "value"), self._architecture.qkv_rows
+        return made if len(made) > 1 else split(self._nodes, made[0], rows, f"{prefix}{attention.body}/", parts)
 
     def _heads(self, features: str, name: str, heads: int, normed: bool) -> str:
         """[batch, current, heads * head_dim] as [batch, heads, current, head_dim], each head normed if asked."""
@@ -123,13 +163,18 @@ class Decoder:
         apart = self._norm(apart, name + "_norm") if normed else apart
         return self._add("Transpose", name + "/heads", apart, perm=[0, 2, 1, 3])
 
-    def _rotated(self, heads: str, name: str) -> str:
-        """Each head turned by the angles of its position, the first half of its width against the second."""
-        first, second = halves = [name + "/first", name + "/second"]
-        self._nodes.add("Split", [heads], name + "/halves", halves, axis=-1, num_outputs=2)
-        left = self._difference(first, self._cosines, second, self._sines, name + "/left", "Sub")
-        right = self._difference(second, self._cosines, first, self._sines, name + "/right", "Add")
-        return self._add("Concat", name + "/rotated", left, right, axis=-1)
+    def _rotated(self, index: int, heads: str, name: str) -> str:
+        """Each head turned by the angles of its position, the first half of what is rotated against the second."""
+        shape = self._architecture
+        if not shape.rotary_dim:
+            return heads
+        cosines, sines = self._angles[shape.rotary_kinds[index]]
+        half, rest = shape.rotary_dim // 2, shape.head_dim - shape.rotary_dim
+        sizes = [half, half, rest] if rest else [half, half]
+        first, second, *kept = split(self._nodes, heads, sizes, name + "/", ("first", "second", "rest")[: len(sizes)])
+        left = self._difference(first, cosines, second, sines, name + "/left", "Sub")
+        right = self._difference(second, cosines, first, sines, name + "/right", "Add")
+        return self._add("Concat", name + "/rotated", left, right, *kept, axis=-1)
 
     def _difference(self, one: str, by_one: str, other: str, by_other: str, name: str, operator: str) -> str:
         """Sum or difference of two products."""
@@ -139,8 +184,8 @@ class Decoder:
         ]
         return self._add(operator, name, *products)
 
-    def _angles(self, table: str) -> str:
-        """The rows of a rotary table for the tokens of this step: [batch, 1, current, head_dim / 2]."""
+    def _rows(self, table: str) -> str:
+        """The rows of a rotary table for the tokens of this step: [batch, 1, current, rotary_dim / 2]."""
         rows = self._add("Gather", table + "/rows", table, self._positions.of_step)
         return self._add("Unsqueeze", table + "/of_heads", rows, self._integers([1]))
 
@@ -158,10 +203,16 @@ class Decoder:
         copied = self._add("Expand", name + "/copies", apart, copies)
         return self._add("Reshape", name + "/repeated", copied, self._integers([0, shape.heads, -1, shape.head_dim]))
 
-    def _gated_mlp(self, prefix: str, features: str) -> str:
-        gate, up = (self._linear(f"{prefix}{part}_proj", features) for part in ("gate", "up"))
-        activated = self._add("Mul", prefix + "activated", gate, self._add("Sigmoid", prefix + "sigmoid", gate))
-        return self._linear(prefix + "down_proj", self._add("Mul", prefix + "gated", activated, up))
+    def _mlp(self, prefix: str, features: str) -> str:
+        mlp, shape = self._architecture.modules.mlp, self._architecture
+        made = [self._linear(prefix + name, features) for name in mlp.first]
+        body = f"{prefix}{mlp.body}."
+        if shape.gated and len(made) == 1:
+            made = split(self._nodes, made[0], shape.mlp_rows, body, ("gate", "up"))
+        inner = activated(self._nodes, shape.activation, made[0], body)
+        if shape.gated:
+            inner = self._add("Mul", body + "gated", inner, made[1])
+        return self._linear(prefix + mlp.last, inner)
 
     # ---- linears
 
@@ -203,4 +254,8 @@ class Decoder:
         return self._nodes.constant(values)
 
     def _number(self, value: float) -> str:
-        return self._nodes.constant(value, np.float32 if self._compute == torch.float32 else np.float16)
+        return number(self._nodes, value, self._compute)
+
+    @property
+    def _epsilon(self) -> str:
+        return self._nodes.constant(self._architecture.norm_epsilon, np.float32)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from compressor.architecture import Architecture
 from compressor.quantized import Scheme
-from targets.onnx.limits import ROPE_TYPES, unusual_traits
 
 # Blocks that TensorRT keeps at four bits; larger groups are blocks that repeat a scale.
 BLOCK_SIZES = (128, 64, 32, 16)
@@ -20,20 +18,6 @@ def block_size(scheme: Scheme, columns: int) -> int | None:
     if scheme.group_size is None and scheme.bits == 8:
         return None
     return next((size for size in BLOCK_SIZES if (scheme.group_size or columns) % size == 0), 0)
-
-
-def shape_problems(shape: Architecture) -> Iterator[str]:
-    """Why a model of this shape cannot be expressed."""
-    if unusual := unusual_traits(shape):
-        yield f"The graph in standard operators has no {unusual[0]}; choose target onnx-int4 or onnx-int8."
-        return
-    if shape.activation != "silu":
-        yield f"The graph knows the activation silu, not {shape.activation}; choose target hf."
-    for rope_type in set(shape.rope_types).difference(ROPE_TYPES):
-        yield (
-            f"Rotary scaling {rope_type!r} changes with the length of the text, which a stored table cannot "
-            "follow; choose target hf."
-        )
 
 
 def layer_reasons(scheme: Scheme, columns: int, preset: str) -> Iterable[str]:

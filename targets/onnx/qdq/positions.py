@@ -23,12 +23,14 @@ class Positions:
         past: int64 [1], the tokens in the cache.
         columns: index of each token among all, int64 [total].
         rows: the same of this step's tokens, int64 [current, 1].
-        of_step: how many tokens of its row come before each of this step's, int64 [batch, current].
+        of_all: how many tokens of its row come before each of all, int64 [batch, total].
+        of_step: the same of this step's tokens, int64 [batch, current].
     """
 
     past: str
     columns: str
     rows: str
+    of_all: str
     of_step: str
 
     @classmethod
@@ -44,17 +46,14 @@ class Positions:
         seen = nodes.add("CumSum", ["attention_mask", one], "positions/seen")
         before = nodes.add("Max", [nodes.add("Sub", [seen, one], "positions/before"), zero], "positions/of_all")
         of_step = nodes.add("Slice", [before, past, total, nodes.constant([1])], "positions/of_step")
-        return cls(past, columns, rows, of_step)
+        return cls(past, columns, rows, before, of_step)
 
     def mask(self, nodes: Nodes, dtype: torch.dtype, window: int | None) -> str:
         """[batch, 1, current, total] in `dtype`, added to scores: 0 for what is seen, and the lowest number."""
         name = f"mask/{window or 'whole'}/"
         visible = nodes.add("LessOrEqual", [self.columns, self.rows], name + "earlier")
         if window is not None:
-            # Counts the token itself, as transformers does: key j is seen from i if i - j < window.
-            start = nodes.add("Sub", [self.rows, nodes.constant(window)], name + "start")
-            near = nodes.add("Greater", [self.columns, start], name + "near")
-            visible = nodes.add("And", [visible, near], name + "visible")
+            visible = nodes.add("And", [visible, self._near(nodes, window, name)], name + "visible")
         real = nodes.add("Cast", ["attention_mask"], name + "real", to=TensorProto.BOOL)
         by_row = nodes.add("Unsqueeze", [real, nodes.constant([1, 2])], name + "by_row")
         seen = nodes.add("And", [visible, by_row], name + "seen")
@@ -62,6 +61,16 @@ class Positions:
         return nodes.add(
             "Where", [seen, nodes.constant(0, type(lowest)), nodes.constant(lowest, type(lowest))], name + "bias"
         )
+
+    def _near(self, nodes: Nodes, window: int, name: str) -> str:
+        """Which tokens are within the window of each, bool [batch, 1, current, total]; padding is not counted.
+
+        The token itself is, as transformers does: key j is seen from i if i - j < window.
+        """
+        start = nodes.add("Sub", [self.of_step, nodes.constant(window)], name + "start")
+        by_row = nodes.add("Unsqueeze", [start, nodes.constant([1, 3])], name + "start_by_row")
+        by_column = nodes.add("Unsqueeze", [self.of_all, nodes.constant([1, 2])], name + "by_column")
+        return nodes.add("Greater", [by_column, by_row], name + "near")
 
     def last_of_step(self, nodes: Nodes) -> str:
         """Index of each row's last token among those of this step, int64 [batch, 1, 1]."""

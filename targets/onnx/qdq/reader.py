@@ -24,7 +24,7 @@ from compressor.errors import RunError
 from compressor.quantized import Activations, QuantizedWeight, Scheme
 
 BITS: Mapping[int, int] = {TensorProto.INT4: 4, TensorProto.INT8: 8}
-TABLES = ("rotary.cosines", "rotary.sines")  # no parameters of the checkpoint
+TABLES = "rotary."  # what the names of those begin with that are no parameters of the checkpoint
 OUTPUT_BYTES = 64 << 20  # of one run of a node
 
 
@@ -38,7 +38,7 @@ def read_weights(root: Path) -> Iterator[tuple[str, Weight]]:
     for node in graph.quantized.values():
         yield node.output[0], graph.weight_of(node)
     for name in graph.stored:
-        if name not in graph.used_by_quantized and name not in TABLES:
+        if name not in graph.used_by_quantized and not name.startswith(TABLES):
             yield name, torch.from_numpy(graph.load(name))
 
 

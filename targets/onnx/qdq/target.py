@@ -16,7 +16,8 @@ from compressor.quantized import Scheme
 from compressor.target import Artifact, Tolerance
 from targets.casting import Caster
 from targets.onnx.folder import OnnxFolder, require_packages
-from targets.onnx.qdq.limits import layer_reasons, shape_problems
+from targets.onnx.limits import graph_problems
+from targets.onnx.qdq.limits import layer_reasons
 from targets.refusals import refusals
 from targets.tolerances import BY_DTYPE, ROUNDED
 
@@ -48,7 +49,7 @@ class QdqTarget(OnnxFolder):
         found = refusals("TensorRT", self._layer_reasons, architecture, schemes, example, fuses=False)
         if schemes and not found and own not in {scheme.kind for scheme in schemes.values()}:
             found.append(f"No layer is {own}; the target {self.taker} takes these, or quantize with {example}.")
-        return [*shape_problems(architecture), *found]
+        return [*graph_problems(architecture), *found]
 
     def _layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
         if scheme.kind in self.kinds:

@@ -8,12 +8,12 @@ import torch
 from onnx import TensorProto
 
 from compressor.checkpoint import Checkpoint
-from compressor.decoder import rotary_tables
 from compressor.errors import InputError
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight
 from targets.casting import Caster
-from targets.onnx.qdq.graph import CODES, COSINES, INPUT_SCALE, SCALES, SINES, Plan
+from targets.onnx.parts import stored_rotary_tables
+from targets.onnx.qdq.graph import CODES, INPUT_SCALE, SCALES, Plan
 from targets.onnx.qdq.limits import block_size
 from targets.onnx.weights import DataFile
 
@@ -30,8 +30,7 @@ def stream(plan: Plan, checkpoint: Checkpoint, caster: Caster, data: DataFile, p
             else:
                 _write_float(data, name, caster.tensor(name, weight))
         progress("writing", done, len(names))
-    tables = rotary_tables(checkpoint.config, checkpoint.architecture.max_positions)
-    for name, table in zip((COSINES, SINES), tables, strict=True):
+    for name, table in stored_rotary_tables(checkpoint):
         _write_float(data, name, table.to(plan.compute))
 
 

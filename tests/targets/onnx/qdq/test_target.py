@@ -90,7 +90,7 @@ def test_int8_alone_is_another_target(architecture):
 
 
 def test_models_that_the_graph_does_not_express(architecture):
-    odd = replace(architecture, activation="gelu", rope_types=("dynamic",))
+    odd = replace(architecture, activation="quick_gelu", rope_types=("dynamic",))
     assert len(INT4.problems(odd, {DOWN: Scheme(4, 32)})) == 2
 
 
