@@ -167,8 +167,8 @@ class Architecture:
         """
         if self.transposed:
             raise InputError(
-                f"{name} leaves folders for transformers, which quantizes no Conv1D, as {self.model_type} models have.",
-                "gptq, awq, rtn, tune, mixed and fp8 work.",
+                f"{name} writes compressed-tensors, which has no form for the Conv1D of {self.model_type} models.",
+                "gptq, awq, rtn, tune, mixed, fp8 and nf4 work.",
             )
 
     def _norm_shapes(self, name: str) -> dict[str, tuple[int, ...]]:

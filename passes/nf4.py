@@ -83,7 +83,6 @@ class NF4(LinearPass, _Options, BlockPass):
         return Scheme(4, GROUP_SIZE, type="nf4", double_quant=self.double_quant)
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-        architecture.refuse_transposed(self.name)
         if find_spec("bitsandbytes") is None:
             raise MissingExtra("bitsandbytes", "bitsandbytes", "The pass nf4")
         return super().plan(architecture, schemes)

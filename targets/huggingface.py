@@ -51,11 +51,12 @@ class HuggingFace(Target):
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         if _has(schemes, "nf4") and find_spec("bitsandbytes") is None:
             return ["NF4 is read back by bitsandbytes, which is missing; pip install 'llmc-compiler[bitsandbytes]'."]
-        if schemes and architecture.transposed:
-            first = next(iter(schemes))
+        packed = [name for name, scheme in schemes.items() if scheme.kind != "nf4"]
+        if packed and architecture.transposed:
+            # bitsandbytes does: transformers puts its linears in the place of either.
             return [
-                f"transformers keeps {first} as Conv1D, for which it reads no {schemes[first].kind} weights; "
-                "the float model works, or the targets vllm-int4, gptq and onnx-int4."
+                f"transformers keeps {packed[0]} as Conv1D, for which compressed-tensors has no form; "
+                "nf4 works here, the float model, or the targets vllm-int4, gptq and onnx-int4."
             ]
         return []
 

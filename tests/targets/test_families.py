@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from benchmarks.families import preset, problems
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.families import FAMILIES
-from compressor.registry import make_pass, make_target, parse_spec
+from compressor.pass_ import PassContext
+from compressor.registry import make_pass, make_target
 
 LATER = ["gemma2", "gemma3_text", "phi3", "gpt2"]
 TARGETS = ["awq", "gguf-q4_0", "gguf-q8_0", "gptq", "onnx-fp16", "onnx-fp32", "onnx-int4", "onnx-int8", "onnx-qdq-int4",
@@ -53,10 +55,38 @@ def test_layers_left_float_beside_quantized_ones_keep_their_orientation(tiny_mod
     assert verified(target, artifact, checkpoint).mismatches == []
 
 
-@pytest.mark.parametrize("spec", ["nf4", "llmcompressor"])
-def test_passes_for_linears_of_torch_refuse_conv1d(tiny_model, spec):
-    with pytest.raises(InputError, match="Conv1D"):
-        make_pass(*parse_spec(spec)).plan(Checkpoint.open(tiny_model("gpt2")).architecture, {})
+def test_compressed_tensors_has_no_form_for_conv1d(tiny_model):
+    architecture = Checkpoint.open(tiny_model("gpt2")).architecture
+    with pytest.raises(InputError, match="no form for the Conv1D of gpt2"):
+        make_pass("llmcompressor", {}).plan(architecture, {})
+    (problem,) = make_target("hf", {}).problems(
+        architecture, make_pass("rtn", {"group_size": 32}).plan(architecture, {})
+    )
+    assert "Conv1D, for which compressed-tensors has no form; nf4 works here" in problem
+
+
+def test_compressed_tensors_itself_knows_no_conv1d(tiny_model):
+    """What the refusal says: a module of that class is not found, whatever the settings say."""
+    from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme, apply_quantization_config
+    from compressed_tensors.quantization.quant_args import QuantizationArgs
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("gpt2"))
+    weights = QuantizationArgs(num_bits=4, group_size=32, strategy="group")
+    groups = {"all": QuantizationScheme(targets=["Conv1D"], weights=weights)}
+    apply_quantization_config(model, QuantizationConfig(config_groups=groups))
+    assert not [name for name in model.state_dict() if name.endswith("weight_scale")]
+
+
+def test_gpt2_in_nf4_is_opened_by_transformers(tiny_model, lower, verified, tmp_path, logits_of):
+    target = make_target("hf-nf4", {})
+    context = PassContext(tmp_path / "step", {}, None, 0, lambda *_: None, [])
+    checkpoint = make_pass("nf4", {}).apply(Checkpoint.open(tiny_model("gpt2")), context)
+    assert target.problems(checkpoint.architecture, checkpoint.schemes) == []
+    artifact, _ = lower(target, checkpoint)
+    assert verified(target, artifact, checkpoint).mismatches == []
+    # bitsandbytes computes in bfloat16 where the machine has instructions for it.
+    torch.testing.assert_close(logits_of(artifact.root), logits_of(checkpoint), atol=0.05, rtol=0)
 
 
 def test_the_table_has_every_family():
