@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.earlier import EarlierRows
-from compressor.errors import InputError
+from compressor.errors import InputError, LlmcError
 from compressor.evaluator import Standard
 from compressor.files import TEMPORARY_PREFIX, remove_leftovers
 from compressor.ledger import LEDGER_FILE, STEPS_FOLDER, Ledger, runs_in
@@ -56,8 +56,8 @@ def execute(recipes: Sequence[Recipe], settings: RunSettings, texts: Texts, prog
         for number, (plan, names) in enumerate(zip(plans, step_names(plans), strict=True)):
             out = folders[number]
             out.mkdir(exist_ok=True)
-            run = Run(plan, names, out, shared, EarlierRows.of(out, folders[:number]))
-            ledgers.append(run.execute())
+            with _blamed(plan.target.name if len(plans) > 1 else None):
+                ledgers.append(Run(plan, names, out, shared, EarlierRows.of(out, folders[:number])).execute())
     return ledgers
 
 
@@ -105,6 +105,17 @@ def _check_output(settings: RunSettings, folders: Sequence[Path]) -> None:
         raise InputError(f"{out} holds runs for several targets: {names}.", "Give these targets, or another folder.")
     if folders != [out] and (out / LEDGER_FILE).is_file():
         raise InputError(f"{out} holds a run for one target.", "Give that target, or another folder.")
+
+
+@contextmanager
+def _blamed(target: str | None) -> Iterator[None]:
+    """Say of an error which of several targets it came with."""
+    try:
+        yield
+    except LlmcError as error:
+        if target is not None and target not in str(error):
+            error.args = (f"{target}: {error}",)
+        raise
 
 
 @contextmanager

@@ -195,6 +195,22 @@ def test_resume_makes_what_is_missing_and_nothing_else(llmc, tiny_model, tmp_pat
     assert {path.name for path in out.iterdir()} == {"steps", "gguf-q4_0", "hf", "onnx-int4", "report.md"}
 
 
+def test_an_error_says_which_target_it_came_with(llmc, tiny_model, tmp_path, monkeypatch):
+    from compressor.errors import RunError
+    from targets.huggingface import HuggingFace
+
+    def broken(*_, **__):
+        raise RunError("The disk is worn out.", "Take another.")
+
+    monkeypatch.setattr(HuggingFace, "lower", broken)
+    words = ("compress", tiny_model("llama"), "--pass", INT4, "--measure", "none")
+    code, _, err = llmc(*words, "-t", "gguf-q4_0", "-t", "hf", "-o", tmp_path / "several")
+    assert (code, err.splitlines()[-2:]) == (4, ["Error: hf: The disk is worn out.", "Hint:  Take another."])
+    assert (tmp_path / "several" / "gguf-q4_0" / "artifact").is_dir()
+    _, _, err = llmc(*words, "-t", "hf", "-o", tmp_path / "one")
+    assert "Error: The disk is worn out." in err
+
+
 def test_runs_for_one_target_and_for_several_do_not_mix(llmc, tiny_model, tmp_path):
     root, one, several = tiny_model("llama"), tmp_path / "one", tmp_path / "several"
     words = ("compress", root, "--pass", INT4, "--measure", "none", "--resume")
