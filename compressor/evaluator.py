@@ -18,7 +18,9 @@ from compressor.files import digest_json
 from compressor.ledger import SamplesRecord, StepRecord
 from compressor.measure import samples
 from compressor.measure.accuracy import Reference, TokenScores, checkpoint_scores, session_scores
+from compressor.measure.continuations import Decodes, continuations, prompts
 from compressor.measure.latency import Workload, measure_latency
+from compressor.measure.layers import layer_errors
 from compressor.measure.torch_session import TorchSession
 from compressor.pass_ import Progress
 from compressor.recipe import MeasureSection
@@ -34,6 +36,7 @@ class Standard:
         tokens: held-out tokens, int64 [windows, length], or None when there is no text to judge by.
         scratch: folder for the original's hidden states.
         origins: number of the document of each token, int32 [windows, length]; None for running text.
+        tokenizer: to show what models write; None leaves it out.
     """
 
     original: Checkpoint
@@ -42,6 +45,7 @@ class Standard:
     scratch: Path
     progress: Progress
     origins: np.ndarray | None = None
+    tokenizer: Decodes | None = None
 
     def __post_init__(self) -> None:
         longest = self.settings.latency.prompt + self.settings.latency.output
@@ -103,6 +107,7 @@ class Evaluator:
     def measure_checkpoint(self, checkpoint: Checkpoint, row: StepRecord) -> None:
         """Fill the quality and latency of a step's row."""
         row.quality, row.samples, row.latency, row.not_run = None, None, [], None
+        row.layers, row.continuations = [], []
         if not self.standard.enabled:
             row.not_run = "measuring was switched off"
             return
@@ -111,7 +116,7 @@ class Evaluator:
             self._judged(row, checkpoint_scores(checkpoint, self.standard.reference, report))
         try:
             with closing(TorchSession.of(checkpoint)) as session:
-                self._time({row.name: session}, {row.name: row})
+                self._run({row.name: session}, {row.name: row})
         except RunError as error:
             row.not_run = str(error)
         row.measured_with = self.standard.key
@@ -120,11 +125,19 @@ class Evaluator:
         """Fill the rows of artifacts in their own runtime; for latency they take turns."""
         for row in rows.values():
             row.quality, row.samples, row.latency, row.measured_with = None, None, [], self.standard.key
+            row.continuations = []
         if self.standard.tokens is not None:
             for name, session in sessions.items():
                 report = self.standard.report(f"judging {name}")
                 self._judged(rows[name], session_scores(session, self.standard.reference, report))
-        self._time(sessions, rows)
+        self._run(sessions, rows)
+
+    def measure_layers(self, before: Checkpoint, after: Checkpoint, row: StepRecord) -> None:
+        """Fill the layer errors of the row of a pass that changed weights and not what they stand for."""
+        same = before.architecture.layers == after.architecture.layers
+        if self.standard.enabled and self.standard.tokens is not None and same:
+            report = self.standard.report(f"comparing layers, {row.name}")
+            row.layers = layer_errors(before, after, self.standard.tokens, report)
 
     def _judged(self, row: StepRecord, scores: TokenScores) -> None:
         """Keep the scores of every token beside the ledger, and their summary in the row."""
@@ -133,6 +146,14 @@ class Evaluator:
         digest = samples.write(path, samples.table(self.standard.tokens.numpy(), self.standard.origins, scores))
         row.samples = SamplesRecord(path.relative_to(self.out).as_posix(), digest, scores.loss.size)
         row.quality = scores.quality
+
+    def _run(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> None:
+        """Time the sessions, and keep what they write."""
+        self._time(sessions, rows)
+        tokens, tokenizer = self.standard.tokens, self.standard.tokenizer
+        if tokens is not None and tokenizer is not None:
+            for name, session in sessions.items():
+                rows[name].continuations = continuations(session, prompts(tokens), tokenizer)
 
     def _time(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> None:
         plan = self.standard.settings.latency

@@ -15,7 +15,9 @@ from compressor import __version__
 from compressor.errors import InputError
 from compressor.files import write_json
 from compressor.measure.accuracy import Quality
+from compressor.measure.continuations import Continuation
 from compressor.measure.latency import Latency
+from compressor.measure.layers import LayerError
 from compressor.measure.statistics import Estimate
 
 SCHEMA = 3
@@ -71,6 +73,21 @@ class TaskRecord:
 
 
 @dataclass
+class SensitivityRecord:
+    """What a pass that shares out bits knew of linears that get the same, before it rounded them.
+
+    Attributes:
+        linears: by full name.
+        chosen: how they were rounded, one of the keys of `divergence`.
+        divergence: what each way to round them was expected to cost, in nats a token.
+    """
+
+    linears: list[str]
+    chosen: str
+    divergence: dict[str, float]
+
+
+@dataclass
 class StepRecord:
     """One row: the original, a pass, a baseline in the target's runtime, or the artifact.
 
@@ -88,6 +105,9 @@ class StepRecord:
         losses: of every step of a pass that trains, in nats.
         zeros: share of the weights of the decoder's linears that are zero; of steps from a pass on that makes zeros.
         tasks: scores on tasks, which `llmc score` adds.
+        layers: error of each decoder layer, where a pass rounded them.
+        sensitivity: of groups of linears, where a pass measured it.
+        continuations: what it writes after pieces of the evaluation text.
     """
 
     name: str
@@ -106,6 +126,9 @@ class StepRecord:
     losses: list[float] = field(default_factory=list)
     zeros: float | None = None
     tasks: list[TaskRecord] = field(default_factory=list)
+    layers: list[LayerError] = field(default_factory=list)
+    sensitivity: list[SensitivityRecord] = field(default_factory=list)
+    continuations: list[Continuation] = field(default_factory=list)
 
 
 @dataclass

@@ -88,7 +88,7 @@ def _prepare(
     judged = loaded.evaluation
     tokens = None if judged is None else judged.tokens
     origins = None if judged is None or judged.origins is None else judged.origins.int().numpy()
-    standard = Standard(original, tokens, recipe.measure, scratch, progress, origins)
+    standard = Standard(original, tokens, recipe.measure, scratch, progress, origins, tokenizer)
     steps = Steps(settings.out / STEPS_FOLDER, loaded.calibration, original, recipe.seed, progress)
     return Shared(source, loaded, steps, standard)
 

@@ -11,6 +11,7 @@ import psutil
 from compressor.architecture import Architecture
 from compressor.errors import RunError
 from compressor.files import folder_bytes
+from compressor.measure.continuations import greedy
 from compressor.measure.torch_session import MEMORY_SHARE
 from compressor.target import Artifact, Session, Target, Tolerance
 
@@ -125,10 +126,7 @@ def _compare_tokens(probe: Probe, found: list[int]) -> tuple[list[str], list[str
 
 
 def _generate(session: Session, prompt: list[int], length: int) -> list[int]:
-    tokens = [session.prefill(np.array([prompt], np.int64))]
-    while len(tokens) < length:
-        tokens.append(session.decode(tokens[-1]))
-    return tokens
+    return greedy(session, np.array([prompt], np.int64), length)
 
 
 def _logits(session: Session, prompt: list[int], continuation: list[int]) -> Iterator[np.ndarray]:

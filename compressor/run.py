@@ -95,10 +95,12 @@ class Run:
         checkpoint, steps, sparse = self.shared.source.checkpoint, self.shared.steps, False
         for name, one in zip(self.step_names, self.plan.passes, strict=True):
             row = self.earlier.take(StepRecord(one.spelled(), key=steps.key(one, checkpoint)))
-            checkpoint = steps.take(name, one, checkpoint, row)
+            before, checkpoint = checkpoint, steps.take(name, one, checkpoint, row)
             sparse |= one.zeros == "makes"
             vars(row).update(_size(checkpoint), zeros=share_of_zeros(checkpoint) if sparse else None)
-            self._measured(row, checkpoint)
+            row.sensitivity = steps.sensitivity(name)
+            rounds = one.zeros == "makes" or before.schemes != checkpoint.schemes
+            self._measured(row, checkpoint, before if rounds else None)
         return checkpoint
 
     def _check_outcome(self, final: Checkpoint) -> None:
@@ -111,11 +113,17 @@ class Run:
     def _record(self, fresh: StepRecord, checkpoint: Checkpoint) -> None:
         self._measured(self.earlier.take(fresh), checkpoint)
 
-    def _measured(self, row: StepRecord, checkpoint: Checkpoint) -> None:
-        """Add a row, measured unless an earlier run measured it with the same tokens and workload."""
+    def _measured(self, row: StepRecord, checkpoint: Checkpoint, before: Checkpoint | None = None) -> None:
+        """Add a row, measured unless an earlier run measured it with the same tokens and workload.
+
+        Args:
+            before: what a pass made the checkpoint from, where it rounded layers or made zeros of them.
+        """
         self._add(row)  # on disk before measuring, so that a killed run keeps the pass's time and memory
         if not self.evaluator.has_measured(row):
             self.evaluator.measure_checkpoint(checkpoint, row)
+            if before is not None:
+                self.evaluator.measure_layers(before, checkpoint, row)
             self.ledger.save(self.out)
 
     def _add(self, row: StepRecord) -> None:

@@ -12,7 +12,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.code_version import code_version
 from compressor.errors import InputError
 from compressor.files import digest_json
-from compressor.ledger import StepRecord
+from compressor.ledger import SensitivityRecord, StepRecord
 from compressor.measure.memory import PeakMemory
 from compressor.pass_ import Need, Pass, PassContext, Progress
 from compressor.plan import Plan
@@ -65,6 +65,11 @@ class Steps:
             result = one.apply(checkpoint, context)
         row.seconds, row.peak_rss_bytes = time.perf_counter() - start, peak.bytes
         return result
+
+    def sensitivity(self, name: str) -> list[SensitivityRecord]:
+        """What the pass that made the step of this name found out before it rounded; nothing for most passes."""
+        known = json.loads((self.folder / name / STEP_FILE).read_text()).get("sensitivity", [])
+        return [SensitivityRecord(one["linears"], one["chosen"], one["divergence"]) for one in known]
 
 
 def step_names(plans: Sequence[Plan]) -> list[list[str]]:

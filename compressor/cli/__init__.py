@@ -22,7 +22,10 @@ VERBS = {
     "passes": ("compressor.cli.listing", "List the passes, or the options of one."),
     "targets": ("compressor.cli.listing", "List the targets, or the options of one."),
     "verify": ("compressor.cli.verify", "Check an artifact against its manifest, on any machine."),
-    "compare": ("compressor.cli.compare", "Tell a loss of quantizing from a runtime's fault."),
+    "compare": (
+        "compressor.cli.compare",
+        "Compare runs; or tell a loss of quantizing from a runtime's fault.",
+    ),
     "score": ("compressor.cli.score", "Score tasks on your own data: accuracy, F1, AUC, ROUGE, BLEU, exact match."),
     "lm-eval": ("compressor.cli.lm_eval", "Ask tasks of lm-evaluation-harness, of a step or of an artifact."),
     "gate": ("compressor.cli.gate", "Judge a run against its original or a baseline: PASS, FAIL or INCONCLUSIVE."),

@@ -1,4 +1,4 @@
-"""`llmc compare`: is it the quantization or the runtime?"""
+"""`llmc compare`: which run is the best; and is it the quantization or the runtime?"""
 
 from __future__ import annotations
 
@@ -16,38 +16,99 @@ if TYPE_CHECKING:
     from compressor.ledger import Ledger
     from compressor.pass_ import Progress
 
+SAMPLES, LENGTH = 4, 128  # of what runtimes are asked with
+PAGE = Path("compare.html")
+WIDE = 120  # columns of a terminal that has room for the whole table
 MARKS = {"agrees": ("✓", "green"), "differs": ("✗", "red"), "broke": ("✗", "red"), "not run": ("·", "yellow")}
 
 
 @click.command("compare")
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_ARTIFACT...")
-@click.option("--runtimes", is_flag=True, required=True, help="Compare what runtimes compute from the same weights.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="HTML file to write.  [default: compare.html]")
+@click.option("--runtimes", is_flag=True, help="Compare runtimes instead, on the same weights.")
 @click.option("--text", metavar="TEXT", help="What to ask with; the kinds of --eval.  [default: the run's --eval]")
-@click.option("--samples", type=click.IntRange(1), default=4, show_default=True, help="Texts.")
-@click.option("--length", type=click.IntRange(8), default=128, show_default=True, help="Tokens of a text.")
+@click.option("--samples", type=click.IntRange(1), help=f"Texts.  [default: {SAMPLES}]")
+@click.option("--length", type=click.IntRange(8), help=f"Tokens of a text.  [default: {LENGTH}]")
 @click.option("--original", metavar="MODEL", help="What the artifacts were made from.  [default: the run's model]")
 @engine_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare_command(
     artifacts: tuple[Path, ...],
+    output: Path | None,
     runtimes: bool,
-    text: str | None,
-    samples: int,
-    length: int,
-    original: str | None,
     as_json: bool,
+    **asking: Any,
 ) -> int:
-    """Tell a loss of quantizing from a runtime's fault: each RUN_OR_ARTIFACT against its original, and every runtime
-    that is here against what the artifact's weights mean.
+    """Compare finished runs: accuracy, size and speed of each, and which of them no other beats. In the terminal, and
+    as one HTML file.
+
+    With --runtimes, tell a loss of quantizing from a runtime's fault: each RUN_OR_ARTIFACT against its original, and
+    every runtime that is here against what the artifact's weights mean.
 
     \b
-    Exit code 0: every runtime that was run agrees; 1: one differs or broke; 2: there is nothing to compare.
+    llmc compare out/gptq out/awq out/mixed -o compare.html
+    llmc compare --runtimes out/gptq
+
+    \b
+    Exit code of --runtimes: 0: every runtime that was run agrees; 1: one differs or broke; 2: there is nothing to
+    compare.
     """
+    if not runtimes:
+        _refuse(asking)
+        return _compare_runs(artifacts, output, as_json)
+    if output is not None:
+        raise InputError("--output is for a comparison of runs.", "Leave it out, or --runtimes.")
+    return _compare_runtimes(artifacts, as_json, **asking)
+
+
+def _refuse(asking: dict[str, Any]) -> None:
+    given = [name for name, value in asking.items() if value is not None]
+    if given:
+        raise InputError(f"--{given[0]} is for a comparison of runtimes.", "Give --runtimes too.")
+
+
+def _compare_runs(paths: tuple[Path, ...], output: Path | None, as_json: bool) -> int:
+    from compressor.cli import emit_json
+    from compressor.files import write_whole
+    from compressor.ledger import runs_in
+    from compressor.report import comparison
+
+    runs = comparison.open_runs([run for path in paths for run in runs_in(path) or [path]])
+    if len(runs) < 2:
+        raise InputError("There is one run, and nothing to compare it with.", "Give several; `llmc report` shows one.")
+    page = output or (None if as_json else PAGE)
+    if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(page, comparison.render(runs))
+    if as_json:
+        emit_json(comparison.plain(runs))
+        return 0
+    from rich.console import Console
+
+    from compressor.report.terminal import show_table
+
+    console = Console()
+    show_table(comparison.overview(runs, narrow=console.width < WIDE), console)
+    for remark in [*comparison.remarks(runs), comparison.STARS]:
+        click.echo(f"• {remark}")
+    click.echo(f"\nWritten: {page}")
+    return 0
+
+
+def _compare_runtimes(
+    artifacts: tuple[Path, ...],
+    as_json: bool,
+    text: str | None,
+    samples: int | None,
+    length: int | None,
+    original: str | None,
+) -> int:
     from compressor.cli import emit_json
     from compressor.cli.progress import ConsoleProgress
 
+    size = (samples or SAMPLES, length or LENGTH)
     with ConsoleProgress(after=2.0) as progress:
-        found = [_compare(path, text, (samples, length), original, progress) for path in artifacts]
+        found = [_compare(path, text, size, original, progress) for path in artifacts]
     if as_json:
         emit_json([one.plain() for one in found])
     else:

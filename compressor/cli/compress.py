@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from compressor.ledger import Ledger
     from compressor.recipe import Recipe
 
-GATE_FILE = "gate.json"  # the verdict, where the recipe has a gate
-
 
 @click.command("compress")
 @click.argument("model", required=False)
@@ -138,19 +136,18 @@ def _default_output(recipes: Sequence[Recipe]) -> Path:
 def _run(recipes: Sequence[Recipe], out: Path, options: Mapping[str, Any]) -> list[Outcome]:
     from compressor.cli.progress import ConsoleProgress
     from compressor.cli.texts import RecipeTexts
-    from compressor.files import write_whole
     from compressor.pipeline import RunSettings, execute, run_folders
-    from compressor.report.markdown import render
+    from compressor.report.files import write_reports
 
     settings = RunSettings(out, options["resume"], options["allow_pickle"], options["trust_remote_code"])
     with ConsoleProgress() as progress:
         ledgers = execute(recipes, settings, RecipeTexts(), progress)
     outcomes = []
     for recipe, folder, ledger in zip(recipes, run_folders(recipes, out), ledgers, strict=True):
-        write_whole(folder / "report.md", render([ledger]))
         outcomes.append(Outcome(recipe.build_target().name, ledger, _gated(recipe, folder)))
+        write_reports(folder)
     if len(ledgers) > 1:
-        write_whole(out / "report.md", render(ledgers))
+        write_reports(out)
     return outcomes
 
 
@@ -158,12 +155,11 @@ def _gated(recipe: Recipe, folder: Path) -> Decision | None:
     """The verdict of the recipe's gate, which is left in `gate.json`; None without a gate."""
     if recipe.gate is None:
         return None
-    from compressor.files import write_json
     from compressor.gate.gate import gate
     from compressor.gate.subject import Run
 
     decision = gate(Run.open(folder), recipe.gate)
-    write_json(folder / GATE_FILE, decision.plain())
+    decision.save(folder)
     return decision
 
 

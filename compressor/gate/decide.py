@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
+from compressor.errors import InputError
+from compressor.files import write_json
 from compressor.gate.evidence import Evidence
 from compressor.gate.statistics import MeanChange, PairedProportions, detectable, holm
 from compressor.ledger import finite
 
 SCHEMA = 1
+GATE_FILE = "gate.json"  # in a run's folder: the verdict of the recipe's gate
 FEWEST_CLUSTERS = 20  # below, the bootstrap's own error exceeds alpha by more than a little; see tests/compressor/gate
 MOST_SAMPLES = 100.0  # times as many: beyond that, no amount of text is worth naming
 
@@ -84,6 +88,27 @@ class Decision:
         """As JSON values; `schema` is the version of their layout."""
         head = {"schema": SCHEMA, "verdict": self.verdict, "exit_code": self.verdict.exit_code}
         return finite(head | asdict(self))
+
+    def save(self, folder: Path) -> None:
+        """Keep it in a run's folder."""
+        write_json(folder / GATE_FILE, self.plain())
+
+
+def load_decision(folder: Path) -> Decision | None:
+    """The decision that is kept in a run's folder; None where there is none.
+
+    Raises:
+        InputError: it is damaged, or of another schema.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    file = folder / GATE_FILE
+    if not file.is_file():
+        return None
+    try:
+        return TypeAdapter(Decision).validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise InputError(f"{file} is not a gate's decision: {error.errors()[0]['msg']}.") from error
 
 
 def decide(evidence: list[Evidence], alpha: float) -> list[Finding]:

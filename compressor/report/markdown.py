@@ -10,11 +10,15 @@ from compressor.ledger import Ledger, together
 from compressor.report import tables
 
 
-def render(ledgers: Sequence[Ledger]) -> str:
-    """The whole report as one Markdown document; of runs for several targets, each row once."""
+def render(ledgers: Sequence[Ledger], gates: Sequence[str] = ()) -> str:
+    """The whole report as one Markdown document; of runs for several targets, each row once.
+
+    Args:
+        gates: what gates decided, in Markdown.
+    """
     ledger = together(ledgers)
     parts = [f"# {ledger.model} → {', '.join(map(_target, ledgers))}", *map(_picture, ledgers)]
-    parts += map(tables.verdict, ledgers)
+    parts += [*map(tables.verdict, ledgers), *gates]
     parts += [f"## {table.title}\n\n{grid(table)}" for table in tables.all_tables(ledger)]
     remarks = tables.remarks(ledger)
     if remarks:

@@ -38,6 +38,11 @@ def _show_artifact(ledger: Ledger, console: Console) -> None:
         console.print(f"  serve it  {escape(artifact.run)}", highlight=False, soft_wrap=True)
 
 
+def show_table(table: tables.Table, console: Console) -> None:
+    """Print one table."""
+    console.print(_rich(table))
+
+
 def _rich(table: tables.Table) -> RichTable:
     drawn = RichTable(
         title=table.title,

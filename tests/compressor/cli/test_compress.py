@@ -14,7 +14,7 @@ def test_the_whole_way_leaves_what_scripts_rely_on(compress, tiny_model, tmp_pat
     assert code == 0
     assert "bit-identical" in shown
     names = {path.name for path in out.iterdir()}
-    assert names == {"artifact", "steps", "samples", "ledger.json", "report.md", "recipe.yaml", "run.sh"}
+    assert names == {"artifact", "steps", "samples", "ledger.json", "report.md", "report.html", "recipe.yaml", "run.sh"}
     assert [path.name for path in (out / "steps").iterdir()] == ["01-gptq"]
     ledger = json.loads((out / "ledger.json").read_text())
     assert ledger["schema"] == 2

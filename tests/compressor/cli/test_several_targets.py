@@ -38,7 +38,7 @@ def test_what_targets_share_is_done_once(llmc, tiny_model, tmp_path, workload, m
     code, shown, _ = llmc("compress", tiny_model("llama"), *words)
     assert code == 0
     assert (len(applied), len(judged)) == (1, 2), "one pass, and the rows of the original and of the pass"
-    assert {path.name for path in out.iterdir()} == {"steps", "hf", "onnx-int4", "report.md"}
+    assert {path.name for path in out.iterdir()} == {"steps", "hf", "onnx-int4", "report.md", "report.html"}
     assert [path.name for path in (out / "steps").iterdir()] == ["01-gptq"]
     assert shown.count("bit-identical") == 2
     assert shown.count("gptq:group_size=32  ") == 3, "a line in each table, not one for each target"
@@ -192,7 +192,14 @@ def test_resume_makes_what_is_missing_and_nothing_else(llmc, tiny_model, tmp_pat
     assert applied == []
     after = ledger_of(out / "gguf-q4_0")
     assert (after["steps"], after["artifact"]) == (before["steps"], before["artifact"])
-    assert {path.name for path in out.iterdir()} == {"steps", "gguf-q4_0", "hf", "onnx-int4", "report.md"}
+    assert {path.name for path in out.iterdir()} == {
+        "steps",
+        "gguf-q4_0",
+        "hf",
+        "onnx-int4",
+        "report.md",
+        "report.html",
+    }
 
 
 def test_an_error_says_which_target_it_came_with(llmc, tiny_model, tmp_path, monkeypatch):

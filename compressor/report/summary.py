@@ -1,0 +1,116 @@
+"""A run at a glance: the row that ships, and its figures next to the original's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from compressor.ledger import Ledger, StepRecord
+from compressor.measure.latency import Latency
+from compressor.report import tables
+
+
+@dataclass(frozen=True)
+class Card:
+    """One figure, and what it is to be held against. `tone`: `good`, `bad`, `open` or none."""
+
+    title: str
+    value: str
+    detail: str = ""
+    tone: str = ""
+
+
+def judged_row(ledger: Ledger) -> StepRecord | None:
+    """The artifact's row, or where it was not run the last step, whose weights it holds."""
+    rows = [row for row in ledger.steps if row.quality is not None and ", " not in row.name]
+    return rows[-1] if len(rows) > 1 else None
+
+
+def cards(ledger: Ledger) -> list[Card]:
+    """What a reader wants to know first."""
+    row, found = judged_row(ledger), []
+    if row is not None and row.quality is not None:
+        quality = row.quality
+        change = f"{tables.estimate(quality.perplexity_increase, percent=True)} against the original"
+        found += [
+            Card("Perplexity", tables.estimate(quality.perplexity, least=2), change),
+            Card("KL from the original", tables.estimate(quality.kl), "nats a token"),
+            Card("Same first choice", tables.estimate(quality.top1, percent=True), "of tokens"),
+        ]
+    return found + [card for card in (_size(ledger), _speed(ledger), _verified(ledger)) if card is not None]
+
+
+def _size(ledger: Ledger) -> Card | None:
+    sized = [row for row in ledger.steps if row.size_bytes]
+    if not sized:
+        return None
+    first, last = sized[0], sized[-1]
+    share = (last.size_bytes or 0) / (first.size_bytes or 1)
+    bits = "" if last.bits_per_weight is None else f", {last.bits_per_weight:.2f} bits a weight"
+    return Card("Size", tables.size(last.size_bytes), f"{share:.2f} × {tables.size(first.size_bytes)}{bits}")
+
+
+def speed(ledger: Ledger) -> tuple[Latency, Latency | None] | None:
+    """The artifact's times under the first workload, and the original's in the same runtime."""
+    last = ledger.steps[-1] if ledger.steps else None
+    if ledger.artifact is None or last is None or not last.latency:
+        return None
+    ours = last.latency[0]
+    same = [row for row in ledger.steps if row.runtime == last.runtime and row.name.split(", ")[-1] == "original"]
+    workload = (ours.batch, ours.prompt, ours.output)
+    theirs = (one for row in same for one in row.latency if (one.batch, one.prompt, one.output) == workload)
+    return ours, next(theirs, None)
+
+
+def _speed(ledger: Ledger) -> Card | None:
+    found = speed(ledger)
+    if found is None:
+        return None
+    ours, theirs = found
+    runtime = str(ledger.steps[-1].runtime)
+    beside = (
+        f"{ours.tokens_per_s.value / theirs.tokens_per_s.value:.2f} × the original in {runtime}" if theirs else runtime
+    )
+    return Card("Speed", f"{ours.tokens_per_s.value:.4g} tokens/s", beside)
+
+
+def _verified(ledger: Ledger) -> Card | None:
+    if ledger.artifact is None:
+        return Card("Artifact", "none", "the run did not get as far", "bad")
+    checked = ledger.artifact.verified
+    if checked.mismatches:
+        return Card("Read back", f"{len(checked.mismatches)} differ", f"of {checked.weights} weights", "bad")
+    return Card("Read back", "bit-identical", f"{checked.weights} weights, by {checked.reader}", "good")
+
+
+# ---- what models write
+
+
+@dataclass
+class Written:
+    """One continuation, and all rows that wrote it.
+
+    Attributes:
+        same: its start that the original wrote too; `other` is the rest.
+    """
+
+    rows: list[str] = field(default_factory=list)
+    same: str = ""
+    other: str = ""
+
+
+def side_by_side(ledger: Ledger) -> list[tuple[str, list[Written]]]:
+    """For each prompt the different continuations, the original's first."""
+    known = [row for row in ledger.steps if row.continuations]
+    prompts = [one.prompt for one in known[0].continuations] if known else []
+    found = []
+    for index, prompt in enumerate(prompts):
+        by_text: dict[str, Written] = {}
+        for row in known:
+            if index < len(row.continuations) and row.continuations[index].prompt == prompt:
+                by_text.setdefault(row.continuations[index].text, Written()).rows.append(row.name)
+        first = next(iter(by_text))
+        for text, written in by_text.items():
+            kept = next((at for at, pair in enumerate(zip(first, text, strict=False)) if len({*pair}) > 1), len(text))
+            written.same, written.other = text[:kept], text[kept:]
+        found.append((prompt, list(by_text.values())))
+    return found
