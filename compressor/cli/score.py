@@ -84,6 +84,7 @@ def _score_run(
 
     from compressor.gate.subject import ORIGINAL, Run
     from compressor.reopen import Reopened
+    from compressor.report.files import write_reports
     from compressor.tasks.scoring import Prompter
     from compressor.tokenizer import load_tokenizer
 
@@ -95,6 +96,7 @@ def _score_run(
         prompter = Prompter.of(load_tokenizer(original.root), original.root, original.architecture)
         for row in rows:
             _score_row(reopened, row, loaded, prompter)
+    write_reports(run.folder)
     return {row.name: {one.name: one.metrics for one in row.tasks if one.name in _names(loaded)} for row in rows}
 
 

@@ -23,7 +23,7 @@ class Table:
 
 def all_tables(ledger: Ledger) -> list[Table]:
     """The ledger's tables that have rows, in reading order."""
-    tables = [quality_table(ledger), cost_table(ledger), *latency_tables(ledger)]
+    tables = [quality_table(ledger), *task_tables(ledger), cost_table(ledger), *latency_tables(ledger)]
     return [table for table in tables if table.rows]
 
 
@@ -33,6 +33,20 @@ def quality_table(ledger: Ledger) -> Table:
     title = f"Accuracy on {text.windows} × {text.length} held-out tokens" if text else "Accuracy"
     headers = ("step", "perplexity", "vs original", "KL (nats)", "top-1")
     return Table(title, headers, [_quality_row(row) for row in ledger.steps if row.quality])
+
+
+def task_tables(ledger: Ledger) -> list[Table]:
+    """Scores of each task that a row was asked."""
+    found = []
+    for name in dict.fromkeys(task.name for row in ledger.steps for task in row.tasks):
+        scored = [(row.name, task.metrics) for row in ledger.steps for task in row.tasks if task.name == name]
+        metrics = list(dict.fromkeys(metric for _, one in scored for metric in one))
+        rows = [
+            (step, *(estimate(one[metric], percent=True) if metric in one else MISSING for metric in metrics))
+            for step, one in scored
+        ]
+        found.append(Table(f"Task {name}", ("step", *(metric.replace("_", " ") for metric in metrics)), rows))
+    return found
 
 
 def cost_table(ledger: Ledger) -> Table:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from compressor.gate.decide import load_decision
-from compressor.ledger import StepRecord
+from compressor.ledger import SamplesRecord, StepRecord, TaskRecord
 from compressor.measure.statistics import Estimate
 from compressor.report import figures, summary
 from compressor.report.charts import Mark
@@ -118,19 +118,38 @@ def test_numbers_that_are_none_are_left_out(make_run):
 
 
 @dataclass
-class Task:
+class Energy:
     name: str
-    metrics: dict[str, Estimate]
+    joules: Estimate
 
 
 @dataclass
 class NewerRow(StepRecord):
-    tasks: list[Task] = field(default_factory=list)
+    energies: list[Energy] = field(default_factory=list)
 
 
-def test_metrics_of_a_later_ledger_are_found_by_their_type():
-    row = NewerRow("gptq", tasks=[Task("boolq", {"accuracy": Estimate(0.7, 0.01), "f1": Estimate(0.6, None)})])
-    assert figures.metrics(row) == {"boolq accuracy": Estimate(0.7, 0.01), "boolq f1": Estimate(0.6, None)}
+def task(name, **metrics):
+    found = {metric: Estimate(value, 0.01) for metric, value in metrics.items()}
+    return TaskRecord(name, "classification", "d", "r", found, list(found), SamplesRecord("s.parquet", "0", 9))
+
+
+def test_metrics_are_found_by_their_type_so_that_new_ones_are_shown():
+    row = NewerRow("gptq", tasks=[task("boolq", accuracy=0.7, f1=0.6)], energies=[Energy("idle", Estimate(3.0, None))])
+    assert figures.metrics(row) == {
+        "boolq accuracy": Estimate(0.7, 0.01),
+        "boolq f1": Estimate(0.6, 0.01),
+        "idle joules": Estimate(3.0, None),
+    }
+
+
+def test_tasks_have_a_chart_and_a_table(make_run):
+    ledger = make_run()
+    ledger.steps[0].tasks = [task("boolq", accuracy=0.75, f1=0.7)]
+    ledger.steps[3].tasks = [task("boolq", accuracy=0.5)]
+    page = "".join(Page(render(ledger)).text)
+    assert "Task boolq" in page
+    assert "boolq accuracy, higher is better" in page
+    assert "50.0 ± 1.0%" in page
 
 
 def test_the_front_is_what_no_other_beats():
