@@ -17,7 +17,7 @@ def test_the_whole_way_leaves_what_scripts_rely_on(compress, tiny_model, tmp_pat
     assert names == {"artifact", "steps", "samples", "ledger.json", "report.md", "report.html", "recipe.yaml", "run.sh"}
     assert [path.name for path in (out / "steps").iterdir()] == ["01-gptq"]
     ledger = json.loads((out / "ledger.json").read_text())
-    assert ledger["schema"] == 2
+    assert ledger["schema"] == 3
     assert [row["name"] for row in ledger["steps"]] == ["original", "gptq:group_size=32", "hf"]
     step = ledger["steps"][1]
     assert step["seconds"] > 0
