@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compressor.cli.engines import engine_option
 from compressor.errors import InputError
 
 if TYPE_CHECKING:
     from compressor.gate.decide import Decision
     from compressor.gate.limits import Limits
+    from compressor.gate.subject import Run
+    from compressor.ledger import TextRecord
+    from compressor.texts import TokenSet
 
 
 @click.command("gate")
@@ -36,6 +40,12 @@ if TYPE_CHECKING:
     help="Logs of `lm_eval --log_samples`: accuracy is then that of their tasks.",
 )
 @click.option("--alpha", metavar="SHARE", help="Chance of a wrong PASS, and of a wrong FAIL.  [default: 0.05]")
+@click.option(
+    "--more-samples", is_flag=True, help="Where it cannot be decided, measure more of the run's text until it can."
+)
+@click.option("--budget", type=click.FloatRange(0), default=30.0, show_default=True, help="Minutes of measuring more.")
+@click.option("--original", metavar="MODEL", help="Where the run's model is now.  [default: where it was]")
+@engine_option
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML here.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write Markdown here, for a pull request.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -47,7 +57,7 @@ def gate_command(
     junit: Path | None,
     markdown: Path | None,
     as_json: bool,
-    **limits: Any,
+    **options: Any,
 ) -> int:
     """Judge the run in folder LEDGER (or of a ledger.json) by tests on what was measured of every token.
 
@@ -59,20 +69,69 @@ def gate_command(
     Exit code 0: PASS; 1: FAIL; 3: INCONCLUSIVE; 2: it cannot be judged. Without limits here, those of the run's
     recipe hold.
     """
-    from compressor.gate.gate import gate
     from compressor.gate.subject import Run
-    from compressor.gate.tasks import load_pairs
 
     run = Run.open(ledger)
     base = None if against is None else Run.open(against)
-    allowed = _limits(limits, run.ledger.recipe)
+    more = {name: options.pop(name) for name in ("more_samples", "budget", "original")}
+    allowed = _limits(options, run.ledger.recipe)
     if lm_eval and allowed.max_accuracy_drop is None:
         raise InputError("--lm-eval gives accuracies, and no limit is on them.", "Give --max-accuracy-drop.")
-    tasks = load_pairs(*lm_eval) if lm_eval else []
-    decision = gate(run, allowed, base, row, tasks)
+    if more["more_samples"]:
+        decision = _decide_with_more((run, base), row, allowed, lm_eval is not None, more)
+    else:
+        decision = _decide((run, base), row, allowed, lm_eval)
     write_reports(decision, junit, markdown)
     present(decision, as_json)
     return decision.verdict.exit_code
+
+
+def _decide(
+    runs: tuple[Run, Run | None], row: str | None, limits: Limits, lm_eval: tuple[Path, Path] | None
+) -> Decision:
+    from compressor.gate.gate import gate
+    from compressor.gate.tasks import load_pairs
+
+    return gate(runs[0], limits, runs[1], row, load_pairs(*lm_eval) if lm_eval else [])
+
+
+def _decide_with_more(
+    runs: tuple[Run, Run | None], row: str | None, limits: Limits, has_logs: bool, how: dict[str, Any]
+) -> Decision:
+    """Judge, and measure more text where that cannot tell; `how` has the budget and the place of the model.
+
+    Raises:
+        InputError: a limit is on what more text does not tell, or something that was measured is not here any more.
+    """
+    import tempfile
+    import time
+
+    from compressor.cli.progress import ConsoleProgress
+    from compressor.gate.growing import Budget, Growing, until_decided
+    from compressor.gate.subject import Subject
+    from compressor.reopen import Reopened
+
+    subject = Subject.choose(*runs, row)
+    if limits.max_latency_increase is not None or not limits.needs_text:
+        raise InputError("--more-samples measures more text, which tells nothing of latency.", "Judge that by itself.")
+    if has_logs or (subject.row.tasks and limits.max_accuracy_drop is not None):
+        raise InputError("--more-samples measures more text, and tasks are judged by all the samples that they have.")
+    with tempfile.TemporaryDirectory(prefix="llmc-") as scratch, ConsoleProgress(after=2.0) as progress:
+        places = [Path(scratch) / str(number) for number in range(len(runs))]
+        growing = [
+            Growing(Reopened(run, place, progress, how["original"]), subject.row.name, _first_windows)
+            for run, place in zip(runs, places, strict=True)
+            if run is not None
+        ]
+        decision = until_decided(growing, limits, Budget(60 * how["budget"], time.monotonic()))
+    decision.notes[:0] = subject.notes
+    return decision
+
+
+def _first_windows(text: TextRecord, tokenizer: Any, windows: int) -> TokenSet:
+    from calibration.dataset import load_tokens
+
+    return load_tokens(text.source, tokenizer, samples=windows, length=text.length, seed=None, allow_network=False)
 
 
 def _limits(given: dict[str, Any], recipe: dict[str, Any]) -> Limits:

@@ -1,0 +1,141 @@
+"""Looking again and again at growing samples: wrong no more often than one look, and found all the same."""
+
+import json
+
+import numpy as np
+import pytest
+
+from compressor.gate.growing import GROWTH, spent
+from compressor.gate.statistics import ClusteredChange
+from compressor.ledger import load_ledger
+
+ALPHA = 0.05
+TRIALS = 1500
+BOUND = ALPHA + 3 * (ALPHA * (1 - ALPHA) / TRIALS) ** 0.5  # three standard errors of the simulation up
+LOOKS = [20 * GROWTH**look for look in range(5)]  # documents at each look
+
+
+def growing(seed, worse, levels):
+    """(a PASS at any look, a FAIL at any look) of every trial, at these alphas; the first verdict ends a trial.
+
+    Losses of documents: each has a change of its own, skewed as losses are, around `worse`. The limit is 0.02.
+    """
+    draw = np.random.default_rng(seed)
+    sizes = draw.poisson(60, (LOOKS[-1], TRIALS)) + 20.0
+    own = worse + 0.03 * (draw.gamma(4.0, 0.5, sizes.shape) - 2.0)
+    sums = sizes * own + draw.normal(0, 0.1, sizes.shape) * np.sqrt(sizes)
+    passed, failed = np.zeros(TRIALS, bool), np.zeros(TRIALS, bool)
+    for documents, alpha in zip(LOOKS, levels, strict=True):
+        change = ClusteredChange.of(sums[:documents], sizes[:documents], resamples=999)
+        undecided = ~(passed | failed)
+        failed |= undecided & (change.p_beyond(0.02) <= alpha)
+        passed |= undecided & ~failed & (change.bounds(alpha)[1] <= 0.02)
+    return passed.mean(), failed.mean()
+
+
+SPENT = [spent(ALPHA, look) for look in range(1, len(LOOKS) + 1)]
+
+
+def test_what_all_looks_spend_is_alpha():
+    assert sum(spent(ALPHA, look) for look in range(1, 10_000)) == pytest.approx(ALPHA, rel=1e-3)
+    assert SPENT[0] == ALPHA / 2
+
+
+def test_five_looks_are_wrong_no_more_often_than_one_may_be():
+    """At a change exactly as large as the limit every verdict is wrong, a PASS as well as a FAIL."""
+    passed, failed = growing(1, 0.02, SPENT)
+    assert passed < BOUND
+    assert failed < BOUND
+    assert growing(2, 0.0, SPENT)[1] < 0.01, "a change within the limit"
+
+
+def test_looks_that_spend_all_of_alpha_each_are_wrong_more_often():
+    assert max(growing(1, 0.02, [ALPHA] * len(LOOKS))) > 1.5 * ALPHA
+
+
+def test_what_is_there_is_found_in_the_end():
+    passed, _ = growing(3, 0.012, SPENT)
+    _, failed = growing(4, 0.028, SPENT)
+    assert passed > 0.8
+    assert failed > 0.8
+
+
+# ---- the command
+
+
+@pytest.fixture
+def run(llmc, tiny_model, tmp_path):
+    """A run that has measured the first windows of a text that goes on; 24 of them, of 16 tokens."""
+    words = np.random.default_rng(0).choice(["one ", "two ", "red ", "sky ", "tea "], 6000)
+    (tmp_path / "eval.txt").write_text("".join(words))
+    out = tmp_path / "out"
+    passes, text = ("--pass", "rtn:group_size=32"), ("--eval", tmp_path / "eval.txt", "--eval-length", 16)
+    small = ("--prompt", 4, "--output-tokens", 2)
+    code, _, said = llmc("compress", tiny_model("llama"), "-t", "onnx-int4", *passes, *text, *small, "-o", out)
+    assert code == 0, said
+    return out
+
+
+def decided(llmc, run, limit, *more):
+    code, shown, said = llmc("gate", run, "--max-kl", limit, "--more-samples", "--json", *more)
+    return code, json.loads(shown) if shown else said
+
+
+def kl(run):
+    return load_ledger(run).steps[-1].quality.kl.value
+
+
+def test_it_measures_until_it_can_decide_and_leaves_the_run_alone(llmc, run):
+    before = (run / "ledger.json").read_bytes()
+    code, found = decided(llmc, run, kl(run) * 1.03)
+    (finding,) = found["findings"]
+    assert finding["samples"] > 24 * 15
+    assert (finding["samples"] / 15 / 24) in (2, 4, 8, 16, 32, 62.5)
+    assert found["alpha"] < ALPHA / 2
+    assert (run / "ledger.json").read_bytes() == before
+    more = load_ledger(run / "more-samples")
+    assert [row.name for row in more.steps] == ["original", "onnx-int4"]
+    assert more.steps[1].samples.count == finding["samples"]
+    assert code == found["exit_code"]
+
+
+def test_what_is_clear_needs_no_more_text_and_half_of_alpha(llmc, run):
+    code, found = decided(llmc, run, kl(run) * 3)
+    assert (code, found["alpha"]) == (0, ALPHA / 2)
+    assert found["findings"][0]["samples"] == 24 * 15
+
+
+def test_looks_are_counted_over_commands_and_the_budget_ends_them(llmc, run):
+    code, found = decided(llmc, run, kl(run), "--budget", "0")
+    assert (code, found["alpha"]) == (3, ALPHA / 2)
+    assert "The budget is spent; the same command goes on from here." in found["notes"]
+    assert decided(llmc, run, kl(run), "--budget", "0")[1]["alpha"] == pytest.approx(ALPHA / 6)
+
+
+def test_more_windows_are_measured_as_the_first_ones_were(llmc, run, tmp_path, tiny_model):
+    from pyarrow import parquet
+
+    decided(llmc, run, kl(run) * 1.03)
+    grown = load_ledger(run / "more-samples")
+    windows = grown.texts["evaluation"].windows
+    again = tmp_path / "again"
+    text = ("--eval", tmp_path / "eval.txt", "--eval-length", 16, "--measure", "full", "--prompt", 4)
+    code, _, said = llmc(
+        "compress", load_ledger(run).model, "-t", "onnx-int4", "--pass", "rtn:group_size=32", *text,
+        "--output-tokens", 2, "-o", again,
+    )  # fmt: skip
+    assert code == 0, said
+    whole = parquet.read_table(again / load_ledger(again).steps[-1].samples.path).to_pandas()
+    found = parquet.read_table(run / "more-samples" / grown.steps[1].samples.path).to_pandas()
+    expected = whole[whole.window < windows]
+    assert (found.token.to_numpy() == expected.token.to_numpy()).all()
+    assert found.loss.to_numpy() == pytest.approx(expected.loss.to_numpy(), abs=1e-5)
+    assert found.kl.to_numpy() == pytest.approx(expected.kl.to_numpy(), abs=1e-5)
+
+
+def test_what_more_text_does_not_tell_is_refused(llmc, run, tmp_path):
+    code, said = decided(llmc, run, "0.1", "--max-latency-increase", "5%")
+    assert (code, "tells nothing of latency" in said) == (2, True)
+    (tmp_path / "eval.txt").write_text("another text " * 3000)
+    code, said = decided(llmc, run, "0.1")
+    assert (code, "is another now" in said) == (2, True)
