@@ -20,7 +20,7 @@ from tools import LLM_COMPRESSOR, LLMC
 
 # Every linear of the decoder; embedding and lm_head are kept.
 LINEARS = {"targets": ["Linear"], "ignore": ["re:.*lm_head"]}
-HALF, TWO_OF_FOUR, SMALLER = "50% zeros", "2:4", "20% smaller"
+HALF, TWO_OF_FOUR, SMALLER = "50% zeros", "2:4", "smaller"
 
 
 def ours(name: str, kind: str, *passes: str) -> Row:
