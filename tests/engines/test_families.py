@@ -25,7 +25,8 @@ LOCAL = {"rope_type": "default", "rope_theta": 5000.0}
 GLOBAL = {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0}
 # family, settings, and settings that another model has, which llama.cpp must not have computed
 CASES = [
-    ("llama", {}, {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
+    *((family, {}, {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}})
+      for family in ("llama", "mistral", "qwen2", "qwen3")),
     ("phi3", {}, {"partial_rotary_factor": 1.0}),
     ("phi3", {"original_max_position_embeddings": 256, "rope_parameters": LONGROPE},
      {"rope_parameters": LONGROPE | {"short_factor": LONGROPE["long_factor"]}}),
