@@ -282,8 +282,8 @@ class Overlap:
 def overlap(calibration: TokenSet, evaluation: TokenSet, tokenizer: Any, n: int = 13) -> Overlap:
     """Compare the windows really used, by the hashes of their n-grams of tokens (13, as in GPT-3's paper)."""
     n = min(n, calibration.tokens.shape[1], evaluation.tokens.shape[1])
-    seen = np.unique(_ngram_hashes(calibration.tokens, n))
-    hashes, first = np.unique(_ngram_hashes(evaluation.tokens, n), return_index=True)
+    seen = np.unique(ngram_hashes(calibration.tokens, n))
+    hashes, first = np.unique(ngram_hashes(evaluation.tokens, n), return_index=True)
     is_shared = np.isin(hashes, seen, assume_unique=True)
     example = None
     if is_shared.any():
@@ -292,7 +292,7 @@ def overlap(calibration: TokenSet, evaluation: TokenSet, tokenizer: Any, n: int 
     return Overlap(int(is_shared.sum()), len(hashes), n, example)
 
 
-def _ngram_hashes(tokens: torch.Tensor, n: int) -> np.ndarray:
+def ngram_hashes(tokens: torch.Tensor, n: int) -> np.ndarray:
     """A 64-bit hash of every n-gram inside a window, uint64 [samples * (length - n + 1)]."""
     factors = np.random.default_rng(n).integers(1, 2**63, size=n, dtype=np.uint64) * 2 + 1
     ids = _mixed(tokens.numpy().astype(np.uint64) + 1)

@@ -21,6 +21,7 @@ VERBS = {
     "inspect": ("compressor.cli.inspect", "Tell what a model, an artifact or a run's folder is."),
     "passes": ("compressor.cli.listing", "List the passes, or the options of one."),
     "targets": ("compressor.cli.listing", "List the targets, or the options of one."),
+    "audit": ("compressor.cli.audit", "Audit calibration text: enough, unique, independent, in the right layout?"),
     "verify": ("compressor.cli.verify", "Check an artifact against its manifest, on any machine."),
     "compare": (
         "compressor.cli.compare",
