@@ -18,7 +18,7 @@ def check(checkpoint, change):
     weights = {name: weight for block in checkpoint.blocks() for name, weight in block.weights.items()}
     change(weights)
     target = SimpleNamespace(
-        reader_of=lambda _: "r", read_back=lambda _: weights.items(), expected=lambda _, weight: weight
+        reader_of=lambda _: "r", read_back=lambda _: weights.items(), expected=lambda _, weight, shape: weight
     )
     return verify(target, None, checkpoint, lambda *_: None)
 
