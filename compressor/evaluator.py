@@ -17,7 +17,7 @@ from compressor.errors import InputError, RunError
 from compressor.files import digest_json
 from compressor.ledger import SamplesRecord, StepRecord
 from compressor.measure import samples
-from compressor.measure.accuracy import Reference, TokenScores, checkpoint_scores, session_scores
+from compressor.measure.accuracy import BrokenOff, Reference, TokenScores, checkpoint_scores, session_scores
 from compressor.measure.continuations import Decodes, continuations, prompts
 from compressor.measure.latency import Workload, measure_latency
 from compressor.measure.layers import layer_errors
@@ -114,22 +114,20 @@ class Evaluator:
         if self.standard.tokens is not None:
             report = self.standard.report(f"judging {row.name}")
             self._judged(row, checkpoint_scores(checkpoint, self.standard.reference, report))
+        row.measured_with = self.standard.key
         try:
             with closing(TorchSession.of(checkpoint)) as session:
                 self._run({row.name: session}, {row.name: row})
         except RunError as error:
             row.not_run = str(error)
-        row.measured_with = self.standard.key
 
     def measure_sessions(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> None:
         """Fill the rows of artifacts in their own runtime; for latency they take turns."""
         for row in rows.values():
-            row.quality, row.samples, row.latency, row.measured_with = None, None, [], self.standard.key
-            row.continuations = []
+            row.quality, row.samples, row.latency, row.not_run = None, None, [], None
+            row.continuations, row.measured_with = [], self.standard.key
         if self.standard.tokens is not None:
-            for name, session in sessions.items():
-                report = self.standard.report(f"judging {name}")
-                self._judged(rows[name], session_scores(session, self.standard.reference, report))
+            sessions = {name: one for name, one in sessions.items() if self._judge_session(one, rows[name])}
         self._run(sessions, rows)
 
     def measure_layers(self, before: Checkpoint, after: Checkpoint, row: StepRecord) -> None:
@@ -139,27 +137,48 @@ class Evaluator:
             report = self.standard.report(f"comparing layers, {row.name}")
             row.layers = layer_errors(before, after, self.standard.tokens, report)
 
+    def _judge_session(self, session: Session, row: StepRecord) -> bool:
+        """Judge an artifact; False if its runtime breaks, and then what it told is kept and the row says so."""
+        reference, report = self.standard.reference, self.standard.report(f"judging {row.name}")
+        try:
+            self._judged(row, session_scores(session, reference, report))
+            return True
+        except BrokenOff as broken:
+            if broken.scores is not None:
+                self._judged(row, broken.scores)
+                row.runtime = session.runtime
+            row.not_run, row.measured_with = str(broken), None  # so that a resumed run measures it again
+            return False
+
     def _judged(self, row: StepRecord, scores: TokenScores) -> None:
         """Keep the scores of every token beside the ledger, and their summary in the row."""
         assert self.standard.tokens is not None
         path = self.out / samples.path_of(row.name, str(row.key))
-        digest = samples.write(path, samples.table(self.standard.tokens.numpy(), self.standard.origins, scores))
+        told = len(scores.loss)  # windows: fewer than there are where a runtime broke
+        tokens, origins = self.standard.tokens[:told].numpy(), self.standard.origins
+        digest = samples.write(path, samples.table(tokens, None if origins is None else origins[:told], scores))
         row.samples = SamplesRecord(path.relative_to(self.out).as_posix(), digest, scores.loss.size)
         row.quality = scores.quality
 
     def _run(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> None:
-        """Time the sessions, and keep what they write."""
-        self._time(sessions, rows)
+        """Time the sessions, and keep what they write; a row says it where its session breaks."""
+        alive = self._time(sessions, rows)
         tokens, tokenizer = self.standard.tokens, self.standard.tokenizer
         if tokens is not None and tokenizer is not None:
-            for name, session in sessions.items():
+            for name, session in alive.items():
                 rows[name].continuations = continuations(session, prompts(tokens), tokenizer)
 
-    def _time(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> None:
-        plan = self.standard.settings.latency
+    def _time(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> dict[str, Session]:
+        """The sessions that did not break."""
+        plan, alive = self.standard.settings.latency, dict(sessions)
         for batch in plan.batch:
             workload = Workload(batch, plan.prompt, plan.output, plan.repeats)
-            report = self.standard.report(f"timing {', '.join(sessions)}")
-            for name, latency in measure_latency(sessions, workload, self.standard.prompt(), report).items():
+            report = self.standard.report(f"timing {', '.join(alive)}")
+            timings = measure_latency(alive, workload, self.standard.prompt(), report)
+            for name, latency in timings.found.items():
                 rows[name].latency.append(latency)
                 rows[name].runtime = sessions[name].runtime
+            for name, reason in timings.broken.items():
+                rows[name].not_run, rows[name].measured_with = reason, None
+                del alive[name]
+        return alive

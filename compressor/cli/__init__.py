@@ -27,6 +27,7 @@ VERBS = {
         "compressor.cli.compare",
         "Compare runs; or tell a loss of quantizing from a runtime's fault.",
     ),
+    "bench": ("compressor.cli.bench", "Time models and artifacts in turns: where does int4 stop paying?"),
     "score": ("compressor.cli.score", "Score tasks on your own data: accuracy, F1, AUC, ROUGE, BLEU, exact match."),
     "lm-eval": ("compressor.cli.lm_eval", "Ask tasks of lm-evaluation-harness, of a step or of an artifact."),
     "gate": ("compressor.cli.gate", "Judge a run against its original or a baseline: PASS, FAIL or INCONCLUSIVE."),

@@ -57,6 +57,7 @@ class Run:
             InputError: nothing was, or it is not there any more.
         """
         if row.samples is not None:
+            self._check_whole(row, row.samples.count)
             return samples.read(self.folder, row.samples)
         if row.quality is not None:
             raise InputError(
@@ -65,6 +66,15 @@ class Run:
             )
         reason = row.not_run or "no held-out text was given"
         raise InputError(f"The accuracy of {row.name!r} was not measured in {self.file}: {reason}.")
+
+    def _check_whole(self, row: StepRecord, tokens: int) -> None:
+        """A runtime that broke has judged less than the others, and is not fit to ship whatever it told before."""
+        text = self.ledger.texts.get("evaluation")
+        if text is not None and tokens < text.windows * (text.length - 1):
+            raise InputError(
+                f"{row.name!r} of {self.file} was judged on a part of the text only: {row.not_run}.",
+                "`llmc compress --resume` measures it again.",
+            )
 
 
 @dataclass(frozen=True)

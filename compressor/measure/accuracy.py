@@ -7,7 +7,7 @@ Standard errors are over windows: tokens of one window are not independent of ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
+from compressor.errors import RunError
 from compressor.measure.statistics import Estimate, exponential, mean
 from compressor.target import Session
 
@@ -116,8 +117,21 @@ def checkpoint_scores(checkpoint: Checkpoint, reference: Reference, progress: Re
     return _compare(reference, chunks)
 
 
+class BrokenOff(RunError):  # noqa: N818 -- reads better where it is caught
+    """A runtime that broke while it was asked; `scores` are of the windows before, None where there are none."""
+
+    def __init__(self, done: int, windows: int, reason: BaseException, scores: TokenScores | None) -> None:
+        said = str(reason).strip().partition("\n")[0].rstrip(".") or type(reason).__name__
+        super().__init__(f"it broke after {done} of {windows} windows: {said}")
+        self.scores = scores
+
+
 def session_scores(session: Session, reference: Reference, progress: Report) -> TokenScores:
-    """Scores of an artifact in its own runtime."""
+    """Scores of an artifact in its own runtime.
+
+    Raises:
+        BrokenOff: the runtime broke, with what it told before.
+    """
     windows = reference.tokens.shape[0]
 
     def chunks(window: int) -> Iterator[tuple[int, torch.Tensor]]:
@@ -151,7 +165,17 @@ def _final_states(checkpoint: Checkpoint, tokens: torch.Tensor, progress: Report
 
 def _compare(reference: Reference, candidate: Callable[[int], Iterator[tuple[int, torch.Tensor]]]) -> TokenScores:
     original = reference.log_probabilities()
-    windows = [_compare_window(reference, original, at, candidate(at)) for at in range(len(reference.tokens))]
+    windows: list[dict[str, np.ndarray]] = []
+    try:
+        for at in range(len(reference.tokens)):
+            windows.append(_compare_window(reference, original, at, candidate(at)))
+    except (RunError, RuntimeError, MemoryError) as error:
+        told = _stacked(windows) if windows else None
+        raise BrokenOff(len(windows), len(reference.tokens), error, told) from error
+    return _stacked(windows)
+
+
+def _stacked(windows: Sequence[Mapping[str, np.ndarray]]) -> TokenScores:
     names = [field.name for field in fields(TokenScores)]
     return TokenScores(**{name: np.stack([window[name] for window in windows]) for name in names})
 

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from compressor.measure.statistics import Estimate, mean, percentiles
+from compressor.errors import RunError
+from compressor.measure.statistics import Estimate, interval, mean, percentiles
 from compressor.target import Session
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed: `repeats` generations of `output` tokens after a prompt, for one batch size."""
+    """What is timed: `repeats` generations of `output` tokens after prompts of one length, after `warmup` ones."""
 
     batch: int
     prompt: int
     output: int
     repeats: int
+    warmup: int = 1
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, {self.prompt} + {self.output} tokens"
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,15 @@ class Latency:
     """Latency of one session under one workload; times in milliseconds.
 
     Attributes:
-        ttft_ms: time to first token (prompt processing), p50 and p95 over the repeats.
-        itl_ms: time per further token, p50 and p95 over all of them.
+        ttft_ms: time to first token (prompt processing), p50, p95 and p99 over the repeats.
+        itl_ms: time per further token (inter-token latency), p50, p95 and p99 over all of them.
         tokens_per_s: generated tokens over the batch per second of decoding, with its standard error over repeats.
-        repeats: of each repeat, in the order they ran: `ttft_ms`, and `itl_ms` as the mean over its further tokens.
+        repeats: of each repeat, in the order they ran: `ttft_ms`, `itl_ms` as the mean over its further tokens, and
+            `request_ms`, from the prompt to the last token.
         turns: names of the rows that took turns, this one among them: repeats of two such rows are pairs.
+        requests_per_s: generations of the whole batch, first token and further ones, with its standard error.
+        intervals: 95% intervals of the geometric means over the repeats, by the names that these have.
+        broke: why there are fewer repeats than were asked for.
     """
 
     batch: int
@@ -45,6 +54,17 @@ class Latency:
     tokens_per_s: Estimate
     repeats: dict[str, list[float]] = field(default_factory=dict)
     turns: list[str] = field(default_factory=list)
+    requests_per_s: Estimate | None = None
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    broke: str | None = None
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Latency of sessions by name, and why those broke that did; one that broke early has no latency."""
+
+    found: dict[str, Latency]
+    broken: dict[str, str]
 
 
 @dataclass
@@ -55,25 +75,36 @@ class _Times:
 
 def measure_latency(
     sessions: Mapping[str, Session], workload: Workload, tokens: np.ndarray, progress: Callable[[int, int], None]
-) -> dict[str, Latency]:
-    """Time every session, one generation each in turn.
+) -> Timings:
+    """Time every session, one generation each in turn. One that breaks takes no further turns; what it did stays.
 
     Args:
         tokens: real text to prompt with, int64 [at least workload.prompt].
     """
     prompt = np.tile(tokens[: workload.prompt], (workload.batch, 1))
     times = {name: _Times() for name in sessions}
-    for repeat in range(-1, workload.repeats):  # repeat -1 warms up and is not counted
-        for name, session in sessions.items():
-            first, following = _generate(session, prompt, workload.output)
+    broken: dict[str, str] = {}
+    for repeat in range(-workload.warmup, workload.repeats):  # those below 0 warm up and are not counted
+        for name in [one for one in sessions if one not in broken]:
+            try:
+                first, following = generate(sessions[name], prompt, workload.output)
+            except (RunError, RuntimeError, MemoryError) as error:
+                broken[name] = _why(error, workload, repeat)
+                continue
             if repeat >= 0:
                 times[name].first.append(first)
                 times[name].next.append(following)
-        progress(repeat + 2, workload.repeats + 1)
-    return {name: _summary(workload, taken, list(sessions)) for name, taken in times.items()}
+        progress(repeat + workload.warmup + 1, workload.repeats + workload.warmup)
+    found = {name: _summary(workload, taken, list(sessions)) for name, taken in times.items() if taken.first}
+    return Timings({name: replace(one, broke=broken.get(name)) for name, one in found.items()}, broken)
 
 
-def _generate(session: Session, prompt: np.ndarray, output: int) -> tuple[float, list[float]]:
+def _why(error: BaseException, workload: Workload, repeat: int) -> str:
+    reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    return f"it broke after {max(repeat, 0)} of {workload.repeats} repeats ({workload}): {reason}"
+
+
+def generate(session: Session, prompt: np.ndarray, output: int) -> tuple[float, list[float]]:
     """Seconds to the first token, and to each of the further ones."""
     start = time.perf_counter()
     token = session.prefill(prompt)
@@ -88,6 +119,12 @@ def _generate(session: Session, prompt: np.ndarray, output: int) -> tuple[float,
 
 def _summary(workload: Workload, times: _Times, turns: list[str]) -> Latency:
     speeds = np.array([workload.batch * len(steps) / sum(steps) for steps in times.next])
+    repeats = {
+        "ttft_ms": [1e3 * seconds for seconds in times.first],
+        "itl_ms": [1e3 * sum(steps) / len(steps) for steps in times.next],
+        "request_ms": [1e3 * (first + sum(steps)) for first, steps in zip(times.first, times.next, strict=True)],
+    }
+    known = {name: interval(np.array(taken)) for name, taken in repeats.items()}
     return Latency(
         batch=workload.batch,
         prompt=workload.prompt,
@@ -95,9 +132,8 @@ def _summary(workload: Workload, times: _Times, turns: list[str]) -> Latency:
         ttft_ms=percentiles([1e3 * seconds for seconds in times.first]),
         itl_ms=percentiles([1e3 * seconds for steps in times.next for seconds in steps]),
         tokens_per_s=mean(speeds),
-        repeats={
-            "ttft_ms": [1e3 * seconds for seconds in times.first],
-            "itl_ms": [1e3 * sum(steps) / len(steps) for steps in times.next],
-        },
+        repeats=repeats,
         turns=turns,
+        requests_per_s=mean(1e3 * workload.batch / np.array(repeats["request_ms"])),
+        intervals={name: found for name, found in known.items() if found is not None},
     )

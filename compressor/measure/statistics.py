@@ -32,5 +32,18 @@ def exponential(estimate: Estimate, shift: float = 0.0) -> Estimate:
 
 
 def percentiles(observations: list[float]) -> dict[str, float]:
-    """Median and 95th percentile."""
-    return {"p50": float(np.percentile(observations, 50)), "p95": float(np.percentile(observations, 95))}
+    """Median, 95th and 99th percentile."""
+    return {f"p{share}": float(np.percentile(observations, share)) for share in (50, 95, 99)}
+
+
+def interval(observations: np.ndarray) -> list[float] | None:
+    """95% interval of the geometric mean of independent positive observations [n], by the t-distribution of their
+    logarithms; None of a single one.
+    """
+    from scipy import stats
+
+    logs = np.log(observations)
+    if len(logs) < 2:
+        return None
+    reach = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
+    return [float(np.exp(logs.mean() - reach)), float(np.exp(logs.mean() + reach))]

@@ -1,5 +1,7 @@
 """Runs that break: exit code 4, nothing half-written, inputs untouched."""
 
+import pytest
+
 
 def test_a_full_disk_leaves_nothing_half_written(compress, tiny_model, tmp_path, workload, monkeypatch):
     import errno
@@ -73,3 +75,50 @@ def test_an_extension_that_mistakes_an_interrupt_for_an_error_is_still_an_interr
     code, _, err = compress(tiny_model("llama"), tmp_path / "out", *workload, spec="rtn:group_size=32")
     assert code == 4
     assert "--resume" in err
+
+
+@pytest.mark.parametrize("when", ["judged", "timed"])
+def test_a_runtime_that_dies_keeps_what_it_told_and_the_row_says_so(
+    llmc, compress, tiny_model, tmp_path, workload, monkeypatch, when
+):
+    from compressor.errors import RunError
+    from compressor.ledger import load_ledger
+    from targets.onnx.session import OnnxSession
+
+    calls = {"logits": 0, "prefill": 0}
+    honest = {name: getattr(OnnxSession, name) for name in calls}
+
+    def dying(name, after):
+        def call(self, tokens):
+            if (self._root.name, self._level) == ("artifact", None):
+                calls[name] += 1
+                if calls[name] > after:
+                    raise RunError("The server ended with code 9.")
+            return honest[name](self, tokens)
+
+        return call
+
+    name, after = ("logits", 3) if when == "judged" else ("prefill", 4)
+    monkeypatch.setattr(OnnxSession, name, dying(name, after))
+    out, words = tmp_path / "out", {"spec": "rtn:group_size=32", "target": "onnx-int4"}
+    root = tiny_model("llama")
+    code, _, err = compress(root, out, *workload, **words)
+    assert code == 0, err
+    shipped = load_ledger(out).steps[-1]
+    assert "The server ended with code 9" in shipped.not_run
+    assert shipped.quality is not None
+    others = [row for row in load_ledger(out).steps[:-1] if row.runtime and row.runtime.startswith("onnxruntime")]
+    assert others
+    assert all(row.quality is not None and row.latency and row.not_run is None for row in others)
+    if when == "judged":
+        assert shipped.samples.count == after * 63
+        assert f"it broke after {after} of" in shipped.not_run
+        code, _, err = llmc("gate", out, "--max-kl", "9")
+        assert (code, "was judged on a part of the text only: it broke after 3 of" in err) == (2, True)
+    else:
+        assert "repeats" in shipped.not_run
+    monkeypatch.undo()
+    assert compress(root, out, *workload, "--resume", **words)[0] == 0
+    again = load_ledger(out).steps[-1]
+    assert again.not_run is None
+    assert again.latency

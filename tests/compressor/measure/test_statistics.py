@@ -25,4 +25,4 @@ def test_a_loss_beyond_all_bounds_is_an_infinite_perplexity():
 
 
 def test_percentiles():
-    assert percentiles(list(range(101))) == {"p50": 50.0, "p95": 95.0}
+    assert percentiles(list(range(101))) == {"p50": 50.0, "p95": 95.0, "p99": 99.0}
