@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -72,7 +73,7 @@ TRAINED, AFTERWARDS = "qat", ("gptq", "tune")  # rows of equal bits
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = _parse(words)
-    folder = arguments.out / arguments.model.name
+    folder = arguments.out / (arguments.name or arguments.model.name)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         for row in ROWS:
@@ -92,6 +93,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--name", help="of the model in the table; that of its folder unless given")
     parser.add_argument("--calibration", required=True, help="text that is trained on")
     parser.add_argument("--evaluation", required=True, help="held-out text")
     names = [row.name for row in ROWS]
@@ -180,7 +182,7 @@ def _table(model: _Model) -> str:
     for name, row in model.rows.items():
         for number, (step, one) in enumerate(row["steps"].items(), start=1):
             quality = summarize(np.array(one["windows"]))
-            cells = [estimate(quality.perplexity), estimate(quality.kl), estimate(quality.top1, percent=True)]
+            cells = [estimate(quality.perplexity), _fine(quality.kl), estimate(quality.top1, percent=True)]
             cost, last = row["cost"], number == len(row["steps"])
             spent = [f"{cost['cpu_s']:.0f}", f"{cost['wall_s']:.0f}", f"{cost['peak_rss_bytes'] / 2**20:.0f}"]
             lines.append("| " + " | ".join([name, f"`{step}`", *cells, *(spent if last else ["", "", ""])]) + " |")
@@ -190,6 +192,14 @@ def _table(model: _Model) -> str:
         original[:, 1] = original[:, 0]
         lines.insert(2, f"| original | | {estimate(summarize(original).perplexity)} | – | – | | | |")
     return "\n".join(lines)
+
+
+def _fine(divergence: Estimate) -> str:
+    """To the error's two significant digits, however small: what is left is compared."""
+    if not divergence.stderr:
+        return f"{divergence.value:.3g}"
+    digits = max(0, 1 - math.floor(math.log10(divergence.stderr)))
+    return f"{divergence.value:.{digits}f} ± {divergence.stderr:.{digits}f}"
 
 
 def _bars(model: _Model) -> Iterator[tuple[str, str, bool]]:
@@ -203,7 +213,7 @@ def _bars(model: _Model) -> Iterator[tuple[str, str, bool]]:
     if TRAINED in model.rows and known:
         best = min(known, key=lambda name: model.windows(name, 0)[:, 2].mean())
         gap = mean(model.windows(TRAINED, 0)[:, 2] - model.windows(best, 0)[:, 2])
-        yield f"{TRAINED}: less KL than the best post-training row, {best}", f"{estimate(gap)} nats", gap.value < 0
+        yield f"{TRAINED}: less KL than the best post-training row, {best}", f"{_fine(gap)} nats", gap.value < 0
 
 
 def recovered(pruned: np.ndarray, distilled: np.ndarray) -> Estimate:

@@ -8,6 +8,7 @@ is what a pass runs where there is more than one device; with one, it calls `run
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -129,8 +130,6 @@ def launch(job: Job, processes: int, report: Report) -> None:
 
 
 def _problem(folder: Path) -> RunError:
-    import json
-
     if (folder / PROBLEM).exists():
         return RunError(*json.loads((folder / PROBLEM).read_text()))
     return RunError(f"A training process ended with an error; its log is {folder / LOG}.")

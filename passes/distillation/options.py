@@ -147,7 +147,9 @@ class DistillingPass(Pass):
     def teach(self, context: PassContext, folder: Path) -> Path:
         """Let the teacher read the calibration text; the folder of what it made of it."""
         assert context.tokens is not None  # `needs` says so
-        lesson = Lesson(self.top_k, self.temperature, self.hidden > 0, self.working_dtype)
+        # It runs on the CPU, wherever the student is trained.
+        products = fast_dtype() if self.precision == "auto" else self.working_dtype
+        lesson = Lesson(self.top_k, self.temperature, self.hidden > 0, products)
         record(self.teacher_of(context.original), context.tokens, lesson, folder / TEACHER, context.progress)
         return folder / TEACHER
 
