@@ -32,6 +32,7 @@ VERBS = {
     "lm-eval": ("compressor.cli.lm_eval", "Ask tasks of lm-evaluation-harness, of a step or of an artifact."),
     "gate": ("compressor.cli.gate", "Judge a run against its original or a baseline: PASS, FAIL or INCONCLUSIVE."),
     "report": ("compressor.cli.report", "Show the ledger of a run."),
+    "track": ("compressor.cli.track", "Put a run into MLflow or Weights & Biases."),
     "doctor": ("compressor.cli.doctor", "Tell what is installed and which targets can run here."),
 }
 INTERRUPTED = "Interrupted. Finished steps are kept, nothing half-written is; --resume goes on from there."
