@@ -28,7 +28,7 @@ from passes.distillation.trainer import Settings
 WORK_SUFFIX = "-training"  # of the folder beside a step: states while it is trained, the curve afterwards
 TEACHER, KEY = "teacher", "key.json"
 WARMUP = 0.05  # of the steps
-TAIL = 5  # steps that the first and the last loss are means of
+TAIL = 5  # steps that the first and the last loss are means of; fewer in a short run
 MEMORY_NOTE = "training held the whole student, with its gradients and two moments, in float32"
 
 
@@ -196,7 +196,8 @@ class DistillingPass(Pass):
 
     def _notes(self, job: Job, losses: list[float]) -> list[str]:
         drawn = draw(job.folder, losses, self.spelled(), self._unit)
-        first, last = _mean(losses[:TAIL]), _mean(losses[-TAIL:])
+        few = max(1, min(TAIL, len(losses) // 2))
+        first, last = _mean(losses[:few]), _mean(losses[-few:])
         what = f"{len(losses)} steps of {job.settings.batch_size} windows; the loss went from {first:.4g} to {last:.4g}"
         undrawn = "; matplotlib, which draws it, is not installed"
         where = f"{job.folder.name}/losses.csv" + (" and losses.png" if drawn else undrawn)
