@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from compressor.errors import MissingExtra, RunError
@@ -18,6 +19,7 @@ def write(content: Content, uri: str, experiment: str) -> str:
         MissingExtra: mlflow is not installed.
         RunError: MLflow does not take it; a run that was begun is marked as failed.
     """
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # which MLflow sends by itself, and reads when it is imported
     try:
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ def write(content: Content, folder: Path, project: str) -> Path:
     Raises:
         MissingExtra: wandb is not installed.
     """
+    os.environ["WANDB_ERROR_REPORTING"] = "false"  # which wandb sends by itself, and reads when it is imported
     try:
         import wandb
     except ImportError as error:

@@ -13,6 +13,7 @@ from compressor.measure.statistics import Estimate
 from compressor.tracking.content import Content
 
 NAN = float("nan")
+HERE = ("127.0.0.1", "::1", "localhost")
 
 
 @pytest.fixture
@@ -33,14 +34,25 @@ def run(tmp_path):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Names cannot be resolved, and only this machine can be reached."""
-    connect = socket.socket.connect
+    """Nothing but this machine is asked for, in no thread."""
+    connect, look_up, asked = socket.socket.connect, socket.getaddrinfo, []
 
     def local(self, address):
-        assert self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost"), address
+        if self.family != socket.AF_UNIX and address[0] not in HERE:
+            asked.append(address)
+            raise OSError("there is no network")
         return connect(self, address)
 
+    def known(host, *others, **more):
+        if host not in HERE:
+            asked.append(host)
+            raise socket.gaierror("there is no network")
+        return look_up(host, *others, **more)
+
     monkeypatch.setattr(socket.socket, "connect", local)
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+    yield
+    assert asked == []
 
 
 def test_a_run_is_flat_and_finite(run):
