@@ -14,7 +14,7 @@ from compressor.report.svg import WIDTH, Axis, chart, line, number, tag, text
 from compressor.report.tables import estimate
 
 CONFIDENCE = 1.96  # standard errors on each side of an interval that holds the truth 95 times of 100
-LABELS = 128  # pixels for names
+LABELS = 132  # pixels for names
 ROW = 24  # pixels of a named row
 LEAST_GAP = 14  # between the baselines of two labels
 
@@ -45,8 +45,10 @@ def _ends(values: Sequence[Estimate]) -> list[float]:
     return [end for value in values for end in _reach(value)]
 
 
-def _shown(value: Estimate) -> str:
-    """To as many digits as its error leaves."""
+def _shown(value: Estimate, axis: Axis) -> str:
+    """To as many digits as its error leaves; 0 where the axis shows no more than that."""
+    if abs(value.value) < 1e-4 * (axis.high - axis.low):
+        return "0"
     return estimate(value).partition(" ")[0]
 
 
@@ -74,7 +76,7 @@ def intervals(title: str, marks: Sequence[Mark]) -> Markup:
             text(0, y + 4, mark.label, "label", room=LABELS),
             line(axis.at(low), y, axis.at(high), y, f"error {mark.kind}"),
             _dot(axis.at(mark.y.value), y, mark),
-            text(WIDTH, y + 4, _shown(mark.y), "value", "end"),
+            text(WIDTH, y + 4, _shown(mark.y, axis), "value", "end"),
         ]
     said = "; ".join(f"{mark.label} {estimate(mark.y)}" for mark in marks)
     return chart(title, said, bottom + 22, parts)
@@ -139,9 +141,9 @@ def distributions(title: str, rows: Sequence[tuple[Mark, Sequence[float]]], unit
             line(axis.at(min(taken)), y, axis.at(max(taken)), y, "spread"),
             *(tag("circle", cx=axis.at(value), cy=y, r=3.5, class_=f"seen {mark.kind}") for value in taken),
             line(axis.at(middle), y - 8, axis.at(middle), y + 8, "median"),
-            text(WIDTH, y + 4, f"{middle:.3g} {unit}", "value", "end"),
+            text(WIDTH, y + 4, f"{number(middle)} {unit}", "value", "end"),
         ]
-        said.append(f"{mark.label} median {middle:.3g}, from {min(taken):.3g} to {max(taken):.3g} {unit}")
+        said.append(f"{mark.label} median {number(middle)}, from {number(min(taken))} to {number(max(taken))} {unit}")
     return chart(title, "; ".join(said), bottom + 22, parts)
 
 
