@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from compressor.errors import MissingExtra, RunError
 from compressor.tracking.content import Content
 
 LONGEST = 6000  # characters of a parameter that MLflow takes
+SQLITE = "sqlite:///"
 BATCH = 100  # parameters and tags of one request
 
 
@@ -28,7 +30,7 @@ def write(content: Content, uri: str, experiment: str) -> str:
     try:
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(experiment)
-        number = found.experiment_id if found else client.create_experiment(experiment)
+        number = found.experiment_id if found else client.create_experiment(experiment, _files_of(uri))
         run = client.create_run(number, run_name=content.name).info.run_id
         try:
             _log(client, run, content)
@@ -39,6 +41,13 @@ def write(content: Content, uri: str, experiment: str) -> str:
     except MlflowException as error:
         raise RunError(f"MLflow at {uri} does not take the run: {str(error).splitlines()[0]}") from error
     return str(run)
+
+
+def _files_of(uri: str) -> str | None:
+    """Where files go: beside a local database, which MLflow would put into the working folder; else where it says."""
+    if not uri.startswith(SQLITE):
+        return None
+    return (Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
 
 
 def _log(client: Any, run: str, content: Content) -> None:

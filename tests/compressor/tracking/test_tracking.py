@@ -75,7 +75,6 @@ def test_mlflow_has_parameters_rows_as_steps_and_files(llmc, run, tmp_path, no_n
     pytest.importorskip("sqlalchemy", reason="sqlalchemy is not installed")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = tracking.MlflowClient(tracking_uri=uri)
-    client.create_experiment("mine", artifact_location=(tmp_path / "files").as_uri())
     code, shown, said = llmc("track", run, "--mlflow", uri, "--experiment", "mine", "--json")
     assert code == 0, said
     found = client.get_run(json.loads(shown)["mlflow"])
@@ -83,6 +82,7 @@ def test_mlflow_has_parameters_rows_as_steps_and_files(llmc, run, tmp_path, no_n
     assert found.data.params == {"passes.0.gptq.bits": "4"}
     assert found.data.metrics["perplexity"] == 33.0
     assert [one.value for one in client.get_metric_history(found.info.run_id, "size_bytes")] == [100, 25]
+    assert len(list((tmp_path / "mlartifacts").rglob("ledger.json"))) == 1
     assert {one.path for one in client.list_artifacts(found.info.run_id)} == {"ledger.json", "report.html"}
 
 
