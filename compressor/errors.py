@@ -41,5 +41,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     if not names:
         return "there are none"
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names)
+    close = difflib.get_close_matches(name, names, n=len(names), cutoff=0.5)
+    return f"did you mean {_likest(name, close)!r}?" if close else "known: " + ", ".join(names)
+
+
+def _likest(name: str, names: Iterable[str]) -> str:
+    """The name that is most like another one; letters that changed places are a slip of the fingers."""
+
+    def likeness(other: str) -> float:
+        return sum(
+            difflib.SequenceMatcher(None, a, b).ratio() for a, b in ((name, other), (sorted(name), sorted(other)))
+        )
+
+    return max(names, key=likeness)

@@ -70,7 +70,8 @@ class Run:
     def _check_whole(self, row: StepRecord, tokens: int) -> None:
         """A runtime that broke has judged less than the others, and is not fit to ship whatever it told before."""
         text = self.ledger.texts.get("evaluation")
-        if text is not None and tokens < text.windows * (text.length - 1):
+        # None at all is told when they are read.
+        if text is not None and 0 < tokens < text.windows * (text.length - 1):
             raise InputError(
                 f"{row.name!r} of {self.file} was judged on a part of the text only: {row.not_run}.",
                 "`llmc compress --resume` measures it again.",
