@@ -31,6 +31,7 @@ VERBS = {
     "score": ("compressor.cli.score", "Score tasks on your own data: accuracy, F1, AUC, ROUGE, BLEU, exact match."),
     "lm-eval": ("compressor.cli.lm_eval", "Ask tasks of lm-evaluation-harness, of a step or of an artifact."),
     "gate": ("compressor.cli.gate", "Judge a run against its original or a baseline: PASS, FAIL or INCONCLUSIVE."),
+    "bisect": ("compressor.cli.bisect", "Blame a gate's FAIL on a pass, and on the fewest layers that mend it."),
     "report": ("compressor.cli.report", "Show the ledger of a run."),
     "track": ("compressor.cli.track", "Put a run into MLflow or Weights & Biases."),
     "doctor": ("compressor.cli.doctor", "Tell what is installed and which targets can run here."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +19,29 @@ if TYPE_CHECKING:
     from compressor.texts import TokenSet
 
 
+LIMITS = (
+    ("--max-perplexity-increase", "SHARE", "Most that perplexity may rise, such as 2%."),
+    ("--max-accuracy-drop", "SHARE", "Most that accuracy may fall, in points: 2% lets 71% become 69%."),
+    ("--max-latency-increase", "SHARE", "Most that times to the first token and per token may rise."),
+    ("--max-kl", "NATS", "Most that the KL divergence from the original may be."),
+    ("--alpha", "SHARE", "Chance of a wrong PASS, and of a wrong FAIL.  [default: 0.05]"),
+)
+
+
+def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb the limits of a gate; `limits_of` reads them."""
+    for name, metavar, said in reversed(LIMITS):
+        command = click.option(name, metavar=metavar, help=said)(command)
+    return command
+
+
 @click.command("gate")
 @click.argument("ledger", type=click.Path(path_type=Path))
 @click.option(
     "--against", metavar="LEDGER", type=click.Path(path_type=Path), help="Baseline run.  [default: the run's original]"
 )
 @click.option("--row", metavar="NAME", help="Row to judge.  [default: the artifact's]")
-@click.option("--max-perplexity-increase", metavar="SHARE", help="Most that perplexity may rise, such as 2%.")
-@click.option(
-    "--max-accuracy-drop", metavar="SHARE", help="Most that accuracy may fall, in points: 2% lets 71% become 69%."
-)
-@click.option(
-    "--max-latency-increase", metavar="SHARE", help="Most that times to the first token and per token may rise."
-)
-@click.option("--max-kl", metavar="NATS", help="Most that the KL divergence from the original may be.")
+@limit_options
 @click.option(
     "--lm-eval",
     nargs=2,
@@ -39,7 +49,6 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Logs of `lm_eval --log_samples`: accuracy is then that of their tasks.",
 )
-@click.option("--alpha", metavar="SHARE", help="Chance of a wrong PASS, and of a wrong FAIL.  [default: 0.05]")
 @click.option(
     "--more-samples", is_flag=True, help="Where it cannot be decided, measure more of the run's text until it can."
 )
@@ -74,7 +83,7 @@ def gate_command(
     run = Run.open(ledger)
     base = None if against is None else Run.open(against)
     more = {name: options.pop(name) for name in ("more_samples", "budget", "original")}
-    allowed = _limits(options, run.ledger.recipe)
+    allowed = limits_of(options, run.ledger.recipe)
     if lm_eval and allowed.max_accuracy_drop is None:
         raise InputError("--lm-eval gives accuracies, and no limit is on them.", "Give --max-accuracy-drop.")
     if more["more_samples"]:
@@ -119,7 +128,7 @@ def _decide_with_more(
     with tempfile.TemporaryDirectory(prefix="llmc-") as scratch, ConsoleProgress(after=2.0) as progress:
         places = [Path(scratch) / str(number) for number in range(len(runs))]
         growing = [
-            Growing(Reopened(run, place, progress, how["original"]), subject.row.name, _first_windows)
+            Growing(Reopened(run, place, progress, how["original"]), subject.row.name, first_windows)
             for run, place in zip(runs, places, strict=True)
             if run is not None
         ]
@@ -128,13 +137,14 @@ def _decide_with_more(
     return decision
 
 
-def _first_windows(text: TextRecord, tokenizer: Any, windows: int) -> TokenSet:
+def first_windows(text: TextRecord, tokenizer: Any, windows: int) -> TokenSet:
+    """The first windows of a text that a run was measured on, from its file."""
     from calibration.dataset import load_tokens
 
     return load_tokens(text.source, tokenizer, samples=windows, length=text.length, seed=None, allow_network=False)
 
 
-def _limits(given: dict[str, Any], recipe: dict[str, Any]) -> Limits:
+def limits_of(given: dict[str, Any], recipe: dict[str, Any]) -> Limits:
     """The limits of the command line, else the recipe's; `alpha` of the command line goes with either.
 
     Raises:

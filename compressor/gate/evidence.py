@@ -68,14 +68,15 @@ def gather(subject: Subject, limits: Limits, tasks: Sequence[TaskPairs] = ()) ->
         found += [_of_task(one, drop) if isinstance(one, TaskPairs) else _of_scores(one, drop) for one in pairs]
         limits = limits.model_copy(update={"max_accuracy_drop": None})
     if limits.needs_text:
-        found += _of_tokens(subject.tokens(), limits)
+        found += of_tokens(subject.tokens(), limits)
     if limits.max_latency_increase is not None:
         for pair in subject.latencies():
             found += _of_times(pair, limits.max_latency_increase)
     return found
 
 
-def _of_tokens(pairs: TokenPairs, limits: Limits) -> Iterator[Evidence]:
+def of_tokens(pairs: TokenPairs, limits: Limits) -> Iterator[Evidence]:
+    """The evidence for the limits on what held-out text tells."""
     if limits.max_perplexity_increase is not None:
         yield _perplexity(pairs, limits.max_perplexity_increase)
     if limits.max_accuracy_drop is not None:
