@@ -26,16 +26,17 @@ class LlamaCppSession:
 
     Args:
         length: tokens of the longest text.
+        cache: what keys and values are kept in, f16 or q8_0.
 
     Raises:
         RunError: llama.cpp does not load the file.
     """
 
-    def __init__(self, file: Path, length: int, place: Place | None = None) -> None:
+    def __init__(self, file: Path, length: int, cache: str = "f16", place: Place | None = None) -> None:
         place = place or LLAMA_CPP.place()
         self.runtime = f"llama.cpp (llama-cpp-python {place.version}) CPU"
         self._length = length
-        command = [str(place.python), str(WORKER), str(file), str(length)]
+        command = [str(place.python), str(WORKER), str(file), str(length), cache]
         self._process = EngineProcess("llama.cpp", command, {}, piped=True)
         self._buffer = b""
         try:

@@ -20,6 +20,7 @@ import numpy as np
 BATCH = 512  # tokens processed at a time
 ROW_BYTES = 16 << 20  # of logits made at a time
 UNIT = 256  # a context's length is a multiple of this
+CACHES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
 
 
 class Model:
@@ -27,11 +28,12 @@ class Model:
 
     Args:
         length: tokens of a sequence that there is room for.
+        cache: one of `CACHES`.
     """
 
-    def __init__(self, path: str, length: int) -> None:
+    def __init__(self, path: str, length: int, cache: str) -> None:
         lib.llama_backend_init()
-        self._length = -(-length // UNIT) * UNIT
+        self._length, self._cache = -(-length // UNIT) * UNIT, cache
         self._model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
         if not self._model:
             raise SystemExit(f"Error: llama.cpp does not load {path}")
@@ -79,6 +81,9 @@ class Model:
         settings = lib.llama_context_default_params()
         settings.n_ctx, settings.n_seq_max = rows * self._length, rows
         settings.n_batch = settings.n_ubatch = BATCH
+        settings.type_k = settings.type_v = CACHES[self._cache]
+        if self._cache != "f16":  # values are quantized in fused attention only
+            settings.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         settings.n_threads = settings.n_threads_batch = len(os.sched_getaffinity(0))
         self._context, self._rows = lib.llama_init_from_model(self._model, settings), rows
         if not self._context:
@@ -122,10 +127,10 @@ def serve(model: Model, requests: Iterable[str], out: BinaryIO) -> None:
 
 
 def main() -> None:
-    """FILE LENGTH on the command line."""
+    """FILE LENGTH CACHE on the command line."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the library prints shall not be taken for an answer
-    model = Model(sys.argv[1], int(sys.argv[2]))
+    model = Model(sys.argv[1], int(sys.argv[2]), sys.argv[3])
     out.write(json.dumps({"vocabulary": model.vocabulary, "bytes": 0}).encode() + b"\n")
     out.flush()
     serve(model, sys.stdin, out)

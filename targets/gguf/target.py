@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -21,7 +21,7 @@ from compressor.gguf.architectures import gain_shift
 from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
-from compressor.target import Artifact, Session, Target, Tolerance
+from compressor.target import Artifact, Session, Target, Tolerance, Variant
 from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, dtype_name, float_problems, scale_problems
 from targets.engines import LLAMA_CPP
 from targets.gguf.metadata import LONGROPE, RUNTIME, architecture_problems, context_length, rope_problems, served_length
@@ -33,6 +33,7 @@ from targets.refusals import refusals
 from targets.tolerances import ROUNDED
 
 FILE = "model.gguf"
+PLAIN_CACHE, SMALL_CACHE = "f16", "q8_0"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,14 @@ class GgufTarget(Target):
     kinds: ClassVar[tuple[str, ...]]  # of codes that a layer may have
 
     dtype: ServedDtype = option("auto", DTYPE_HELP + "; norms and biases are always float32")
+    kv_cache: Literal["f16", "q8_0"] = option(
+        PLAIN_CACHE, "what keys and values are kept in when it is run; q8_0 is half as large. The file is the same"
+    )
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        plain = (Variant(f"{PLAIN_CACHE} cache", {"kv_cache": PLAIN_CACHE}),) if self.kv_cache == SMALL_CACHE else ()
+        return (*plain, *super().variants)
 
     def why_not_made(self) -> str | None:
         if find_spec("gguf") is not None:
@@ -58,7 +67,7 @@ class GgufTarget(Target):
         found = refusals(RUNTIME, self._layer_reasons, architecture, schemes, fuses=False)
         if schemes and not found and self.bits not in {scheme.bits for scheme in schemes.values()}:
             found.append(f"No layer is int{self.bits}; the target gguf-q8_0 takes these.")
-        return found + architecture_problems(architecture)
+        return [*found, *architecture_problems(architecture), *self._cache_type_problems(architecture)]
 
     def embedding_problems(self, architecture: Architecture, scheme: Scheme) -> list[str]:
         shape = (architecture.vocab_size, architecture.hidden_size)
@@ -94,17 +103,34 @@ class GgufTarget(Target):
         return LLAMA_CPP.why_missing()
 
     def open(self, artifact: Artifact, **options: Any) -> Session:
-        """Run it in llama.cpp, in the environment of that."""
+        """Run it in llama.cpp, in the environment of that.
+
+        Args:
+            options: `kv_cache`, in the place of the target's own.
+        """
         from compressor.gguf.config import build_config
         from compressor.gguf.container import GgufFile
         from targets.engines.llama_cpp_session import LlamaCppSession
 
         file = artifact.root / FILE
-        return LlamaCppSession(file, served_length(build_config(GgufFile.open(file))))
+        length = served_length(build_config(GgufFile.open(file)))
+        return LlamaCppSession(file, length, options.get("kv_cache", self.kv_cache))
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         length = str(served_length(config))
-        return shlex.join(["llama-server", "-m", f"{path}/{FILE}", "--port", "8080", "-c", length])
+        command = ["llama-server", "-m", f"{path}/{FILE}", "--port", "8080", "-c", length]
+        if self.kv_cache == SMALL_CACHE:  # values are quantized in fused attention only
+            command += ["-fa", "on", "--cache-type-k", SMALL_CACHE, "--cache-type-v", SMALL_CACHE]
+        return shlex.join(command)
+
+    def _cache_type_problems(self, architecture: Architecture) -> list[str]:
+        width = architecture.head_dim
+        if self.kv_cache == PLAIN_CACHE or width % BLOCK == 0:
+            return []
+        return [
+            f"{RUNTIME} keeps a key-value cache of {SMALL_CACHE} in blocks of {BLOCK}, of which {width}, the width of "
+            f"a head, is no multiple; {self.name}:kv_cache={PLAIN_CACHE} works."
+        ]
 
     def _layer_reasons(self, scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
         works = f"gptq:bits={self.bits},group_size={BLOCK}"

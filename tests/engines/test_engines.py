@@ -91,6 +91,17 @@ def test_a_run_measures_its_artifact_in_llama_cpp_and_verify_replays_it(engine, 
     assert generation.findings == []
 
 
+def test_llama_cpp_keeps_its_cache_in_8_bits(engine, compress):
+    engine("llama-cpp")
+    words = ("--eval", str(DEMO / "evaluation.txt"), "--eval-length", "64", "--prompt", "16", "--output-tokens", "8")
+    out = compress("gguf-q4_0:kv_cache=q8_0", "rtn:group_size=32", *words)
+    plain, small = json.loads((out / "ledger.json").read_text())["steps"][-2:]
+    assert [row["name"] for row in (plain, small)] == ["gguf-q4_0, f16 cache", "gguf-q4_0"]
+    kl = [row["quality"]["kl"]["value"] for row in (plain, small)]
+    assert kl[0] != kl[1], "another cache computes something else"
+    assert kl[1] == pytest.approx(kl[0], abs=0.01)
+
+
 def test_batches_and_long_texts_go_on_as_one_would(engine, compress):
     from targets.engines.llama_cpp_session import LlamaCppSession
 

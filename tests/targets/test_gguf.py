@@ -285,3 +285,21 @@ def test_scales_beyond_float16_are_refused(tiny_model, quantize, lower):
 def test_run_command(tiny_model, quantize):
     config = quantize(tiny_model("llama"), Scheme(4, 32)).config
     assert GgufQ4().run_command("a b", config) == "llama-server -m 'a b/model.gguf' --port 8080 -c 512"
+
+
+def test_an_8_bit_cache_is_asked_for_where_it_is_run(tiny_model, quantize):
+    target = make_target("gguf-q4_0", {"kv_cache": "q8_0"})
+    config = quantize(tiny_model("llama"), Scheme(4, 32)).config
+    assert target.run_command("a", config).endswith("-c 512 -fa on --cache-type-k q8_0 --cache-type-v q8_0")
+    assert [(one.label, dict(one.options)) for one in target.variants] == [
+        ("f16 cache", {"kv_cache": "f16"}),
+        ("", {}),
+    ]
+
+
+def test_an_8_bit_cache_of_heads_that_are_no_whole_blocks_is_refused(tiny_model):
+    narrow = Checkpoint.open(tiny_model("llama", head_dim=16)).architecture
+    schemes = {name: Scheme(4, 32) for name in narrow.linears() if name != "lm_head"}
+    assert GgufQ4().problems(narrow, schemes) == []
+    (problem,) = make_target("gguf-q4_0", {"kv_cache": "q8_0"}).problems(narrow, schemes)
+    assert "the width of a head, is no multiple; gguf-q4_0:kv_cache=f16 works" in problem

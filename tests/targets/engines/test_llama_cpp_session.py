@@ -46,7 +46,7 @@ def session(tmp_path, monkeypatch):
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER)
     monkeypatch.setattr(llama_cpp_session, "WORKER", worker)
-    return lambda name="good.gguf": LlamaCppSession(tmp_path / name, 16, Place(sys.executable, None, "it", "1.2"))
+    return lambda name="good.gguf": LlamaCppSession(tmp_path / name, 16, place=Place(sys.executable, None, "it", "1.2"))
 
 
 def test_answers_are_passed_on(session):
