@@ -133,3 +133,20 @@ def test_what_cannot_be_blamed_is_refused(llmc, run, text):
     text.write_text("another text " * 3000)
     code, _, said = llmc("bisect", out, "--max-kl", kl(out) / 2)
     assert (code, "is another now" in said) == (2, True)
+
+
+def test_a_repair_is_run_from_the_steps_before_and_judged(llmc, run, tmp_path):
+    tables = "embeddings:group_size=32"
+    out, mended = run(3, passes=(tables, INT8)), tmp_path / "mended"
+    limit = ("--max-kl", 2 * kl(out, tables))
+    code, shown, said = llmc("bisect", out, *limit, "--apply", mended, "--json")
+    found = json.loads(shown)
+    assert (code, found["applied"]["verdict"]) == (found["applied"]["exit_code"], "PASS"), said
+    (measured,) = found["repair"]["measured"]["findings"]
+    (applied,) = found["applied"]["findings"]
+    assert applied["change"] == pytest.approx(measured["change"], rel=1e-3)
+    first = "steps/01-embeddings/model.safetensors"
+    assert (mended / first).samefile(out / first)
+    assert [row.name for row in load_ledger(mended).steps] == ["original", tables, found["repair"]["pass"], "hf"]
+    code, _, said = llmc("bisect", out, *limit, "--apply", mended)
+    assert (code, "already exists" in said) == (2, True)
