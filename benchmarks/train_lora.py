@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -33,17 +34,33 @@ def main() -> None:
 
 def train(root: Path, texts: Path, out: Path, steps: int, rank: int) -> list[float]:
     """Train so many steps and save the merged model in float32; returns the losses."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(root)
+    model = with_lora(root, rank)
+    losses = fit(model, islice(_batches(tokenizer, texts), steps), rate=5e-4)
+    merged = model.merge_and_unload()
+    merged.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return losses
+
+
+def with_lora(root: Path, rank: int):
+    """The model in float32 with a new LoRA on every linear, as peft makes it."""
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(root)
     model = AutoModelForCausalLM.from_pretrained(root, dtype=torch.float32)
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, config)
-    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=5e-4)
+    return get_peft_model(model, config)
+
+
+def fit(model, batches: Iterable[Mapping[str, torch.Tensor]], rate: float) -> list[float]:
+    """One update of what can be trained for each batch; returns the losses."""
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=rate)
     losses = []
-    for batch in islice(_batches(tokenizer, texts), steps):
+    for batch in batches:
         loss = model(**batch).loss
         loss.backward()
         optimizer.step()
@@ -51,9 +68,6 @@ def train(root: Path, texts: Path, out: Path, steps: int, rank: int) -> list[flo
         losses.append(float(loss.detach()))
         if len(losses) % 10 == 0:
             print(f"step {len(losses)}  loss {sum(losses[-10:]) / 10:.3f}", flush=True)
-    merged = model.merge_and_unload()
-    merged.save_pretrained(out)
-    tokenizer.save_pretrained(out)
     return losses
 
 
