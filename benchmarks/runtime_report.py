@@ -6,7 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from runtime_rows import BUILDER, BUILDER_HUGE, LLAMA_CPP, LLAMA_CPP_HUGE, MODELS, OURS, OURS_PLAIN, ROWS, Row
+from runtime_rows import (
+    BUILDER,
+    BUILDER_HUGE,
+    LLAMA_CPP,
+    LLAMA_CPP_HUGE,
+    MODELS,
+    OURS,
+    OURS_INT4_HEAD,
+    OURS_PLAIN,
+    ROWS,
+    Row,
+)
 
 DECODE_BAR, PREFILL_BAR, LLAMA_BAR = 1.15, 1.5, 1.0
 Times = Mapping[str, Any]  # see runtime.Times
@@ -51,8 +62,8 @@ def _preamble(facts: Mapping[str, Any], times: Mapping[int, Times]) -> str:
 
 
 def _bars(times: Mapping[int, Times]) -> Iterator[str]:
-    yield "| threads | bar | as run.sh starts it | both without huge pages | both with |"
-    yield "|---:|---|---:|---:|---:|"
+    yield "| threads | bar | as run.sh starts it | both without huge pages | both with | the first, with an int4 head |"
+    yield "|---:|---|---:|---:|---:|---:|"
     for threads, measured in times.items():
         for kind, theirs, theirs_huge, bar, claim in (
             ("token", BUILDER, BUILDER_HUGE, DECODE_BAR, f"a token at least {DECODE_BAR} × as fast as the builder's"),
@@ -71,11 +82,11 @@ def _bars(times: Mapping[int, Times]) -> Iterator[str]:
                 f"a token at least {LLAMA_BAR} × as fast as llama.cpp's Q4_0",
             ),
         ):
-            pairs = ((OURS, theirs), (OURS_PLAIN, theirs), (OURS, theirs_huge))
+            pairs = ((OURS, theirs), (OURS_PLAIN, theirs), (OURS, theirs_huge), (OURS_INT4_HEAD, theirs))
             cells = (_verdict(_ratios(measured, kind, other, ours), bar) for ours, other in pairs)
             yield f"| {threads} | {claim} | {' | '.join(cells)} |"
         peaks = measured["peak_bytes"]
-        pairs = ((OURS, BUILDER), (OURS_PLAIN, BUILDER), (OURS, BUILDER_HUGE))
+        pairs = ((OURS, BUILDER), (OURS_PLAIN, BUILDER), (OURS, BUILDER_HUGE), (OURS_INT4_HEAD, BUILDER))
         shares = [peaks[ours.name] / peaks[other.name] for ours, other in pairs]
         cells = (f"{share:.2f} × {'holds' if share <= 1 else 'MISSED'}" for share in shares)
         yield f"| {threads} | peak memory at most the builder's | {' | '.join(cells)} |"

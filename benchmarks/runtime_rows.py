@@ -97,6 +97,7 @@ def peer(engine: str) -> Peer:
 
 OURS = Row(MODELS["llmc-channel"], "onnxruntime-genai", huge_pages=True)
 OURS_PLAIN = Row(MODELS["llmc-channel"], "onnxruntime-genai")
+OURS_INT4_HEAD = Row(MODELS["llmc-channel-int4-head"], "onnxruntime-genai", huge_pages=True)
 BUILDER = Row(MODELS["genai"], "onnxruntime-genai")
 BUILDER_HUGE = Row(MODELS["genai"], "onnxruntime-genai", huge_pages=True)
 LLAMA_CPP = Row(MODELS["q4_0"], "llama.cpp")
@@ -105,7 +106,7 @@ ROWS = (
     OURS,
     OURS_PLAIN,
     Row(MODELS["llmc-channel"], "onnxruntime", huge_pages=True),
-    Row(MODELS["llmc-channel-int4-head"], "onnxruntime-genai", huge_pages=True),
+    OURS_INT4_HEAD,
     Row(MODELS["llmc-g64"], "onnxruntime-genai", huge_pages=True),
     Row(MODELS["llmc-g64-float-head"], "onnxruntime-genai", huge_pages=True),
     BUILDER,
