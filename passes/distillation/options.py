@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -72,9 +73,9 @@ class DistillingPass(Pass):
         return torch.bfloat16 if torch.cuda.is_available() else fast_dtype()
 
     @property
+    @abstractmethod
     def default_rate(self) -> float:
         """The learning rate where none was given."""
-        raise NotImplementedError
 
     def check_options(self) -> None:
         """Refuse numbers that cannot be meant.
