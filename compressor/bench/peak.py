@@ -29,7 +29,10 @@ def peak_memory(path: Path, workload: Workload) -> int:
     """
     sizes = map(str, (workload.batch, workload.prompt, workload.output))
     command = [sys.executable, "-m", __name__, str(path), *sizes]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise RunError(f"its memory could not be measured: it did not end within {TIMEOUT_S} s") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise RunError(f"its memory could not be measured: {lines[-1] if lines else f'code {done.returncode}'}")
