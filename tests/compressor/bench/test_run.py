@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from compressor.architecture import read_config, resolve
+from compressor.bench import peak
 from compressor.bench import run as bench_run
 from compressor.bench.peak import peak_memory
 from compressor.errors import RunError
@@ -101,6 +102,12 @@ def test_memory_is_that_of_a_process_of_its_own(tiny_model):
     assert peak_memory(root, Workload(1, 4, 2, 2)) > 50 << 20  # PyTorch alone is more
     with pytest.raises(RunError, match=r"its memory could not be measured: .*no folder of a model"):
         peak_memory(root / "none", Workload(1, 4, 2, 2))
+
+
+def test_memory_of_a_process_that_does_not_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(peak, "TIMEOUT_S", 0.01)
+    with pytest.raises(RunError, match="it did not end within"):
+        peak_memory(tmp_path, Workload(1, 4, 2, 2))
 
 
 def test_what_cannot_be_timed_is_refused(llmc, tiny_model, tmp_path):
