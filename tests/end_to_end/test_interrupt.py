@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,35 @@ import pytest
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 LLMC = Path(sys.executable).with_name("llmc")
 
+# The command line with a pass that stands still in its second block, so that the signal always comes in the middle.
+STANDS_STILL = """
+import time
+from compressor.cli import main
+from passes.gptq import GPTQ
 
-def words(out):
-    return [LLMC, "compress", DEMO / "model", "-t", "hf", "--pass", "gptq:group_size=64", "-o", out,
+quantize = GPTQ.quantize
+blocks = []
+
+def pausing(*args, **kwargs):
+    blocks.append(1)
+    if len(blocks) > 1:
+        print("in the middle", flush=True)
+        time.sleep(600)
+    return quantize(*args, **kwargs)
+
+GPTQ.quantize = pausing
+main()
+"""
+
+
+def options(out):
+    return ["compress", DEMO / "model", "-t", "hf", "--pass", "gptq:group_size=64", "-o", out,
             "--calibration", DEMO / "calibration.txt", "--samples", "32", "--length", "256",
             "--measure", "none"]  # fmt: skip
+
+
+def words(out):
+    return [LLMC, *options(out)]
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -24,12 +47,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, kind):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run(words(whole), check=True, capture_output=True)
 
-    process = subprocess.Popen(words(broken), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list(broken.glob("steps/.llmc-tmp-*")):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    stands_still = [sys.executable, "-c", STANDS_STILL, *options(broken)]
+    process = subprocess.Popen(stands_still, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert any("in the middle" in line for line in process.stdout), process.stderr.read()
+    assert list(broken.glob("steps/.llmc-tmp-*"))
     process.send_signal(kind)
     _, err = process.communicate(timeout=60)
 
