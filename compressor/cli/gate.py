@@ -76,7 +76,7 @@ def gate_command(
 
     \b
     Exit code 0: PASS; 1: FAIL; 3: INCONCLUSIVE; 2: it cannot be judged. Without limits here, those of the run's
-    recipe hold.
+    recipe hold. The verdict on what ships, without --row, goes into the reports in the run's folder.
     """
     from compressor.gate.subject import Run
 
@@ -91,8 +91,22 @@ def gate_command(
     else:
         decision = _decide((run, base), row, allowed, lm_eval)
     write_reports(decision, junit, markdown)
+    if row is None:
+        keep(run.folder, decision)
     present(decision, as_json)
     return decision.verdict.exit_code
+
+
+def keep(folder: Path, decision: Decision) -> None:
+    """Show the verdict on what ships in the run's own reports, where they lie beside the ledger."""
+    from compressor.report.files import has_reports, keep_decision
+
+    if not has_reports(folder):
+        return
+    try:
+        keep_decision(folder, decision)
+    except OSError as error:
+        click.echo(f"The reports in {folder} stay as they are: {error.strerror}.", err=True)
 
 
 def _decide(

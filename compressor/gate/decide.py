@@ -19,7 +19,7 @@ from compressor.gate.statistics import MeanChange, PairedProportions, detectable
 from compressor.ledger import finite
 
 SCHEMA = 1
-GATE_FILE = "gate.json"  # in a run's folder: the verdict of the recipe's gate
+GATE_FILE = "gate.json"  # in a run's folder: the last verdict on what it ships
 FEWEST_CLUSTERS = 20  # below, the bootstrap's own error exceeds alpha by more than a little; see tests/compressor/gate
 MOST_SAMPLES = 100.0  # times as many: beyond that, no amount of text is worth naming
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from compressor.files import write_whole
 from compressor.gate import markdown as gate_markdown
-from compressor.gate.decide import load_decision
+from compressor.gate.decide import Decision, load_decision
 from compressor.ledger import load_ledger, runs_in
 from compressor.report import comparison, html, markdown
+
+
+REPORTS = ("report.md", "report.html")
 
 
 def render_html(path: Path) -> str:
@@ -30,5 +33,23 @@ def render_markdown(path: Path) -> str:
 
 def write_reports(folder: Path) -> None:
     """Write both from the ledger in a run's folder, and from the verdict of its gate where there is one."""
-    write_whole(folder / "report.md", render_markdown(folder))
-    write_whole(folder / "report.html", render_html(folder))
+    for name, render in zip(REPORTS, (render_markdown, render_html), strict=True):
+        write_whole(folder / name, render(folder))
+
+
+def keep_decision(folder: Path, decision: Decision) -> None:
+    """Keep the verdict on what a run ships in its folder, and write the reports again that show it.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    decision.save(folder)
+    write_reports(folder)
+    several = folder.resolve().parent
+    if folder.resolve() in runs_in(several) and has_reports(several):
+        write_reports(several)
+
+
+def has_reports(folder: Path) -> bool:
+    """Whether reports lie there, as `llmc compress` leaves them."""
+    return any((folder / name).is_file() for name in REPORTS)

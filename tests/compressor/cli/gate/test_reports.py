@@ -47,6 +47,47 @@ def test_markdown_is_for_a_pull_request(llmc, run, tmp_path):
     assert len({line.count("|") for line in lines}) == 1
 
 
+@pytest.fixture
+def whole_run(llmc, tiny_model, tmp_path):
+    """The folder of a run as `llmc compress` leaves it, without a gate."""
+    (tmp_path / "text.txt").write_text("The fox sees the hen near the old mill, and is called. " * 40)
+    words = ["--eval", tmp_path / "text.txt", "--eval-length", 64, "--prompt", 8, "--output-tokens", 2]
+    spec = ["--pass", "rtn:group_size=32"]
+    code, _, said = llmc("compress", tiny_model("llama"), "-t", "hf", *spec, "-o", tmp_path / "out", *words)
+    assert code == 0, said
+    return tmp_path / "out"
+
+
+def test_the_reports_of_a_run_have_the_last_verdict_on_what_ships(llmc, whole_run, run):
+    def shown():
+        return [word for word in ("PASS", "FAIL") if all(
+            f"llmc gate: {word}" in (whole_run / "report.md").read_text() and word in text
+            for text in [(whole_run / "report.html").read_text()]
+        )]  # fmt: skip
+
+    assert shown() == []
+    assert llmc("gate", whole_run, "--max-kl", "0")[0] == 1
+    assert shown() == ["FAIL"]
+    assert llmc("gate", whole_run, "--max-kl", "1000", "--row", "hf")[0] == 0
+    assert shown() == ["FAIL"], "--row may be any row, which does not ship"
+    assert llmc("gate", whole_run, "--max-kl", "1000")[0] == 0
+    assert shown() == ["PASS"]
+    assert json.loads((whole_run / "gate.json").read_text())["verdict"] == "PASS"
+    bare = run("bare")
+    before = sorted(bare.iterdir())
+    llmc("gate", bare, PERPLEXITY, "2%")
+    assert sorted(bare.iterdir()) == before, "where there are no reports, nothing is added"
+
+
+def test_reports_that_cannot_be_written_do_not_change_the_verdict(llmc, whole_run, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("compressor.report.files.write_reports", refuse)
+    code, shown, said = llmc("gate", whole_run, "--max-kl", "0")
+    assert (code, "FAIL" in shown, "stay as they are: Permission denied" in said) == (1, True, True)
+
+
 # ---- the recipe's gate, and the action
 
 
