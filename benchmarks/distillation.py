@@ -62,8 +62,8 @@ class Row:
 
 PRUNE = "prune-depth:fraction=0.2"
 ROWS = (
-    Row("depth", (PRUNE, "distill")),
-    Row("depth lora", (PRUNE, "distill:lora_rank=16")),
+    Row("depth", (PRUNE, "distill:batch_size=2")),
+    Row("depth lora", (PRUNE, "distill:lora_rank=16,batch_size=2")),
     Row("gptq", ("gptq:group_size=64",)),
     Row("tune", ("tune:group_size=64",)),
     Row("qat", ("qat:group_size=64,epochs=4",)),

@@ -34,7 +34,7 @@ main()
 
 def options(out):
     return ["compress", DEMO / "model", "-t", "hf", "--pass", "gptq:group_size=64", "-o", out,
-            "--calibration", DEMO / "calibration.txt", "--samples", "32", "--length", "256",
+            "--calibration", DEMO / "calibration.txt", "--samples", "4", "--length", "64",
             "--measure", "none"]  # fmt: skip
 
 
@@ -42,17 +42,27 @@ def words(out):
     return [LLMC, *options(out)]
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, kind):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(words(whole), check=True, capture_output=True)
+def artifact_digest(run):
+    return json.loads((run / "ledger.json").read_text())["artifact"]["digest"]
 
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("undisturbed") / "whole"
+    subprocess.run(words(out), check=True, capture_output=True)
+    return out
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, whole, kind):
+    broken = tmp_path / "broken"
     stands_still = [sys.executable, "-c", STANDS_STILL, *options(broken)]
     process = subprocess.Popen(stands_still, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert any("in the middle" in line for line in process.stdout), process.stderr.read()
     assert list(broken.glob("steps/.llmc-tmp-*"))
     process.send_signal(kind)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
 
     assert not (broken / "artifact").exists()
     assert not (broken / "steps" / "01-gptq").exists()
@@ -64,5 +74,4 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, kind):
 
     subprocess.run([*words(broken), "--resume"], check=True, capture_output=True)
     assert not list(broken.rglob(".llmc-tmp-*"))
-    digests = [json.loads((out / "ledger.json").read_text())["artifact"]["digest"] for out in (whole, broken)]
-    assert digests[0] == digests[1]
+    assert artifact_digest(broken) == artifact_digest(whole)
