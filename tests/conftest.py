@@ -4,11 +4,13 @@
 in float32: hidden 64, intermediate 128, 2 layers, 4 heads, 2 key-value heads, head_dim 16, vocabulary 288 (a multiple
 of 32, as the packed formats want; the tokenizer uses the first 259 ids). Overrides are keys of config.json. Equal
 arguments give equal bytes; every call makes a folder of its own. `adapter_of` makes PEFT adapters for them. `llmc`
-runs the command line.
+runs the command line; `llmc_until` starts it as a process that can be interrupted at a named call.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +72,26 @@ def byte_tokenizer() -> Any:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token=end, pad_token=pad)
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+@pytest.fixture
+def llmc_until() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the command line as a process, and return when it stands still before the nth call of a method."""
+    script, processes = Path(__file__).with_name("standing_still.py"), []
+
+    def start(method: str, number: int, *words: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, script, method, str(number), *map(str, words)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert process.stdout is not None
+        if not any("standing still" in line for line in process.stdout):
+            pytest.fail(f"It ended before that: {process.communicate()[1]}")
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

@@ -11,26 +11,6 @@ import pytest
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 LLMC = Path(sys.executable).with_name("llmc")
 
-# The command line with a pass that stands still in its second block, so that the signal always comes in the middle.
-STANDS_STILL = """
-import time
-from compressor.cli import main
-from passes.gptq import GPTQ
-
-quantize = GPTQ.quantize
-blocks = []
-
-def pausing(*args, **kwargs):
-    blocks.append(1)
-    if len(blocks) > 1:
-        print("in the middle", flush=True)
-        time.sleep(600)
-    return quantize(*args, **kwargs)
-
-GPTQ.quantize = pausing
-main()
-"""
-
 
 def options(out):
     return ["compress", DEMO / "model", "-t", "hf", "--pass", "gptq:group_size=64", "-o", out,
@@ -55,11 +35,9 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, whole, kind):
+def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, whole, kind, llmc_until):
     broken = tmp_path / "broken"
-    stands_still = [sys.executable, "-c", STANDS_STILL, *options(broken)]
-    process = subprocess.Popen(stands_still, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert any("in the middle" in line for line in process.stdout), process.stderr.read()
+    process = llmc_until("passes.gptq:GPTQ.quantize", 2, *options(broken))
     assert list(broken.glob("steps/.llmc-tmp-*"))
     process.send_signal(kind)
     _, err = process.communicate()
