@@ -22,11 +22,11 @@ from calibration import attention
 from calibration.activations import InputStatistics
 from calibration.spool import Spool
 from compressor.checkpoint import Block, Weight
-from compressor.decoder import Decoder, batches, dense
+from compressor.decoder import Decoder, batches, core_of, dense
 from compressor.families import Branch, Modules
 from compressor.memory import give_back, reuse
 from compressor.quantized import QuantizedWeight
-from compressor.rounding import round_inputs_of
+from compressor.rounding import equip
 
 # Inputs of a linear from which on their second moments fill the memory: a moment to give freed memory back is worth it
 # then, and fewer activations stay in memory.
@@ -114,12 +114,12 @@ class LayerWalk:
         self._text.release((linear,))
 
     def replace(self, linear: str, weight: Weight) -> None:
-        """Give a linear (named as in `Stage.linears`) a new weight; it reads its inputs rounded if that asks for it."""
+        """Give a linear (named as in `Stage.linears`) a new weight; it reads its inputs as that asks for."""
         module = self._text.layer.get_submodule(linear)
         # A new parameter: the original shares the old one.
-        module.weight = nn.Parameter(dense(weight, self._text.dtype), requires_grad=False)
+        module.weight = nn.Parameter(dense(core_of(weight), self._text.dtype), requires_grad=False)
         if isinstance(weight, QuantizedWeight):
-            round_inputs_of(module, weight)
+            equip(module, weight)
 
     @torch.no_grad()
     def stages(self, moments: bool = True, observer: type[InputStatistics] = InputStatistics) -> Iterator[Stage]:

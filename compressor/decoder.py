@@ -16,7 +16,7 @@ from compressor.architecture import Architecture, full_config, resolve
 from compressor.checkpoint import Block, Checkpoint, Weight
 from compressor.families import CACHE_SCALES, HEAD
 from compressor.quantized import QuantizedWeight, split_rows
-from compressor.rounding import round_cache_of, round_inputs, round_inputs_of
+from compressor.rounding import equip, prepare_inputs, round_cache_of
 
 # Of the hidden states in one forward call: enough rows to fill the matrix units, little next to a block.
 ELEMENTS_PER_BATCH = 1 << 20
@@ -42,7 +42,7 @@ class Decoder:
         return hidden if scale == 1 else hidden.mul_(scale)
 
     def layer(self, block: Block, products: torch.dtype = torch.float32) -> nn.Module:
-        """The decoder layer of `block`: weights dequantized, activations and cache rounded as they ask.
+        """The decoder layer of `block`: weights dequantized, inputs prepared and cache rounded as they ask.
 
         Args:
             products: dtype of attention and MLP; those that have it already are not copied. The norms are float32.
@@ -54,13 +54,13 @@ class Decoder:
         scales = [dense(stored.pop(name)) for name in cache if name in stored]
         bodies = (f"{attention.body}.", f"{mlp.body}.")
         state = {
-            name: dense(weight, products if name.startswith(bodies) else torch.float32)
+            name: dense(core_of(weight), products if name.startswith(bodies) else torch.float32)
             for name, weight in stored.items()
         }
         layer.load_state_dict(state, assign=True)
         for name, weight in stored.items():
             if isinstance(weight, QuantizedWeight):
-                round_inputs_of(layer.get_submodule(name.removesuffix(".weight")), weight)
+                equip(layer.get_submodule(name.removesuffix(".weight")), weight)
         if scales:
             round_cache_of(layer.get_submodule(attention.body), *scales)
         return layer.eval()
@@ -88,7 +88,7 @@ class Decoder:
             if progress is not None:
                 progress(index + 1)
         self.final_norm(hidden)
-        self._round_head_inputs(hidden)
+        self._prepare_head_inputs(hidden)
         return hidden
 
     def norm(self) -> nn.Module:
@@ -106,19 +106,20 @@ class Decoder:
         for batch in batches(hidden):
             batch.copy_(norm(batch))
 
-    def _round_head_inputs(self, hidden: torch.Tensor) -> None:
+    def _prepare_head_inputs(self, hidden: torch.Tensor) -> None:
         scheme = self.checkpoint.schemes.get("lm_head")
-        if self.architecture.tied_embeddings or scheme is None or scheme.activations is None:
+        if self.architecture.tied_embeddings or scheme is None or not (scheme.activations or scheme.input_factors):
             return
         weight = self.checkpoint.read(["lm_head.weight"])["lm_head.weight"]
         assert isinstance(weight, QuantizedWeight)
+        prepare = prepare_inputs(weight)
         for batch in batches(hidden):
-            batch.copy_(round_inputs(batch, scheme.activations, weight.input_scale))
+            batch.copy_(prepare(batch))
 
     def head(self) -> torch.Tensor:
-        """The lm_head weight, float32 [vocab_size, hidden_size]; the embedding itself where they are tied."""
+        """What multiplies the final states, float32 [vocab_size, hidden_size]; the embedding where it is tied."""
         name = f"{self.architecture.embedding if self.architecture.tied_embeddings else HEAD}.weight"
-        return dense(self.checkpoint.read([name])[name])
+        return dense(core_of(self.checkpoint.read([name])[name]))
 
     def logits(self, states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         """Logits [..., vocab_size] of final states [..., hidden_size]."""
@@ -152,6 +153,11 @@ def _rows(table: Weight, indices: torch.Tensor) -> torch.Tensor:
     if isinstance(table, QuantizedWeight):
         return table.rows(indices.flatten()).dequantize().view(*indices.shape, -1)
     return nn.functional.embedding(indices, table).float()
+
+
+def core_of(weight: Weight) -> Weight:
+    """What a linear multiplies its prepared inputs by."""
+    return weight.core if isinstance(weight, QuantizedWeight) else weight
 
 
 def dense(weight: Weight, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -201,9 +207,9 @@ def full_model(checkpoint: Checkpoint, dtype: torch.dtype | None = None, rounds_
     weights: dict[str, torch.Tensor] = {}
     for block in checkpoint.blocks():
         for name, weight in block.weights.items():
-            weights[name] = dense(weight).to(dtype)
+            weights[name] = dense(core_of(weight) if rounds_inputs else weight).to(dtype)
             if rounds_inputs and isinstance(weight, QuantizedWeight):
-                round_inputs_of(model.get_submodule(name.removesuffix(".weight")), weight)
+                equip(model.get_submodule(name.removesuffix(".weight")), weight)
     model.load_state_dict(weights, assign=True, strict=False)
     model.tie_weights()
     if checkpoint.architecture.rotary_dim:

@@ -42,4 +42,5 @@ def _parts(weight: QuantizedWeight) -> dict[str, torch.Tensor | None]:
         "zero points": weight.zero_points,
         "input scale": weight.input_scale,
         "tensor scale": weight.tensor_scale,
+        "input factors": weight.input_factors,
     }

@@ -101,6 +101,7 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
     embedding = architecture.embedding
     linears = {name: scheme for name, scheme in schemes.items() if name != embedding}
     problems = list(filter(None, [target.why_not_made(), *target.problems(architecture, linears)]))
+    problems += target.extension_problems(linears)
     if embedding in schemes and not target.holds_quantized_embedding:
         problems.append("It holds no quantized embedding; leave out the pass embeddings, or take the target hf.")
     elif embedding in schemes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -24,6 +24,10 @@ FP8 = torch.float8_e4m3fn
 FP8_LARGEST = 448.0  # there is no infinity above it
 
 WeightType = Literal["int", "float", "nf4"]
+
+# What a linear may have beside its quantized matrix, each a field of `Scheme` and of `QuantizedWeight`, and what it is
+# called. compressed-tensors has no word for these: see layout/extensions.py.
+EXTENSIONS = {"input_factors": "factors of its inputs"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Scheme:
         double_quant: whether the scales are themselves rounded to eight bits; NF4 only.
         table: integer rows are looked up, as an embedding's are, and stored one code a byte.
         per_tensor: all output channels have one scale in common; fp8 only.
+        input_factors: the layer's inputs are multiplied by factors of their own before anything else.
     """
 
     bits: int
@@ -67,6 +72,18 @@ class Scheme:
     double_quant: bool = False
     table: bool = False
     per_tensor: bool = False
+    input_factors: bool = False
+
+    @property
+    def extensions(self) -> dict[str, Any]:
+        """Those of `EXTENSIONS` that layers of this scheme have, with their values."""
+        found = {name: getattr(self, name) for name in EXTENSIONS}
+        return {name: value for name, value in found.items() if value}
+
+    @property
+    def core(self) -> Scheme:
+        """The scheme of the quantized matrix alone."""
+        return replace(self, input_factors=False)
 
     @property
     def lowest(self) -> int:
@@ -104,7 +121,9 @@ class Scheme:
         group = whole if self.group_size is None else f"g{self.group_size}"
         balance = f" {'symmetric' if self.symmetric else 'asymmetric'}" if self.type == "int" else ""
         double = " double-quantized" if self.double_quant else ""
-        return f"{self.kind} {group}{balance}{double}" + (f", {self.activations}" if self.activations else "")
+        activations = f", {self.activations}" if self.activations else ""
+        factors = ", inputs multiplied" if self.input_factors else ""
+        return f"{self.kind} {group}{balance}{double}{activations}{factors}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +137,8 @@ class QuantizedWeight:
         zero_points: int8 [out_features, groups] in the range of the codes, or None when symmetric.
         input_scale: the one scale of the layer's inputs, float32 [], or None unless activations are static.
         rounded_scales: what `scales` are the values of, where they are themselves rounded; else None.
+        input_factors: what the layer's inputs are multiplied by before they are rounded and meet the codes, float32
+            [in_features]; None where the scheme has none.
     """
 
     codes: torch.Tensor
@@ -126,9 +147,21 @@ class QuantizedWeight:
     scheme: Scheme
     input_scale: torch.Tensor | None = None
     rounded_scales: nf4.RoundedScales | nvfp4.BlockScales | None = None
+    input_factors: torch.Tensor | None = None
+
+    @property
+    def core(self) -> QuantizedWeight:
+        """The quantized matrix alone, without what `Scheme.extensions` has beside it."""
+        return replace(self, scheme=self.scheme.core, input_factors=None) if self.scheme.extensions else self
 
     def dequantize(self) -> torch.Tensor:
-        """The value of the weight, float32 [out_features, in_features]: (code - zero_point) * scale."""
+        """The value of the weight, float32 [out_features, in_features]: (code - zero_point) * scale * input factor.
+
+        It is all that the layer multiplies its inputs by. `core.dequantize()` is what multiplies them after their
+        factors, which matters where they are rounded in between.
+        """
+        if self.input_factors is not None:
+            return self.core.dequantize().mul_(self.input_factors)
         if self.scheme.type == "nf4":
             return nf4.dequantize(self.codes, self.scales)
         rows, columns = self.codes.shape
@@ -151,6 +184,7 @@ class QuantizedWeight:
             and _equal(self.zero_points, other.zero_points)
             and _equal(self.input_scale, other.input_scale)
             and _equal(self.tensor_scale, other.tensor_scale)
+            and _equal(self.input_factors, other.input_factors)
         )
 
     @property
@@ -166,7 +200,9 @@ class QuantizedWeight:
 
     @property
     def storage_bits(self) -> int:
-        """Bits that the codes, 16-bit scales and zero points take when packed without padding."""
+        """Bits that the codes, 16-bit scales and factors, and zero points take when packed without padding."""
+        if self.input_factors is not None:
+            return self.core.storage_bits + self.input_factors.numel() * 16
         if self.scheme.type == "nf4":
             return self.codes.numel() * 4 + nf4.scale_bits(self.scales.numel(), self.scheme.double_quant)
         if self.scheme.kind == "nvfp4":
@@ -177,7 +213,7 @@ class QuantizedWeight:
 
 
 def stack_rows(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
-    """One weight of the rows of several, which share a scheme. They have no input scale yet."""
+    """One weight of the rows of several, which share a scheme. They have no input scale yet, and no factors."""
     zero_points = [part.zero_points for part in parts if part.zero_points is not None]
     return QuantizedWeight(
         torch.cat([part.codes for part in parts]),
@@ -191,7 +227,8 @@ def split_rows(weight: QuantizedWeight, rows: list[int]) -> list[QuantizedWeight
     """The inverse of `stack_rows`: weights of so many rows each."""
     zero_points = [None] * len(rows) if weight.zero_points is None else weight.zero_points.split(rows)
     pieces = zip(weight.codes.split(rows), weight.scales.split(rows), zero_points, strict=True)
-    return [QuantizedWeight(codes, scales, zeros, weight.scheme) for codes, scales, zeros in pieces]
+    factors = weight.input_factors
+    return [QuantizedWeight(*piece, weight.scheme, input_factors=factors) for piece in pieces]
 
 
 def shared_scale(scales: torch.Tensor, bits: int) -> torch.Tensor:

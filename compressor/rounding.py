@@ -1,8 +1,11 @@
-"""What rounded activations and an fp8 key-value cache do to a running layer: values go to the nearest code and back."""
+"""What a running layer does beside its matrices: multiplied inputs, rounded ones, an fp8 key-value cache.
+
+Values that are rounded go to the nearest code and back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -47,11 +50,23 @@ def round_inputs(inputs: torch.Tensor, activations: Activations, scale: torch.Te
     return codes.mul_(scale).to(inputs.dtype)
 
 
-def round_inputs_of(linear: nn.Module, weight: QuantizedWeight) -> None:
-    """From now on `linear` reads its inputs as the scheme of its `weight` rounds them."""
-    activations, scale = weight.scheme.activations, weight.input_scale
-    if activations is not None:
-        linear.register_forward_pre_hook(lambda _, inputs: (round_inputs(inputs[0], activations, scale),))
+def prepare_inputs(weight: QuantizedWeight) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes of a layer's inputs [..., in_features] those that its quantized matrix meets, in their own dtype."""
+    factors, activations, scale = weight.input_factors, weight.scheme.activations, weight.input_scale
+
+    def prepared(inputs: torch.Tensor) -> torch.Tensor:
+        if factors is not None:
+            inputs = inputs * factors.to(inputs.dtype)
+        return inputs if activations is None else round_inputs(inputs, activations, scale)
+
+    return prepared
+
+
+def equip(linear: nn.Module, weight: QuantizedWeight) -> None:
+    """From now on `linear`, which holds the values of `weight.core`, does what the weight has beside these."""
+    if weight.input_factors is not None or weight.scheme.activations is not None:
+        prepare = prepare_inputs(weight)
+        linear.register_forward_pre_hook(lambda _, inputs: (prepare(inputs[0]),))
 
 
 def round_cache_of(attention: nn.Module, k_scale: torch.Tensor, v_scale: torch.Tensor) -> None:

@@ -13,8 +13,34 @@ from safetensors import SafetensorError, safe_open
 
 from compressor.errors import InputError
 
-INDEX = "model.safetensors.index.json"
-SINGLE_SHARD = "model.safetensors"
+
+@dataclass(frozen=True)
+class ShardNames:
+    """What the files that hold a folder's tensors are called."""
+
+    stem: str
+
+    @property
+    def single(self) -> str:
+        """The only one."""
+        return f"{self.stem}.safetensors"
+
+    @property
+    def index(self) -> str:
+        """What says which of several holds a tensor."""
+        return f"{self.single}.index.json"
+
+    def numbered(self, number: int, count: int) -> str:
+        """One of several, counted from 1."""
+        return f"{self.stem}-{number:05}-of-{count:05}.safetensors"
+
+    def are_in(self, root: Path) -> bool:
+        return (root / self.index).is_file() or (root / self.single).is_file()
+
+
+COMMON = ShardNames("model")
+OWN = ShardNames("llmc")  # of a folder that other loaders would misread, see layout/extensions.py
+INDEX, SINGLE_SHARD = COMMON.index, COMMON.single
 SAFETENSORS_DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -44,13 +70,19 @@ class TensorInfo:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
+def has_shards(root: Path) -> bool:
+    """Whether a folder holds tensors in safetensors."""
+    return OWN.are_in(root) or COMMON.are_in(root)
+
+
 def read_headers(root: Path) -> dict[str, TensorInfo]:
     """Every tensor of a folder's shards, by name.
 
     Raises:
         InputError: there are no shards, one is missing or truncated, or the index names a tensor that its shard lacks.
     """
-    index_path = root / INDEX
+    names = OWN if OWN.are_in(root) else COMMON
+    index_path = root / names.index
     if index_path.is_file():
         try:
             weight_map = json.loads(index_path.read_text())["weight_map"]
@@ -62,8 +94,8 @@ def read_headers(root: Path) -> dict[str, TensorInfo]:
             if name not in tensors or tensors[name].shard != shard:
                 raise InputError(f"{index_path} places tensor {name} in {shard}, which does not hold it.")
         return tensors
-    if (root / SINGLE_SHARD).is_file():
-        return {info.name: info for info in read_header(root, SINGLE_SHARD)}
+    if (root / names.single).is_file():
+        return {info.name: info for info in read_header(root, names.single)}
     pickles = sorted(path.name for path in root.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
     if pickles:
         raise InputError(

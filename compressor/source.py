@@ -21,12 +21,12 @@ from compressor.families import FAMILIES, full_name
 from compressor.files import digest_files, is_disk_full
 from compressor.pass_ import Progress
 from compressor.prequantized import import_prequantized, is_prequantized
-from compressor.shards import INDEX, SINGLE_SHARD
+from compressor.shards import has_shards
 from compressor.tokenizer import check_tokenizer_code
 from compressor.writer import copy_companions
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HUB_FILES = ["*.json", "model.safetensors", "model-*.safetensors", "tokenizer*", "*.model", "*.jinja", "merges.txt",
+HUB_FILES = ["*.json", "model*.safetensors", "llmc*.safetensors", "tokenizer*", "*.model", "*.jinja", "merges.txt",
              "vocab.*", "LICENSE*"]  # fmt: skip
 HUB_PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin"]
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -82,7 +82,7 @@ def open_model(
             f"{path} is an adapter, not a model.", f"Give the model it was trained on, and --adapter {path}."
         )
     check_tokenizer_code(path, trust_remote_code)
-    if allow_pickle and not _has_safetensors(path) and _pickle_shards(path):
+    if allow_pickle and not has_shards(path) and _pickle_shards(path):
         return _import_pickles(path, import_to, progress)
     if is_prequantized(path):
         return Source(*import_prequantized(path, import_to, progress, dequantize=requantize))
@@ -92,17 +92,13 @@ def open_model(
     return Source(checkpoint)
 
 
-def _has_safetensors(root: Path) -> bool:
-    return (root / INDEX).is_file() or (root / SINGLE_SHARD).is_file()
-
-
 # ---- the hub
 
 
 def _download(model: str, allow_pickle: bool) -> Path:
     """The local snapshot of a hub model; pickle weights only when there are no others."""
     root = snapshot(model, HUB_FILES)
-    if not _has_safetensors(root):
+    if not has_shards(root):
         if not allow_pickle:
             raise InputError(
                 f"{model} on the Hugging Face hub has no safetensors weights.",

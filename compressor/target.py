@@ -18,7 +18,7 @@ from compressor.errors import RunError
 from compressor.files import digest_file, digest_json
 from compressor.options import Configurable
 from compressor.pass_ import Progress
-from compressor.quantized import Scheme
+from compressor.quantized import EXTENSIONS, Scheme
 from compressor.shards import tensor_ranges
 
 MANIFEST = "llmc-manifest.json"
@@ -132,6 +132,7 @@ class Target(Configurable, ABC):
     baseline: ClassVar[str | None] = None  # target that holds the original model in the same runtime
     holds_cache_scales: ClassVar[bool] = False  # of an fp8 key-value cache
     holds_quantized_embedding: ClassVar[bool] = False
+    holds: ClassVar[frozenset[str]] = frozenset()  # which of `EXTENSIONS` its artifacts say of a layer
     reader: ClassVar[str]  # who can read its artifacts back: not our writer
     rules: ClassVar[str | None] = None  # what `broken_rules` asks for; None where there are no rules
 
@@ -157,6 +158,17 @@ class Target(Configurable, ABC):
     def embedding_problems(self, architecture: Architecture, scheme: Scheme) -> list[str]:
         """The same of an embedding quantized like this; asked of targets with `holds_quantized_embedding` only."""
         return []
+
+    def extension_problems(self, schemes: Mapping[str, Scheme]) -> list[str]:
+        """What layers have beside their quantized matrix that the target has no place for."""
+        problems = []
+        for extension, called in EXTENSIONS.items():
+            layers = [name for name, scheme in schemes.items() if extension in scheme.extensions]
+            if layers and extension not in self.holds:
+                others = len(layers) - 1
+                have = f" and {others} more layer{'s' if others > 1 else ''} have" if others else " has"
+                problems.append(f"{layers[0]}{have} {called}, which this target has no place for.")
+        return problems
 
     def value_problems(self, checkpoint: Checkpoint, floats: Sequence[str]) -> Iterable[str]:
         """Why numbers cannot be lowered, as far as headers or one streaming read tell; asked before the first pass.

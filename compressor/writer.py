@@ -16,7 +16,7 @@ from compressor.checkpoint import TABLE_PARTS, Weight
 from compressor.families import CACHE_SCALES, HEAD
 from compressor.files import write_json
 from compressor.quantized import QuantizedWeight, Scheme
-from compressor.shards import INDEX, SINGLE_SHARD
+from compressor.shards import COMMON, OWN, ShardNames
 
 STEP_FILE = "llmc-step.json"
 # Blocks are gathered into a shard up to this size; a larger block is a shard of its own, so that
@@ -43,21 +43,21 @@ class ShardWriter:
         if _nbytes(self._pending) >= SHARD_BYTES:
             self._flush()
 
-    def finish(self) -> None:
+    def finish(self, names: ShardNames = COMMON) -> None:
         """Write what is pending and the index; a single shard has the plain name and no index."""
         if self._pending:
             self._flush()
         count = len(self._shards)
         if count == 1:
-            (self._folder / "shard-0").rename(self._folder / SINGLE_SHARD)
+            (self._folder / "shard-0").rename(self._folder / names.single)
             return
         weight_map: dict[str, str] = {}
         for number, sizes in enumerate(self._shards):
-            name = f"model-{number + 1:05}-of-{count:05}.safetensors"
+            name = names.numbered(number + 1, count)
             (self._folder / f"shard-{number}").rename(self._folder / name)
             weight_map |= dict.fromkeys(sizes, name)
         total = sum(sum(sizes.values()) for sizes in self._shards)
-        write_json(self._folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(self._folder / names.index, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
     def _flush(self) -> None:
         path = self._folder / f"shard-{len(self._shards)}"
@@ -97,7 +97,8 @@ class CheckpointWriter:
         """Write what is pending, the index, config.json with its `quantization_config`, and `llmc-step.json`."""
         if self._architecture.embedding in self._schemes and not self._has_head:
             self._share_with_head()
-        self._shards.finish()
+        extended = any(scheme.extensions for scheme in self._schemes.values())
+        self._shards.finish(OWN if extended else COMMON)
         write_json(self._folder / "config.json", self._config(config))
         write_json(self._folder / STEP_FILE, provenance)
 

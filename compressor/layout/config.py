@@ -12,7 +12,7 @@ import torch
 
 from compressor.errors import InputError
 from compressor.families import EMBEDDINGS, HEAD
-from compressor.layout import nf4, nvfp4
+from compressor.layout import extensions, nf4, nvfp4
 from compressor.layout.tensors import FLOAT, INT, PACK, storage_format
 from compressor.quantized import Activations, Scheme
 
@@ -50,7 +50,7 @@ def quantization_config(
     formats = dict.fromkeys(storage_format(scheme) for scheme in schemes.values()) or {DENSE: None}
     mixed = len(formats) > 1
     config = {
-        "quant_method": METHOD,
+        "quant_method": extensions.METHOD if any(scheme.extensions for scheme in schemes.values()) else METHOD,
         "format": MIXED if mixed else next(iter(formats)),
         "quantization_status": "compressed",
         "ignore": [name for name in linears if name not in schemes],
@@ -65,6 +65,9 @@ def check_together(schemes: Mapping[str, Scheme], kv_cache: bool = False) -> Non
     Raises:
         InputError: it cannot.
     """
+    extended = next((name for name, one in schemes.items() if one.extensions and one.type == "nf4"), None)
+    if extended is not None:
+        raise InputError(f"{extended} is {schemes[extended]}, which no folder holds.")
     first: dict[str, str] = {}
     for name, scheme in schemes.items():
         first.setdefault(str(scheme) if scheme.type == "nf4" else "other", name)
@@ -94,7 +97,7 @@ def _groups(schemes: Mapping[str, Scheme], mixed: bool) -> dict[str, Any]:
         # Older readers refuse the key, so it is written only where it says something: the library takes every
         # weight-only int8 for packed.
         stored_as = {"format": storage_format(scheme)} if mixed or scheme.table else {}
-        groups[f"group_{number}"] = group | stored_as
+        groups[f"group_{number}"] = group | stored_as | extensions.arguments(scheme)
     return groups
 
 
@@ -139,7 +142,7 @@ def read_schemes(config: Mapping[str, Any], linears: Iterable[str]) -> dict[str,
     if method == nf4.METHOD:
         # bitsandbytes rounds linears only: a table is never among its layers, whatever the patterns say.
         return nf4.read_schemes(quantization, [name for name in linears if name not in EMBEDDINGS])
-    if method != METHOD or layout not in READABLE:
+    if method not in (METHOD, extensions.METHOD) or layout not in READABLE:
         raise InputError(
             f"The model is already quantized ({method}, {layout}), which cannot be read.",
             f"Start from the float checkpoint, or from a folder of compressed-tensors ({PACK}, {INT}, {FLOAT}) or NF4.",
@@ -212,7 +215,7 @@ def _scheme(group: Mapping[str, Any], layout: str, may_be_table: bool) -> Scheme
         if may_be_table and scheme.type == "int" and activations is None:
             scheme = replace(scheme, table=stored_as in (INT, NAIVE))
         if _is_stored(scheme, stored_as):
-            return scheme
+            return extensions.extended(scheme, group)
     raise InputError(
         "The folder's layers are quantized in a way that cannot be read; weight-only int4 and int8, int8 and fp8 with "
         "one scale a channel (fp8: or a tensor) and activations of their own type, and NVFP4 can.",

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import torch
 
-from compressor.layout import nf4, nvfp4
+from compressor.layout import extensions, nf4, nvfp4
 from compressor.layout.words import pack_words, unpack_words, words_of
 from compressor.quantized import FP8, QuantizedWeight, Scheme
 
@@ -36,6 +36,8 @@ def storage_format(scheme: Scheme) -> str:
 
 def encode(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The tensors that store `weight`, by their suffix; scales in the model's `dtype` where that holds them exactly."""
+    if weight.scheme.extensions:
+        return encode(weight.core, dtype) | extensions.encode(weight)
     if weight.scheme.type == "nf4":
         return nf4.encode(weight, dtype)
     if weight.scheme.kind == "nvfp4":
@@ -51,6 +53,8 @@ def encode(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tenso
 
 def decode(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
     """The weight that `encode` stored."""
+    if scheme.extensions:
+        return extensions.decode(decode(tensors, scheme.core), tensors, scheme)
     if scheme.type == "nf4":
         return nf4.decode(tensors, scheme)
     if scheme.kind == "nvfp4":
@@ -74,6 +78,8 @@ def stored_shapes(scheme: Scheme, shape: tuple[int, int]) -> Mapping[str, tuple[
 
     None stands for a shape that depends on the content.
     """
+    if scheme.extensions:
+        return {**stored_shapes(scheme.core, shape), **extensions.stored_shapes(scheme, shape)}
     if scheme.type == "nf4":
         return nf4.stored_shapes(scheme, shape)
     if scheme.kind == "nvfp4":

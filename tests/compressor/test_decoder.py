@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -118,6 +120,46 @@ def test_quantized_weights_count_as_their_dequantized_values(tiny_model, tokens,
     assert len(quantized.schemes) == 14
     assert torch.equal(logits(quantized, tokens), logits(dequantized, tokens))
     assert not torch.equal(logits(quantized, tokens), logits(checkpoint, tokens))
+
+
+@pytest.mark.parametrize("activations", [None, Activations(dynamic=True)], ids=str)
+@torch.no_grad()
+def test_inputs_are_multiplied_before_they_are_rounded(tiny_model, tokens, tmp_path, activations):
+    scheme = Scheme(8, None, activations=activations, input_factors=True)
+    generator = torch.Generator().manual_seed(0)
+
+    def quantize(weight):
+        scales = weight.abs().amax(1, keepdim=True) / 127
+        factors = torch.rand(weight.shape[1], generator=generator) + 0.5
+        codes = (weight / scales).round().to(torch.int8)
+        return QuantizedWeight(codes, scales, None, scheme, input_factors=factors)
+
+    def edit(block):
+        return block.with_weights({n: quantize(w) for n, w in block.weights.items() if "proj.weight" in n})
+
+    def by_hand(checkpoint):
+        """The factors in hooks of transformers' own model, in front of those that round."""
+        plain = checkpoint.rewrite(tmp_path / "plain", lambda block: block.with_weights(cores(block)), {})
+        model = full_model(plain, rounds_inputs=True)
+        for block in checkpoint.blocks():
+            for name, weight in block.weights.items():
+                if isinstance(weight, QuantizedWeight):
+                    hook = partial(multiplied, factors=weight.input_factors)
+                    model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(hook, prepend=True)
+        return model(tokens).logits
+
+    def cores(block):
+        return {n: w.core for n, w in block.weights.items() if isinstance(w, QuantizedWeight)}
+
+    def multiplied(module, inputs, factors):
+        return (inputs[0] * factors,)
+
+    checkpoint = Checkpoint.open(tiny_model("llama")).rewrite(tmp_path / "quantized", edit, {})
+    expected = by_hand(checkpoint)
+    torch.testing.assert_close(logits(checkpoint, tokens), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(full_model(checkpoint, rounds_inputs=True)(tokens).logits, expected)
+    if activations is None:
+        torch.testing.assert_close(full_model(checkpoint)(tokens).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 ROUNDED = [

@@ -20,6 +20,7 @@ from compressor.quantized import (
     QuantizedWeight,
     Scheme,
     shared_scale,
+    split_rows,
 )
 
 # Spread over magnitudes, since the steps of both types depend on them.
@@ -159,3 +160,16 @@ def test_same_bits_of_fp8_tells_the_zeros_apart_and_sees_the_input_scale():
     assert not weight.same_bits(fp8_weight(scale))
     assert fp8_weight(scale).same_bits(fp8_weight(scale.clone()))
     assert not fp8_weight(scale).same_bits(fp8_weight(scale * 2))
+
+
+def test_factors_of_the_inputs_are_in_the_value_and_not_in_its_core():
+    codes = torch.tensor([[1, 2], [3, -4]], dtype=torch.int8)
+    weight = QuantizedWeight(
+        codes, torch.full((2, 1), 0.5), None, Scheme(4, None, input_factors=True), input_factors=torch.tensor([2.0, 3])
+    )
+    assert weight.dequantize().tolist() == [[1, 3], [3, -6]]
+    assert weight.core.dequantize().tolist() == [[0.5, 1], [1.5, -2]]
+    assert weight.core.scheme == Scheme(4, None)
+    assert weight.storage_bits == weight.core.storage_bits + 2 * 16
+    assert torch.equal(split_rows(weight, [1, 1])[1].dequantize(), weight.dequantize()[1:])
+    assert str(weight.scheme) == "int4 channel symmetric, inputs multiplied"

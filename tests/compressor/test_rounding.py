@@ -13,7 +13,7 @@ from torch import nn
 
 from compressor import rounding
 from compressor.quantized import FP8, Activations, QuantizedWeight, Scheme
-from compressor.rounding import activation_scale, round_cache_of, round_inputs, round_inputs_of
+from compressor.rounding import activation_scale, equip, round_cache_of, round_inputs
 
 
 def random_inputs(seed, magnitude=1.0):
@@ -87,9 +87,9 @@ def test_a_linear_reads_rounded_inputs():
     linear, inputs = nn.Linear(8, 4), random_inputs(0)
     scheme = Scheme(8, None, activations=Activations(dynamic=False))
     plain = linear(inputs)
-    round_inputs_of(linear, QuantizedWeight(torch.zeros(4, 8), torch.ones(4, 1), None, Scheme(8, None)))
+    equip(linear, QuantizedWeight(torch.zeros(4, 8), torch.ones(4, 1), None, Scheme(8, None)))
     assert torch.equal(linear(inputs), plain)
-    round_inputs_of(linear, QuantizedWeight(torch.zeros(4, 8), torch.ones(4, 1), None, scheme, torch.tensor(0.25)))
+    equip(linear, QuantizedWeight(torch.zeros(4, 8), torch.ones(4, 1), None, scheme, torch.tensor(0.25)))
     assert torch.equal(linear(inputs), nn.functional.linear((inputs / 0.25).round() * 0.25, linear.weight, linear.bias))
 
 

@@ -1,0 +1,58 @@
+"""What a linear may have that compressed-tensors has no word for: how config.json says it, and the tensors beside
+those of the quantized matrix.
+
+    input_factors   float32 [in_features]: the inputs are multiplied by it before anything else
+
+A folder with such a layer names `llmc` as its `quant_method`, and its shards have names of their own (shards.py). For a
+loader that passed over what it does not know would compute something else without a word: vLLM refuses an unknown
+method; transformers warns only, and then finds no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from compressor.errors import InputError
+from compressor.quantized import EXTENSIONS, QuantizedWeight, Scheme
+
+METHOD = "llmc"
+KEY = "extensions"  # of a config group, beside the library's own
+
+
+def arguments(scheme: Scheme) -> dict[str, Any]:
+    """What a config group says of the extensions of a scheme: nothing where it has none."""
+    return {KEY: scheme.extensions} if scheme.extensions else {}
+
+
+def extended(scheme: Scheme, group: Mapping[str, Any]) -> Scheme:
+    """The scheme with the extensions that its config group names.
+
+    Raises:
+        InputError: this version does not know one of them.
+    """
+    named = group.get(KEY) or {}
+    unknown = next((name for name in named if name not in EXTENSIONS), None)
+    if unknown is not None:
+        raise InputError(f"The folder's layers have {unknown}, which this version of llmc does not know.")
+    return replace(scheme, **named)
+
+
+def encode(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+    """The tensors, by their suffix, of what a weight has beside its quantized matrix."""
+    # Layers may share the very tensor, which a shard does not store twice.
+    return {} if weight.input_factors is None else {"input_factors": weight.input_factors.clone()}
+
+
+def decode(core: QuantizedWeight, tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
+    """The inverse of `encode`: the weight of a scheme with extensions, given its quantized matrix."""
+    factors = tensors["input_factors"].float() if scheme.input_factors else None
+    return replace(core, scheme=scheme, input_factors=factors)
+
+
+def stored_shapes(scheme: Scheme, shape: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """Suffix and shape of the tensors that `encode` gives for a weight [out_features, in_features]."""
+    return {"input_factors": shape[1:]} if scheme.input_factors else {}
