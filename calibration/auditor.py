@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from calibration.dataset import TokenSet, ngram_hashes, overlap
 from compressor.architecture import Architecture
 from compressor.errors import MissingExtra
+from compressor.ledger import AuditRecord
 
 NGRAM = 13  # tokens, as in the overlap with the evaluation
 REPEATED = 0.05  # of 13-grams in more than one window, from which text counts as duplicated
@@ -26,22 +26,10 @@ MARKS = {
     "Alpaca": "### Instruction:",
 }
 
-Outcome = Literal["ok", "warning", "not checked"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at; `figures` are what the sentence is about."""
-
-    name: str
-    outcome: Outcome
-    said: str
-    figures: dict[str, Any] = field(default_factory=dict)
-
 
 def audit(
     calibration: TokenSet, evaluation: TokenSet | None, tokenizer: Any, architecture: Architecture
-) -> list[Check]:
+) -> list[AuditRecord]:
     """All checks. What cannot be checked is said, and is no success."""
     texts = _texts(calibration, tokenizer)
     others = None if evaluation is None else _texts(evaluation, tokenizer)
@@ -58,7 +46,7 @@ def _texts(windows: TokenSet, tokenizer: Any) -> list[str]:
     return [tokenizer.decode(window) for window in windows.tokens.tolist()]
 
 
-def tokens_per_layer(calibration: TokenSet, architecture: Architecture) -> Check:
+def tokens_per_layer(calibration: TokenSet, architecture: Architecture) -> AuditRecord:
     """Whether every linear sees as many tokens as it has inputs: with fewer, their second moments are singular.
 
     Every family here is dense: each token goes through each linear, and there are no experts to miss any.
@@ -74,12 +62,12 @@ def tokens_per_layer(calibration: TokenSet, architecture: Architecture) -> Check
         said = (
             f"{tokens} tokens are fewer than the {widths[widest]} inputs of {widest} (and {len(short) - 1} more layers)"
         )
-        return Check("tokens", "warning", f"{said}; more samples or longer ones help", figures)
+        return AuditRecord("tokens", "warning", f"{said}; more samples or longer ones help", figures)
     said = f"{tokens} through each of {len(widths)} linears (no experts), {per_input:.1f} for each input of the widest"
-    return Check("tokens", "ok", said, figures)
+    return AuditRecord("tokens", "ok", said, figures)
 
 
-def duplicates(calibration: TokenSet) -> Check:
+def duplicates(calibration: TokenSet) -> AuditRecord:
     """How much of the text is there more than once: 13-grams of tokens that are in more than one window."""
     count, length = calibration.tokens.shape
     n = min(NGRAM, length)
@@ -92,33 +80,35 @@ def duplicates(calibration: TokenSet) -> Check:
     said = (
         f"{share:.1%} of {n}-token sequences are in more than one window, and {same} of {count} windows repeat another"
     )
-    return Check("duplicates", "warning" if share >= REPEATED or same else "ok", said, figures)
+    return AuditRecord("duplicates", "warning" if share >= REPEATED or same else "ok", said, figures)
 
 
-def independence(calibration: TokenSet, evaluation: TokenSet | None, tokenizer: Any) -> Check:
+def independence(calibration: TokenSet, evaluation: TokenSet | None, tokenizer: Any) -> AuditRecord:
     """Whether the evaluation's text is in the calibration's."""
     if evaluation is None:
-        return Check("overlap", "not checked", "no evaluation text was given (--eval)")
+        return AuditRecord("overlap", "not checked", "no evaluation text was given (--eval)")
     found = overlap(calibration, evaluation, tokenizer, NGRAM)
     figures = {"share": found.fraction, "ngram": found.n, "example": found.example}
     warning = found.warning()
     said = f"{found.fraction:.1%} of the evaluation's {found.n}-token sequences are in the calibration text"
-    return Check("overlap", "warning" if warning else "ok", warning or said, figures)
+    return AuditRecord("overlap", "warning" if warning else "ok", warning or said, figures)
 
 
-def languages(texts: Sequence[str], others: Sequence[str] | None) -> Check:
+def languages(texts: Sequence[str], others: Sequence[str] | None) -> AuditRecord:
     """The languages of the windows, and whether the evaluation has others."""
     try:
         mix = language_mix(texts)
         other = None if others is None else language_mix(others)
     except MissingExtra as error:
-        return Check("languages", "not checked", f"{error} {error.hint}")
+        return AuditRecord("languages", "not checked", f"{error} {error.hint}")
     figures = {"calibration": mix, "evaluation": other}
     if other is None:
-        return Check("languages", "ok", _spelled(mix), figures)
+        return AuditRecord("languages", "ok", _spelled(mix), figures)
     distance = sum(abs(mix.get(one, 0) - other.get(one, 0)) for one in mix.keys() | other.keys()) / 2
     said = f"{_spelled(mix)}; of the evaluation {_spelled(other)}"
-    return Check("languages", "warning" if distance > MIX_DISTANCE else "ok", said, figures | {"distance": distance})
+    return AuditRecord(
+        "languages", "warning" if distance > MIX_DISTANCE else "ok", said, figures | {"distance": distance}
+    )
 
 
 def language_mix(texts: Sequence[str]) -> dict[str, float]:
@@ -128,10 +118,11 @@ def language_mix(texts: Sequence[str]) -> dict[str, float]:
         MissingExtra: py3langid is not installed.
     """
     try:
-        import py3langid
+        from py3langid import langid
     except ImportError as error:
         raise MissingExtra("py3langid", "audit", "Telling languages") from error
-    found = Counter(py3langid.classify(text)[0] for text in texts)
+    found = Counter(langid.classify(text)[0] for text in texts)
+    langid.IDENTIFIER = None  # 70 MiB, which passes have a better use for
     return {language: count / len(texts) for language, count in found.most_common()}
 
 
@@ -140,7 +131,7 @@ def _spelled(mix: dict[str, float]) -> str:
     return ", ".join(named) or "too many languages to name"
 
 
-def chat_template(texts: Sequence[str], tokenizer: Any) -> Check:
+def chat_template(texts: Sequence[str], tokenizer: Any) -> AuditRecord:
     """Whether the text is laid out as the model will be asked: by its own chat template, and by no other one."""
     rendered, own = _own_template(tokenizer)
     foreign = {name: _share(texts, mark) for name, mark in MARKS.items() if mark not in rendered}
@@ -150,15 +141,17 @@ def chat_template(texts: Sequence[str], tokenizer: Any) -> Check:
     if foreign:
         named = ", ".join(f"{name} in {share:.0%} of them" for name, share in foreign.items())
         said = f"the windows have marks of a chat template that is not the model's: {named}"
-        return Check("chat template", "warning", said, figures)
+        return AuditRecord("chat template", "warning", said, figures)
     if not rendered:
-        return Check("chat template", "ok", "the model has none, and the text has no marks of one", figures)
+        return AuditRecord("chat template", "ok", "the model has none, and the text has no marks of one", figures)
     if own is None:
-        return Check("chat template", "not checked", "the model's template puts nothing between two messages", figures)
+        return AuditRecord(
+            "chat template", "not checked", "the model's template puts nothing between two messages", figures
+        )
     said = f"{chats:.0%} of the windows have the mark of the model's own template, {own!r}"
     if not chats:
         said += "; it is asked in chats: give `messages` in the place of `text`"
-    return Check("chat template", "ok" if chats else "warning", said, figures)
+    return AuditRecord("chat template", "ok" if chats else "warning", said, figures)
 
 
 def _share(texts: Sequence[str], mark: str) -> float:

@@ -270,12 +270,12 @@ class Overlap:
         return self.shared / self.total if self.total else 0.0
 
     def warning(self) -> str | None:
-        """A sentence for the ledger when the evaluation is not independent, else None."""
+        """What to say when the evaluation is not independent, else None."""
         if self.fraction < WARNING_FRACTION:
             return None
         return (
             f"{self.fraction:.1%} of the evaluation's {self.n}-token sequences are in the calibration text too "
-            f"(such as {self.example!r}): measured quality flatters the compressed model."
+            f"(such as {self.example!r}): measured quality flatters the compressed model"
         )
 
 

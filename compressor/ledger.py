@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from compressor import __version__
 from compressor.errors import InputError
@@ -169,6 +169,22 @@ class TextRecord:
 
 
 @dataclass
+class AuditRecord:
+    """One thing that the auditor of calibration text looked at.
+
+    Attributes:
+        name: `tokens`, `duplicates`, `overlap`, `languages` or `chat template`.
+        said: the outcome as a sentence.
+        figures: what the sentence is about.
+    """
+
+    name: str
+    outcome: Literal["ok", "warning", "not checked"]
+    said: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class Ledger:
     """Everything about one run."""
 
@@ -177,6 +193,7 @@ class Ledger:
     schema: int = SCHEMA
     environment: dict[str, Any] = field(default_factory=dict)
     texts: dict[str, TextRecord] = field(default_factory=dict)
+    audit: list[AuditRecord] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
     artifact: ArtifactRecord | None = None
@@ -197,7 +214,10 @@ def together(ledgers: Sequence[Ledger]) -> Ledger:
     steps = {row.key: row for one in ledgers for row in one.steps}
     warnings = dict.fromkeys(warning for one in ledgers for warning in one.warnings)
     texts = {role: text for one in ledgers for role, text in one.texts.items()}
-    return replace(ledgers[0], texts=texts, warnings=list(warnings), steps=list(steps.values()), artifact=None)
+    audit = next((one.audit for one in ledgers if one.audit), [])
+    return replace(
+        ledgers[0], texts=texts, audit=audit, warnings=list(warnings), steps=list(steps.values()), artifact=None
+    )
 
 
 def runs_in(folder: Path) -> list[Path]:

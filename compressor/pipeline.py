@@ -83,7 +83,7 @@ def _prepare(
     """Load the texts, and set up what every row is measured with."""
     checkpoint, recipe = source.checkpoint, plans[0].recipe
     tokenizer = load_tokenizer(checkpoint.root, trust_remote_code=settings.trust_remote_code)
-    loaded = RunTexts.load(plans, checkpoint, tokenizer, texts)
+    loaded = RunTexts.load(plans, checkpoint, tokenizer, texts, progress)
     original = original_of(checkpoint, plans[0].passes)  # passes that change it are the same for all targets
     judged = loaded.evaluation
     tokens = None if judged is None else judged.tokens

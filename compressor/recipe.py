@@ -28,12 +28,17 @@ class _Section(BaseModel):
 
 
 class CalibrationSection(_Section):
-    """Text that passes calibrate on: `samples` windows of `length` tokens, drawn with `seed`."""
+    """Text that passes calibrate on: `samples` windows of `length` tokens, drawn with `seed`.
+
+    Attributes:
+        strict: refuse text that the auditor does not find all right.
+    """
 
     texts: str
     samples: int = Field(128, ge=1)
     length: int = Field(512, ge=8)
     seed: int = 0
+    strict: bool = False
 
 
 class LatencySection(_Section):

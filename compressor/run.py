@@ -78,6 +78,7 @@ class Run:
             written,
             environment=environment(),
             texts=texts.records(),
+            audit=texts.audit,
             warnings=texts.warnings(recipe),
         )
 

@@ -8,9 +8,11 @@ from typing import Any, Protocol
 
 import torch
 
+from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from compressor.ledger import TextRecord
+from compressor.ledger import AuditRecord, TextRecord
+from compressor.pass_ import Progress
 from compressor.plan import Plan
 from compressor.recipe import Recipe
 
@@ -37,23 +39,28 @@ class Texts(Protocol):
 
     def calibration(self, recipe: Recipe, tokenizer: Any) -> TokenSet: ...
     def evaluation(self, recipe: Recipe, tokenizer: Any) -> TokenSet: ...
-    def warnings(self, calibration: TokenSet | None, evaluation: TokenSet | None) -> list[str]: ...
+    def audit(
+        self, calibration: TokenSet, evaluation: TokenSet | None, tokenizer: Any, architecture: Architecture
+    ) -> list[AuditRecord]: ...
 
 
 @dataclass(frozen=True)
 class RunTexts:
-    """The tokens of a run; `overlap` says where those of both kinds are the same."""
+    """The tokens of a run, and what the auditor says of those that passes calibrate on."""
 
     calibration: TokenSet | None
     evaluation: TokenSet | None
-    overlap: list[str]
+    audit: list[AuditRecord]
 
     @classmethod
-    def load(cls, plans: Sequence[Plan], checkpoint: Checkpoint, tokenizer: Any, texts: Texts) -> RunTexts:
-        """Load what any of the plans needs; their recipes name the same texts.
+    def load(
+        cls, plans: Sequence[Plan], checkpoint: Checkpoint, tokenizer: Any, texts: Texts, progress: Progress
+    ) -> RunTexts:
+        """Load what any of the plans needs, and audit it; their recipes name the same texts.
 
         Raises:
-            InputError: a text is missing, too short or longer than the model's context.
+            InputError: a text is missing, too short or longer than the model's context, or a strict recipe's
+                calibration text is not all that it should be.
         """
         recipe = plans[0].recipe
         _check_lengths(recipe, checkpoint)
@@ -63,11 +70,18 @@ class RunTexts:
         calibration = texts.calibration(recipe, tokenizer) if wanted else None
         judged = recipe.measure.texts is not None and recipe.measure.effort != "none"
         evaluation = texts.evaluation(recipe, tokenizer) if judged else None
-        return cls(calibration, evaluation, texts.warnings(calibration, evaluation))
+        found: list[AuditRecord] = []
+        if calibration is not None:
+            progress("auditing the texts", 0, 1)
+            found = texts.audit(calibration, evaluation, tokenizer, checkpoint.architecture)
+            progress("auditing the texts", 1, 1)
+        if recipe.calibration is not None and recipe.calibration.strict:
+            _check_audit(found)
+        return cls(calibration, evaluation, found)
 
     def of(self, plan: Plan) -> RunTexts:
         """What one of the plans uses."""
-        return self if plan.calibrated else replace(self, calibration=None, overlap=[])
+        return self if plan.calibrated else replace(self, calibration=None, audit=[])
 
     def records(self) -> dict[str, TextRecord]:
         """What the ledger says of them."""
@@ -77,9 +91,10 @@ class RunTexts:
     def warnings(self, recipe: Recipe) -> list[str]:
         """What the ledger warns of."""
         measure = recipe.measure
+        found = [f"calibration text, {one.name}: {one.said}" for one in self.audit if one.outcome == "warning"]
         if measure.texts is None and measure.effort != "none":
-            return [*self.overlap, "Accuracy was not measured: no held-out text was given (--eval)."]
-        return self.overlap
+            found.append("Accuracy was not measured: no held-out text was given (--eval).")
+        return found
 
 
 def _check_calibration(plan: Plan) -> None:
@@ -87,6 +102,22 @@ def _check_calibration(plan: Plan) -> None:
         raise InputError(
             f"The pass {plan.calibrated[0]} needs calibration text.",
             "Give --calibration FILE (.txt, .jsonl or .parquet), or use --pass rtn, which needs none.",
+        )
+
+
+def _check_audit(found: Sequence[AuditRecord]) -> None:
+    """Fail closed: a warning, and what could not be checked, are no success.
+
+    Raises:
+        InputError: not all is well, or there is nothing to audit.
+    """
+    if not found:
+        raise InputError("--strict audits calibration text, and no pass of this run uses any.", "Leave out --strict.")
+    bad = [f"{one.name}, {one.outcome}: {one.said}" for one in found if one.outcome != "ok"]
+    if bad:
+        raise InputError(
+            f"The calibration text does not pass --strict: {'; '.join(bad)}.",
+            "Give better text; without --strict the run only notes it.",
         )
 
 

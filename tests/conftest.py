@@ -58,6 +58,21 @@ def no_engines() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_languages() -> Iterator[None]:
+    """Telling languages takes a second of every run; `languages` gives it to the tests that are about it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "py3langid", None)  # type: ignore[arg-type]
+        yield
+
+
+@pytest.fixture
+def languages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """py3langid, where it is installed."""
+    monkeypatch.delitem(sys.modules, "py3langid")
+    pytest.importorskip("py3langid", reason="py3langid is not installed")
+
+
 @pytest.fixture(scope="session")
 def byte_tokenizer() -> Any:
     """One token a byte, then `<|begin|>` (256), `<|end|>` (257) and `<|pad|>` (258); with a chat template."""

@@ -24,7 +24,6 @@ def load() -> Callable[[row.Task], None]:
         """The token matrix that every peer gets, in place of the text that `llmc compress` would draw it from."""
 
         def __init__(self, task: row.Task) -> None:
-            super().__init__()
             self._task = task
 
         def calibration(self, *_: object) -> TokenSet:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from calibration.auditor import Check
+    from compressor.ledger import AuditRecord
     from compressor.pass_ import Progress
 
-MARKS = {"ok": ("✓", "green"), "warning": ("✗", "red"), "not checked": ("·", "yellow")}
+COLORS = {"ok": "green", "warning": "red", "not checked": "yellow"}
 
 
 @click.command("audit")
@@ -54,7 +54,7 @@ def audit_command(text: str, model: str, evaluation: str | None, strict: bool, a
 
 def _audit(
     text: str, model: str, evaluation: str | None, windows: Mapping[str, int], progress: Progress
-) -> list[Check]:
+) -> list[AuditRecord]:
     import tempfile
 
     from calibration.auditor import audit
@@ -72,8 +72,9 @@ def _audit(
         return audit(calibration, judged or None, tokenizer, checkpoint.architecture)
 
 
-def _show(check: Check) -> None:
-    mark, color = MARKS[check.outcome]
-    click.secho(mark, fg=color, nl=False)
+def _show(check: AuditRecord) -> None:
+    from compressor.report.tables import AUDIT_MARKS
+
+    click.secho(AUDIT_MARKS[check.outcome], fg=COLORS[check.outcome], nl=False)
     outcome = "not checked: " if check.outcome == "not checked" else ""
     click.echo(f" {check.name:14} {outcome}{check.said}")

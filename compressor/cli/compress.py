@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 @click.option("--samples", type=click.IntRange(1), help="Calibration windows.  [default: 128]")
 @click.option("--length", type=click.IntRange(8), help="Tokens of a calibration window.  [default: 512]")
 @click.option("--seed", type=int, help="Seed of the calibration draw.  [default: 0]")
+@click.option("--strict", is_flag=True, help="Refuse calibration text that `llmc audit` finds not all right.")
 @click.option(
     "--eval", "evaluation", metavar="TEXT", help="Held-out text to judge by; the same kinds as --calibration."
 )

@@ -24,8 +24,11 @@ def show_plans(recipes: Sequence[Recipe], options: Mapping[str, Any], as_json: b
     import tempfile
 
     from compressor.cli.progress import ConsoleProgress
+    from compressor.cli.texts import RecipeTexts
     from compressor.plan import Plan, check_gate
     from compressor.source import open_model
+    from compressor.texts import RunTexts
+    from compressor.tokenizer import load_tokenizer
 
     for recipe in recipes:
         check_gate(recipe, recipe.build_target())
@@ -39,6 +42,9 @@ def show_plans(recipes: Sequence[Recipe], options: Mapping[str, Any], as_json: b
             progress=progress,
         )
         plans = [Plan.of(recipe, source.checkpoint, options["allow_pickle"]) for recipe in recipes]
+        if recipes[0].calibration is not None and recipes[0].calibration.strict:
+            tokenizer = load_tokenizer(source.checkpoint.root, trust_remote_code=options["trust_remote_code"])
+            RunTexts.load(plans, source.checkpoint, tokenizer, RecipeTexts(), progress)
     if as_json:
         _emit(plans, source.checkpoint)
         return

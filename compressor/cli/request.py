@@ -33,7 +33,7 @@ def recipes_of(model: str | None, recipe_file: Path | None, options: Mapping[str
 
         raise InputError("Which target? Give --target.", "Targets: " + ", ".join(names(TARGETS)) + ".")
     if "calibration" in given and "texts" not in given["calibration"]:
-        raise InputError("--samples, --length and --seed describe calibration text; give --calibration too.")
+        raise InputError("--samples, --length, --seed and --strict are about calibration text; give --calibration too.")
     recipes, bits = make_recipes(given), options["bits"]
     return _with_target_options(recipes if bits is None else [one.with_bits(bits) for one in recipes], options)
 
@@ -62,6 +62,7 @@ def _given(model: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
         "samples": options["samples"],
         "length": options["length"],
         "seed": options["seed"],
+        "strict": options["strict"] or None,
     }
     latency = {"batch": list(options["batch"]) or None, "prompt": options["prompt"], "output": options["output_tokens"]}
     measure = {

@@ -34,6 +34,7 @@ def render(ledger: Ledger, decision: Decision | None = None) -> str:
     """The report of one run."""
     content = {
         "accuracy": figures.accuracy(ledger),
+        "audit": ledger.audit,
         "against": [*figures.against_size(ledger), *figures.against_speed(ledger)],
         "gate": None if decision is None else _gate(decision),
         "latency": figures.latencies(ledger),
@@ -51,6 +52,7 @@ def render(ledger: Ledger, decision: Decision | None = None) -> str:
         sections=_sections(content),
         flow=[_step(ledger, row) for row in ledger.steps if ", " not in row.name],
         windows=text.windows if text else None,
+        marks=tables.AUDIT_MARKS,
         tables=tables.all_tables(ledger),
         recipe=yaml.safe_dump(ledger.recipe, sort_keys=False),
         provenance=_provenance(ledger),
@@ -80,6 +82,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("latency", "Latency", content["latency"]),
         ("layers", "Layers", content["layers"]),
         ("text", "Text", content["written"]),
+        ("calibration", "Calibration text", content["audit"]),
         ("tables", "All figures", True),
         ("remarks", "Remarks", content["remarks"]),
         ("again", "How to reproduce", True),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from compressor.ledger import Ledger, together
+from compressor.ledger import AuditRecord, Ledger, together
 from compressor.report import tables
 
 
@@ -20,6 +20,8 @@ def render(ledgers: Sequence[Ledger], gates: Sequence[str] = ()) -> str:
     parts = [f"# {ledger.model} → {', '.join(map(_target, ledgers))}", *map(_picture, ledgers)]
     parts += [*map(tables.verdict, ledgers), *gates]
     parts += [f"## {table.title}\n\n{grid(table)}" for table in tables.all_tables(ledger)]
+    if ledger.audit:
+        parts.append("## Calibration text\n\n" + "\n".join(map(_audited, ledger.audit)))
     remarks = tables.remarks(ledger)
     if remarks:
         parts.append("## Remarks\n\n" + "\n".join(f"- {remark}" for remark in remarks))
@@ -29,6 +31,11 @@ def render(ledgers: Sequence[Ledger], gates: Sequence[str] = ()) -> str:
     parts += ["## How this was made", *(f"```yaml\n{_recipe(one)}```" for one in ledgers)]
     parts += [_texts(ledger), _environment(ledger)]
     return "\n\n".join(parts) + "\n"
+
+
+def _audited(one: AuditRecord) -> str:
+    outcome = ", not checked" if one.outcome == "not checked" else ""
+    return f"- {tables.AUDIT_MARKS[one.outcome]} {one.name}{outcome}: {one.said}"
 
 
 def _target(ledger: Ledger) -> str:

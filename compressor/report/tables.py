@@ -10,6 +10,7 @@ from compressor.measure.latency import Latency
 from compressor.measure.statistics import Estimate
 
 MISSING = "–"
+AUDIT_MARKS = {"ok": "✓", "warning": "✗", "not checked": "·"}
 
 
 @dataclass(frozen=True)
