@@ -10,7 +10,6 @@ from compressor.gate.decide import Decision, load_decision
 from compressor.ledger import load_ledger, runs_in
 from compressor.report import comparison, html, markdown
 
-
 REPORTS = ("report.md", "report.html")
 
 
