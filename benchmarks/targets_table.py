@@ -159,6 +159,8 @@ def beside(target: Target, shape: Architecture) -> Iterator[str]:
             yield f"some layers may be {' or '.join(others)}"
         if fits(target, shape, own, lm_head=own):
             yield "`lm_head` too"
+    if "rank" in target.holds:
+        yield f"low-rank factors {'in the place of linears' if own is None else 'beside'}"
     if target.holds_quantized_embedding:
         yield "a quantized embedding"
     if target.holds_cache_scales:

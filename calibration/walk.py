@@ -139,7 +139,7 @@ class LayerWalk:
         references = original.read(branch) if original else ()
         yield Stage(first, _observe(read.keep(text.read(branch)), references, None, moments, observer))
 
-        weight = text.layer.get_parameter(f"{last}.weight")
+        weight = (original or text).layer.get_parameter(f"{last}.weight")
         through = weight if weight.shape[0] < weight.shape[1] else None
         wide = moments and weight.shape[1] >= WIDE
         if wide:
@@ -208,10 +208,11 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 class Stream:
     """The calibration text on its way through a model: `hidden`, float32 [samples, length, hidden_size].
 
-    `original` is what the first samples are in the model as it is.
+    `original` is what the first samples are in the model that this one shall come close to.
 
     Args:
-        originals: how many of the samples also go through the model as it is, without the changes made on the way.
+        originals: how many of the samples also go through that model: this one as it is, without the changes made on
+            the way, unless `enter` is given other blocks.
         scratch: folder for activations that are too large to keep in memory; None is the system's.
     """
 
@@ -228,14 +229,21 @@ class Stream:
         self.hidden = decoder.embed(tokens)
         self.original = self.hidden[:originals].clone()
 
-    def enter(self, block: Block) -> LayerWalk:
-        """The decoder layer of `block`, to be walked from where the text now is."""
+    def enter(self, block: Block, original: Block | None = None) -> LayerWalk:
+        """The decoder layer of `block`, to be walked from where the text now is.
+
+        Args:
+            original: the same block of the model that this one shall come close to; None is `block`.
+        """
         assert block.index is not None
         context = self._decoder.context(block.index, self.hidden.shape[1])
         layer = self._decoder.layer(block, self._dtype)
         modules, dtype = self._decoder.architecture.modules, self._dtype
-        original = Lane(_sharing(layer), modules, context, self.original, dtype) if len(self.original) else None
-        return LayerWalk(Lane(layer, modules, context, self.hidden, dtype), original, self._scratch)
+        before = None
+        if len(self.original):
+            copied = _sharing(layer) if original is None else self._decoder.layer(original, dtype)
+            before = Lane(copied, modules, context, self.original, dtype)
+        return LayerWalk(Lane(layer, modules, context, self.hidden, dtype), before, self._scratch)
 
     def at_head(self) -> InputStatistics:
         """Statistics of what lm_head reads; the hidden states go through the final norm."""

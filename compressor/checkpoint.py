@@ -15,10 +15,11 @@ from compressor.architecture import Architecture, read_config, resolve
 from compressor.errors import InputError
 from compressor.families import HEAD, family_of, full_name
 from compressor.files import digest_files, whole_folder
+from compressor.low_rank import LowRank
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.shards import TensorInfo, read_headers, read_tensors
 
-Weight = torch.Tensor | QuantizedWeight
+Weight = torch.Tensor | QuantizedWeight | LowRank
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 TABLE_PARTS = ("weight_scale", "weight_zero_point")  # of a quantized embedding, stored again for a head tied to it
@@ -28,7 +29,8 @@ TABLE_PARTS = ("weight_scale", "weight_zero_point")  # of a quantized embedding,
 class Block:
     """One unit of streaming: the embedding, a decoder block, or the head (final norm and lm_head).
 
-    `weights` maps full parameter names (`model.layers.0.mlp.up_proj.weight`) to a tensor or a QuantizedWeight.
+    `weights` maps full parameter names (`model.layers.0.mlp.up_proj.weight`) to a tensor, a QuantizedWeight or,
+    of a linear that was factored, a LowRank.
     With an fp8 key-value cache, its scales are among them: keys are rounded after the rotary embedding, values as
     they are projected. Whoever is handed a block may take weights out of it that are replaced anyway. Every linear
     is [out_features, in_features]. `prefix` is what the names of a decoder block start with.
@@ -124,7 +126,7 @@ class Checkpoint:
         return Block(name, index, self.read(self._parameters(name)), prefix)
 
     def read(self, parameters: list[str]) -> dict[str, Weight]:
-        """Read parameters by full name; quantized ones come as `QuantizedWeight`."""
+        """Read parameters by full name; quantized ones come as `QuantizedWeight`, factored ones as `LowRank`."""
         stored = [part for parameter in parameters for part in self._stored_names(parameter)]
         raw = read_tensors(self.root, self.tensors, stored)
         return {parameter: self._assemble(parameter, raw) for parameter in parameters}

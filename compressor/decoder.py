@@ -15,6 +15,7 @@ from torch import nn
 from compressor.architecture import Architecture, full_config, resolve
 from compressor.checkpoint import Block, Checkpoint, Weight
 from compressor.families import CACHE_SCALES, HEAD
+from compressor.low_rank import LowRank
 from compressor.quantized import QuantizedWeight, split_rows
 from compressor.rounding import equip, prepare_inputs, round_cache_of
 
@@ -152,6 +153,7 @@ def _rows(table: Weight, indices: torch.Tensor) -> torch.Tensor:
     """Rows of a table [rows, width], float32 [..., width]."""
     if isinstance(table, QuantizedWeight):
         return table.rows(indices.flatten()).dequantize().view(*indices.shape, -1)
+    assert isinstance(table, torch.Tensor)
     return nn.functional.embedding(indices, table).float()
 
 
@@ -166,6 +168,8 @@ def dense(weight: Weight, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return weight.to(dtype)
     if dtype == torch.float32:
         return weight.dequantize()
+    if isinstance(weight, LowRank):
+        return weight.dequantize().to(dtype)
     rows = len(weight.codes)
     values = torch.empty(weight.codes.shape, dtype=dtype)
     # In parts, for float32 values take twice what is asked for.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.convert import DEQUANTIZED, converted_before, write_converted
 from compressor.pass_ import Progress
-from compressor.quantized import QuantizedWeight
 from compressor.writer import copy_companions
 
 
@@ -38,7 +39,7 @@ def _float_blocks(checkpoint: Checkpoint, progress: Progress) -> Iterator[dict[s
     total, kept = len(checkpoint.block_names), checkpoint.architecture.tensor_shapes()
     for done, block in enumerate(checkpoint.blocks(), start=1):
         yield {
-            name: weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
+            name: weight if isinstance(weight, torch.Tensor) else weight.dequantize()
             for name, weight in block.weights.items()
             if name in kept or name == "lm_head.weight"
         }

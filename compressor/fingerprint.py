@@ -8,6 +8,7 @@ from hashlib import sha256
 import torch
 
 from compressor.checkpoint import Weight
+from compressor.low_rank import LowRank
 from compressor.quantized import QuantizedWeight
 
 HEX_DIGITS = 32  # of the SHA-256 that are kept: these tell damage apart, and there is one for each part of each weight
@@ -16,7 +17,7 @@ Fingerprint = Mapping[str, str]  # part of a weight -> digest of its dtype, shap
 
 
 def fingerprint(weight: Weight) -> dict[str, str]:
-    """Digests of a weight's parts: `values`, or `codes`, `scales` and what else a quantized one has."""
+    """Digests of a weight's parts: `values`, the two of factors, or `codes`, `scales` and what else there is."""
     if isinstance(weight, torch.Tensor):
         return {"values": tensor_digest(weight)}
     return {part: tensor_digest(tensor) for part, tensor in _parts(weight).items() if tensor is not None}
@@ -35,8 +36,11 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     return digest.hexdigest()[:HEX_DIGITS]
 
 
-def _parts(weight: QuantizedWeight) -> dict[str, torch.Tensor | None]:
-    return {
+def _parts(weight: QuantizedWeight | LowRank) -> dict[str, torch.Tensor | None]:
+    if isinstance(weight, LowRank):
+        return {"down": weight.down, "up": weight.up}
+    branch = {} if weight.branch is None else _parts(weight.branch)
+    return branch | {
         "codes": weight.codes,
         "scales": weight.scales,
         "zero points": weight.zero_points,

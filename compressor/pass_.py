@@ -25,6 +25,7 @@ class Need(Enum):
 
     CALIBRATION = "calibration"
     ORIGINAL = "original"  # the model that later rows are compared with
+    UNROUNDED = "unrounded"  # the model as it was before its linears were rounded
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class PassContext:
         notes: facts for the ledger, filled by the pass (dead channels, damping raised, ...).
         original: what the rows of the run are compared with, or None when the pass does not need it.
         losses: of every step of a pass that trains, filled by it for the ledger.
+        unrounded: the model as it was before its linears were rounded, or None when the pass does not need it.
     """
 
     out: Path
@@ -50,6 +52,7 @@ class PassContext:
     notes: list[str]
     original: Checkpoint | None = None
     losses: list[float] = field(default_factory=list)
+    unrounded: Checkpoint | None = None
 
 
 class Pass(Configurable, ABC):
@@ -61,7 +64,11 @@ class Pass(Configurable, ABC):
     comes_first: ClassVar[bool] = False  # its weights fit the model as it was trained, and no other
     changes_floats: ClassVar[bool] = True  # beside those that it quantizes; so nothing is known of them before it ran
     zeros: ClassVar[Literal["makes", "keeps", "fills"]] = "keeps"  # what it does to those in weights that were pruned
-    chooses_schemes: ClassVar[bool] = False  # while it runs; its plan then shows each one that a linear may get
+
+    @property
+    def chooses_schemes(self) -> bool:
+        """Whether it chooses schemes while it runs; its plan then shows some that a linear may get."""
+        return False
 
     @property
     def needs(self) -> frozenset[Need]:

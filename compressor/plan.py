@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from compressor import layout
+from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.pass_ import Need, Pass
@@ -92,6 +93,7 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
     if late is not None:
         raise InputError(f"{late} comes first: what it brings fits the model as it was trained, and once.")
     check_zeros(passes)
+    check_unrounded(checkpoint, passes)
     architecture = checkpoint.architecture
     for one in passes:
         schemes = one.plan(architecture, schemes)
@@ -100,8 +102,8 @@ def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Ma
     layout.check_together(schemes, cache_scales)
     embedding = architecture.embedding
     linears = {name: scheme for name, scheme in schemes.items() if name != embedding}
-    problems = list(filter(None, [target.why_not_made(), *target.problems(architecture, linears)]))
-    problems += target.extension_problems(linears)
+    fitting = target.extension_problems(linears) or target.problems(architecture, linears)
+    problems = list(filter(None, [target.why_not_made(), *fitting]))
     if embedding in schemes and not target.holds_quantized_embedding:
         problems.append("It holds no quantized embedding; leave out the pass embeddings, or take the target hf.")
     elif embedding in schemes:
@@ -127,6 +129,38 @@ def check_zeros(passes: list[Pass]) -> None:
                 f"Put {one.name} first, or leave out one of both.",
             )
         sparse = one if one.zeros == "makes" else sparse
+
+
+def check_unrounded(checkpoint: Checkpoint, passes: list[Pass]) -> None:
+    """Refuse passes that need the weights of linears from before their rounding, and would not find them.
+
+    Raises:
+        InputError: there is one.
+    """
+    architecture, schemes = checkpoint.architecture, dict(checkpoint.schemes)
+    rounding: list[Pass] = []
+    for one in passes:
+        if Need.UNROUNDED in one.needs:
+            if has_rounded_linears(checkpoint.architecture, checkpoint.schemes):
+                raise InputError(
+                    f"{one.name} needs the weights from before their rounding, and the model came rounded.",
+                    "Start from the float checkpoint.",
+                )
+            moved = next((other.name for other in rounding if other.changes_floats), None)
+            if moved is not None:
+                raise InputError(
+                    f"{moved} changes weights beside rounding them, so that {one.name} cannot tell what rounding lost.",
+                    "gptq, rtn and mixed work; awq does with round=false before one of them.",
+                )
+        schemes = one.plan(architecture, schemes)
+        if has_rounded_linears(architecture, schemes):
+            rounding.append(one)
+        architecture = one.reshaped(architecture)
+
+
+def has_rounded_linears(architecture: Architecture, schemes: Mapping[str, Scheme]) -> bool:
+    """Whether linears of the decoder are not in floats any more."""
+    return any(name in schemes for name in architecture.linears())
 
 
 def check_pickles(passes: list[Pass], allowed: bool) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from compressor import nf4, nvfp4
 from compressor.errors import InputError
+from compressor.low_rank import LowRank, same_factors
 
 # Scales are numbers that float16 and bfloat16 both hold, so that every runtime multiplies by the same one.
 FP16_SMALLEST_NORMAL = 2.0**-14
@@ -23,11 +24,11 @@ LARGEST_SHARED_SCALE = 65280.0  # largest bfloat16 number below float16's maximu
 FP8 = torch.float8_e4m3fn
 FP8_LARGEST = 448.0  # there is no infinity above it
 
-WeightType = Literal["int", "float", "nf4"]
+WeightType = Literal["int", "float", "nf4", "low-rank"]
 
 # What a linear may have beside its quantized matrix, each a field of `Scheme` and of `QuantizedWeight`, and what it is
 # called. compressed-tensors has no word for these: see layout/extensions.py.
-EXTENSIONS = {"input_factors": "factors of its inputs"}
+EXTENSIONS = {"input_factors": "factors of its inputs", "rank": "low-rank factors"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Scheme:
         table: integer rows are looked up, as an embedding's are, and stored one code a byte.
         per_tensor: all output channels have one scale in common; fp8 only.
         input_factors: the layer's inputs are multiplied by factors of their own before anything else.
+        rank: of factors beside the quantized matrix, or in the place of one (type "low-rank"); 0 is none.
     """
 
     bits: int
@@ -73,6 +75,7 @@ class Scheme:
     table: bool = False
     per_tensor: bool = False
     input_factors: bool = False
+    rank: int = 0
 
     @property
     def extensions(self) -> dict[str, Any]:
@@ -83,7 +86,7 @@ class Scheme:
     @property
     def core(self) -> Scheme:
         """The scheme of the quantized matrix alone."""
-        return replace(self, input_factors=False)
+        return replace(self, input_factors=False, rank=0)
 
     @property
     def lowest(self) -> int:
@@ -97,10 +100,10 @@ class Scheme:
 
     @property
     def kind(self) -> str:
-        """What the codes are: int4, int8, fp8, nvfp4 or nf4."""
+        """What the codes are: int4, int8, fp8, nvfp4 or nf4; low-rank where there are none."""
         if self.type == "float":
             return "fp8" if self.bits == 8 else "nvfp4"
-        return "nf4" if self.type == "nf4" else f"int{self.bits}"
+        return f"int{self.bits}" if self.type == "int" else self.type
 
     def group_width(self, in_features: int) -> int:
         """Input features that share one scale.
@@ -117,13 +120,16 @@ class Scheme:
         return self.group_size
 
     def __str__(self) -> str:
+        if self.type == "low-rank":
+            return f"low-rank r{self.rank}" if self.rank else "low-rank"
         whole = "tensor" if self.per_tensor else "channel"
         group = whole if self.group_size is None else f"g{self.group_size}"
         balance = f" {'symmetric' if self.symmetric else 'asymmetric'}" if self.type == "int" else ""
         double = " double-quantized" if self.double_quant else ""
         activations = f", {self.activations}" if self.activations else ""
         factors = ", inputs multiplied" if self.input_factors else ""
-        return f"{self.kind} {group}{balance}{double}{activations}{factors}"
+        branch = f", low-rank r{self.rank} beside" if self.rank else ""
+        return f"{self.kind} {group}{balance}{double}{activations}{factors}{branch}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +145,7 @@ class QuantizedWeight:
         rounded_scales: what `scales` are the values of, where they are themselves rounded; else None.
         input_factors: what the layer's inputs are multiplied by before they are rounded and meet the codes, float32
             [in_features]; None where the scheme has none.
+        branch: factors whose product is added to the matrix, or None; they read the inputs as the layer does.
     """
 
     codes: torch.Tensor
@@ -148,20 +155,28 @@ class QuantizedWeight:
     input_scale: torch.Tensor | None = None
     rounded_scales: nf4.RoundedScales | nvfp4.BlockScales | None = None
     input_factors: torch.Tensor | None = None
+    branch: LowRank | None = None
 
     @property
     def core(self) -> QuantizedWeight:
         """The quantized matrix alone, without what `Scheme.extensions` has beside it."""
-        return replace(self, scheme=self.scheme.core, input_factors=None) if self.scheme.extensions else self
+        if not self.scheme.extensions:
+            return self
+        return replace(self, scheme=self.scheme.core, input_factors=None, branch=None)
+
+    def beside(self, branch: LowRank) -> QuantizedWeight:
+        """The same matrix with factors beside it."""
+        return replace(self, scheme=replace(self.scheme, rank=branch.rank), branch=branch)
 
     def dequantize(self) -> torch.Tensor:
-        """The value of the weight, float32 [out_features, in_features]: (code - zero_point) * scale * input factor.
+        """The value of the weight, float32 [out_features, in_features]: (code - zero_point) * scale * input factor,
+        and the product of the factors beside it.
 
         It is all that the layer multiplies its inputs by. `core.dequantize()` is what multiplies them after their
         factors, which matters where they are rounded in between.
         """
-        if self.input_factors is not None:
-            return self.core.dequantize().mul_(self.input_factors)
+        if self.scheme.extensions:
+            return self._extended(self.core.dequantize())
         if self.scheme.type == "nf4":
             return nf4.dequantize(self.codes, self.scales)
         rows, columns = self.codes.shape
@@ -185,7 +200,14 @@ class QuantizedWeight:
             and _equal(self.input_scale, other.input_scale)
             and _equal(self.tensor_scale, other.tensor_scale)
             and _equal(self.input_factors, other.input_factors)
+            and same_factors(self.branch, other.branch)
         )
+
+    def _extended(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of the quantized matrix with what is beside it; they are used up."""
+        if self.input_factors is not None:
+            values.mul_(self.input_factors)
+        return values if self.branch is None else values.add_(self.branch.dequantize())
 
     @property
     def tensor_scale(self) -> torch.Tensor | None:
@@ -201,8 +223,9 @@ class QuantizedWeight:
     @property
     def storage_bits(self) -> int:
         """Bits that the codes, 16-bit scales and factors, and zero points take when packed without padding."""
-        if self.input_factors is not None:
-            return self.core.storage_bits + self.input_factors.numel() * 16
+        if self.scheme.extensions:
+            factors = 0 if self.input_factors is None else self.input_factors.numel() * 16
+            return self.core.storage_bits + factors + (0 if self.branch is None else self.branch.storage_bits)
         if self.scheme.type == "nf4":
             return self.codes.numel() * 4 + nf4.scale_bits(self.scales.numel(), self.scheme.double_quant)
         if self.scheme.kind == "nvfp4":
@@ -212,8 +235,18 @@ class QuantizedWeight:
         return self.codes.numel() * self.scheme.bits + scales * 16 + zero_bits
 
 
+def low_rank_scheme(rank: int) -> Scheme:
+    """Of a weight that factors of this rank stand for; 0 where the rank is not known yet."""
+    return Scheme(16, None, type="low-rank", rank=rank)
+
+
+def scheme_of(weight: QuantizedWeight | LowRank) -> Scheme:
+    """How a weight that is not in plain floats is stored."""
+    return low_rank_scheme(weight.rank) if isinstance(weight, LowRank) else weight.scheme
+
+
 def stack_rows(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
-    """One weight of the rows of several, which share a scheme. They have no input scale yet, and no factors."""
+    """One weight of the rows of several, which share a scheme. They have no input scale yet, and nothing beside."""
     zero_points = [part.zero_points for part in parts if part.zero_points is not None]
     return QuantizedWeight(
         torch.cat([part.codes for part in parts]),
@@ -227,8 +260,11 @@ def split_rows(weight: QuantizedWeight, rows: list[int]) -> list[QuantizedWeight
     """The inverse of `stack_rows`: weights of so many rows each."""
     zero_points = [None] * len(rows) if weight.zero_points is None else weight.zero_points.split(rows)
     pieces = zip(weight.codes.split(rows), weight.scales.split(rows), zero_points, strict=True)
-    factors = weight.input_factors
-    return [QuantizedWeight(*piece, weight.scheme, input_factors=factors) for piece in pieces]
+    branches = [None] * len(rows) if weight.branch is None else weight.branch.split_rows(rows)
+    return [
+        QuantizedWeight(*piece, weight.scheme, input_factors=weight.input_factors, branch=branch)
+        for piece, branch in zip(pieces, branches, strict=True)
+    ]
 
 
 def shared_scale(scales: torch.Tensor, bits: int) -> torch.Tensor:

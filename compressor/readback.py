@@ -17,7 +17,7 @@ from compressor.checkpoint import Checkpoint, Weight
 from compressor.errors import RunError
 from compressor.families import CACHE_SCALES
 from compressor.pass_ import Progress
-from compressor.quantized import QuantizedWeight
+from compressor.quantized import scheme_of
 from compressor.target import Artifact, Target
 
 
@@ -43,8 +43,8 @@ class ReadBack(Checkpoint):
         missing = [name for name in architecture.tensor_shapes() if name not in weights]
         if missing:
             raise RunError(f"{artifact.root} has no {missing[0]}, so that nothing can be compared with it.")
-        quantized = {name: weight for name, weight in weights.items() if isinstance(weight, QuantizedWeight)}
-        schemes = {name.removesuffix(".weight"): weight.scheme for name, weight in quantized.items()}
+        quantized = {name: weight for name, weight in weights.items() if not isinstance(weight, torch.Tensor)}
+        schemes = {name.removesuffix(".weight"): scheme_of(weight) for name, weight in quantized.items()}
         kv_cache = any(name.endswith(CACHE_SCALES) for name in weights)
         return cls(artifact.root, config, architecture, {}, schemes, kv_cache, weights)
 

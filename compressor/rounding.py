@@ -67,6 +67,14 @@ def equip(linear: nn.Module, weight: QuantizedWeight) -> None:
     if weight.input_factors is not None or weight.scheme.activations is not None:
         prepare = prepare_inputs(weight)
         linear.register_forward_pre_hook(lambda _, inputs: (prepare(inputs[0]),))
+    if weight.branch is not None:
+        down, up = weight.branch.down.T, weight.branch.up.T
+
+        def add(_: nn.Module, inputs: tuple[torch.Tensor], outputs: torch.Tensor) -> torch.Tensor:
+            (read,) = inputs
+            return outputs + (read @ down.to(read.dtype)) @ up.to(read.dtype)
+
+        linear.register_forward_hook(add)
 
 
 def round_cache_of(attention: nn.Module, k_scale: torch.Tensor, v_scale: torch.Tensor) -> None:

@@ -16,7 +16,7 @@ from compressor.evaluator import Evaluator, Standard
 from compressor.files import write_whole
 from compressor.ledger import Ledger, StepRecord, environment
 from compressor.measure.zeros import share_of_zeros
-from compressor.plan import Plan, check_plan
+from compressor.plan import Plan, check_plan, has_rounded_linears
 from compressor.shipment import Shipment
 from compressor.source import Source
 from compressor.steps import Steps
@@ -94,9 +94,12 @@ class Run:
 
     def _run_passes(self) -> Checkpoint:
         checkpoint, steps, sparse = self.shared.source.checkpoint, self.shared.steps, False
+        unrounded: Checkpoint | None = None
         for name, one in zip(self.step_names, self.plan.passes, strict=True):
-            row = self.earlier.take(StepRecord(one.spelled(), key=steps.key(one, checkpoint)))
-            before, checkpoint = checkpoint, steps.take(name, one, checkpoint, row)
+            if not has_rounded_linears(checkpoint.architecture, checkpoint.schemes):
+                unrounded = checkpoint
+            row = self.earlier.take(StepRecord(one.spelled(), key=steps.key(one, checkpoint, unrounded)))
+            before, checkpoint = checkpoint, steps.take(name, one, checkpoint, unrounded, row)
             sparse |= one.zeros == "makes"
             vars(row).update(_size(checkpoint), zeros=share_of_zeros(checkpoint) if sparse else None)
             row.sensitivity = steps.sensitivity(name)

@@ -30,8 +30,12 @@ class Steps:
     seed: int
     progress: Progress
 
-    def key(self, one: Pass, checkpoint: Checkpoint) -> str:
-        """Digest of everything that decides the bytes of a step."""
+    def key(self, one: Pass, checkpoint: Checkpoint, unrounded: Checkpoint | None) -> str:
+        """Digest of everything that decides the bytes of a step.
+
+        Args:
+            unrounded: the run's model as it was before its linears were rounded; None if it came so.
+        """
         calibration = self.calibration.digest if self.calibration and Need.CALIBRATION in one.needs else None
         decides = {
             "pass": one.key,
@@ -42,9 +46,13 @@ class Steps:
         }
         if Need.ORIGINAL in one.needs:
             decides["original"] = self.original.digest
+        if Need.UNROUNDED in one.needs and unrounded is not None:
+            decides["unrounded"] = unrounded.digest
         return digest_json(decides)
 
-    def take(self, name: str, one: Pass, checkpoint: Checkpoint, row: StepRecord) -> Checkpoint:
+    def take(
+        self, name: str, one: Pass, checkpoint: Checkpoint, unrounded: Checkpoint | None, row: StepRecord
+    ) -> Checkpoint:
         """The step of this name: as it lies there, else made, which fills its row.
 
         Raises:
@@ -58,7 +66,7 @@ class Steps:
         row.notes.clear()
         row.losses.clear()
         context = PassContext(
-            folder, provenance, tokens, self.seed, self.progress, row.notes, self.original, row.losses
+            folder, provenance, tokens, self.seed, self.progress, row.notes, self.original, row.losses, unrounded
         )
         start = time.perf_counter()
         with PeakMemory() as peak:

@@ -167,7 +167,8 @@ class Target(Configurable, ABC):
             if layers and extension not in self.holds:
                 others = len(layers) - 1
                 have = f" and {others} more layer{'s' if others > 1 else ''} have" if others else " has"
-                problems.append(f"{layers[0]}{have} {called}, which this target has no place for.")
+                remedy = _remedy(extension, schemes[layers[0]])
+                problems.append(f"{layers[0]}{have} {called}, which this target has no place for{remedy}.")
         return problems
 
     def value_problems(self, checkpoint: Checkpoint, floats: Sequence[str]) -> Iterable[str]:
@@ -251,6 +252,15 @@ class Target(Configurable, ABC):
             path: of the artifact, as the command shall have it.
             config: the artifact's config.json, or the checkpoint's where the artifact has none.
         """
+
+
+def _remedy(extension: str, scheme: Scheme) -> str:
+    """What to do where a target has no place for what layers have beside their matrix, as the end of a sentence."""
+    if extension != "rank":
+        return ""
+    if scheme.type == "low-rank":
+        return "; low-rank:form=dense makes ordinary weights of them"
+    return "; onnx-int4 and onnx-int8 have one, and so does every target without low-rank-correction"
 
 
 def _gguf_ranges(path: Path) -> dict[str, tuple[int, int]]:

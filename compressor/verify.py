@@ -8,6 +8,7 @@ import torch
 
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.ledger import Verification
+from compressor.low_rank import LowRank, same_factors
 from compressor.quantized import QuantizedWeight
 from compressor.target import Artifact, Target
 
@@ -45,6 +46,8 @@ def same_bits(expected: Weight, found: Weight) -> bool:
     """Whether two weights are equal bit for bit, dtype included."""
     if isinstance(expected, QuantizedWeight) and isinstance(found, QuantizedWeight):
         return expected.same_bits(found)
+    if isinstance(expected, LowRank) and isinstance(found, LowRank):
+        return same_factors(expected, found)
     if isinstance(expected, torch.Tensor) and isinstance(found, torch.Tensor):
         # NaN is refused on reading and -0.0 equals 0.0 only as a number, so bytes are compared.
         same_kind = expected.dtype == found.dtype and expected.shape == found.shape

@@ -15,7 +15,7 @@ from compressor.architecture import Architecture
 from compressor.checkpoint import TABLE_PARTS, Weight
 from compressor.families import CACHE_SCALES, HEAD
 from compressor.files import write_json
-from compressor.quantized import QuantizedWeight, Scheme
+from compressor.quantized import Scheme, scheme_of
 from compressor.shards import COMMON, OWN, ShardNames
 
 STEP_FILE = "llmc-step.json"
@@ -102,12 +102,12 @@ class CheckpointWriter:
         write_json(self._folder / "config.json", self._config(config))
         write_json(self._folder / STEP_FILE, provenance)
 
-    def _stored(self, name: str, weight: torch.Tensor | QuantizedWeight) -> dict[str, torch.Tensor]:
+    def _stored(self, name: str, weight: Weight) -> dict[str, torch.Tensor]:
         if isinstance(weight, torch.Tensor):
             stored = weight.T if self._architecture.is_transposed(name) else weight
             return {name: (stored.to(self._dtype) if self._cast else stored).contiguous()}
         layer = name.removesuffix(".weight")
-        self._schemes[layer] = weight.scheme
+        self._schemes[layer] = scheme_of(weight)
         tensors = {f"{layer}.{suffix}": tensor for suffix, tensor in layout.encode(weight, self._dtype).items()}
         if layer == self._architecture.embedding:
             self._table = {

@@ -45,6 +45,10 @@ class CalibratedPass(Pass):
         """The new head; the text has come as far as the final norm."""
         return block
 
+    def enter(self, stream: Stream, block: Block, context: PassContext) -> LayerWalk:
+        """The decoder layer of `block`, to be walked."""
+        return stream.enter(block)
+
     def originals(self, samples: int) -> int:
         """How many of the calibration samples shall also be followed through the model as it was before the pass."""
         return 0
@@ -67,7 +71,7 @@ class CalibratedPass(Pass):
                 return block
             if block.index is None:
                 return self.edit_head(block, stream, checkpoint, context)
-            edited = self.edit_layer(block, stream.enter(block), checkpoint, context)
+            edited = self.edit_layer(block, self.enter(stream, block, context), checkpoint, context)
             context.progress(self.name, block.index + 1, checkpoint.architecture.layers)
             return edited
 

@@ -88,8 +88,6 @@ class Mixed(GPTQ):
     name: ClassVar[str] = "mixed"
     summary: ClassVar[str] = "choose each layer's bits by its sensitivity, within a budget, then round with gptq"
 
-    chooses_schemes: ClassVar[bool] = True
-
     # A budget in the place of a width.
     bits: float = option(4.5, "average bits per weight, scales and zero points included")  # type: ignore[assignment]
     group_size: Literal[32, 64, 128, "channel"] = option("channel", "the largest group that a layer may get")
@@ -97,6 +95,10 @@ class Mixed(GPTQ):
         (), "what a layer may get, such as 4g64+8channel; none is 4 bits in every group up to group_size, and 8channel"
     )
     windows: int = option(48, "calibration windows that sensitivity is measured on")
+
+    @property
+    def chooses_schemes(self) -> bool:
+        return True
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         if self.lm_head is True:

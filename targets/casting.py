@@ -35,7 +35,7 @@ def cast_dtype(choice: ServedDtype | Literal["float32"], stored: torch.dtype) ->
 
 def cast(choice: ServedDtype, weight: Weight) -> Weight:
     """The declared cast of a weight; integers and scales stay what they are."""
-    return weight if isinstance(weight, QuantizedWeight) else weight.to(cast_dtype(choice, weight.dtype))
+    return weight.to(cast_dtype(choice, weight.dtype)) if isinstance(weight, torch.Tensor) else weight
 
 
 def float_problems(

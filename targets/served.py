@@ -89,7 +89,9 @@ class ServedFolder(Target):
                 if self.scales_are_served_in_dtype and weight.rounded_scales is None:
                     caster.check_scales(layer, weight)
                 yield from self.stored_linear(layer, weight, caster.dtype).items()
-            elif name.endswith(CACHE_SCALES):
+                continue
+            assert isinstance(weight, torch.Tensor)  # factors are refused
+            if name.endswith(CACHE_SCALES):
                 yield name, weight  # runtimes read them in float32
             else:
                 stored = weight.T.contiguous() if architecture.is_transposed(name) else weight

@@ -13,12 +13,12 @@ import torch
 from compressor.errors import InputError
 from compressor.families import EMBEDDINGS, HEAD
 from compressor.layout import extensions, nf4, nvfp4
-from compressor.layout.tensors import FLOAT, INT, PACK, storage_format
-from compressor.quantized import Activations, Scheme
+from compressor.layout.tensors import FLOAT, INT, LOW_RANK, PACK, storage_format
+from compressor.quantized import Activations, Scheme, low_rank_scheme
 
 METHOD, MIXED, DENSE = "compressed-tensors", "mixed-precision", "dense"
 NAIVE = "naive-quantized"  # what the library calls int-quantized and float-quantized when nobody names the format
-READABLE = (PACK, INT, FLOAT, nvfp4.FORMAT, MIXED, NAIVE, DENSE)
+READABLE = (PACK, INT, FLOAT, nvfp4.FORMAT, LOW_RANK, MIXED, NAIVE, DENSE)
 
 TABLES = EMBEDDINGS | {HEAD}  # may be one and the same
 
@@ -102,6 +102,8 @@ def _groups(schemes: Mapping[str, Scheme], mixed: bool) -> dict[str, Any]:
 
 
 def _weight_arguments(scheme: Scheme) -> dict[str, Any]:
+    if scheme.type == "low-rank":
+        return {"type": scheme.type}
     if scheme.kind == "nvfp4":
         return NVFP4 | BLOCK_SCALES | {"dynamic": False}
     whole = "tensor" if scheme.per_tensor else "channel"
@@ -189,6 +191,8 @@ def _specificity(name: str, target: str) -> int:
 
 def _scheme(group: Mapping[str, Any], layout: str, may_be_table: bool) -> Scheme:
     weights, inputs = group["weights"], group.get("input_activations") or None
+    if weights.get("type") == "low-rank":
+        return extensions.extended(low_rank_scheme(0), group)
     activations = None if inputs is None else _activations(inputs)
     is_nvfp4 = weights.get("type") == "float" and weights.get("num_bits") == 4
     strategies = ("tensor_group",) if is_nvfp4 else ("group", "channel", "tensor")

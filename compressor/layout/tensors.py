@@ -19,23 +19,29 @@ import torch
 
 from compressor.layout import extensions, nf4, nvfp4
 from compressor.layout.words import pack_words, unpack_words, words_of
+from compressor.low_rank import LowRank
 from compressor.quantized import FP8, QuantizedWeight, Scheme
 
 PACK, INT, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
+LOW_RANK = "low-rank"  # no matrix, factors alone: see extensions.py
 PACKED, SHAPE, ZERO_POINT = "weight_packed", "weight_shape", "weight_zero_point"
 PLAIN, SCALE, INPUT_SCALE = "weight", "weight_scale", "input_scale"
 
 
 def storage_format(scheme: Scheme) -> str:
     """The compressed-tensors format in which weights of this scheme are stored."""
+    if scheme.type == "low-rank":
+        return LOW_RANK
     if scheme.type == "float":
         return FLOAT if scheme.bits == 8 else nvfp4.FORMAT
     # transformers initializes and ties embeddings by their `weight`, so that must be what holds the codes.
     return INT if scheme.activations or scheme.table else PACK
 
 
-def encode(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def encode(weight: QuantizedWeight | LowRank, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The tensors that store `weight`, by their suffix; scales in the model's `dtype` where that holds them exactly."""
+    if isinstance(weight, LowRank):
+        return extensions.encode_low_rank(weight)
     if weight.scheme.extensions:
         return encode(weight.core, dtype) | extensions.encode(weight)
     if weight.scheme.type == "nf4":
@@ -51,10 +57,16 @@ def encode(weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tenso
     return tensors
 
 
-def decode(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
+def decode(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight | LowRank:
     """The weight that `encode` stored."""
+    if scheme.type == "low-rank":
+        return extensions.decode_low_rank(tensors)
+    return _decode(tensors, scheme)
+
+
+def _decode(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
     if scheme.extensions:
-        return extensions.decode(decode(tensors, scheme.core), tensors, scheme)
+        return extensions.decode(_decode(tensors, scheme.core), tensors, scheme)
     if scheme.type == "nf4":
         return nf4.decode(tensors, scheme)
     if scheme.kind == "nvfp4":
@@ -78,6 +90,8 @@ def stored_shapes(scheme: Scheme, shape: tuple[int, int]) -> Mapping[str, tuple[
 
     None stands for a shape that depends on the content.
     """
+    if scheme.type == "low-rank":
+        return extensions.stored_shapes(scheme, shape)
     if scheme.extensions:
         return {**stored_shapes(scheme.core, shape), **extensions.stored_shapes(scheme, shape)}
     if scheme.type == "nf4":

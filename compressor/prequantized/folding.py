@@ -65,7 +65,8 @@ def _of_rows(layer: str, scale: torch.Tensor, architecture: Architecture) -> tor
 
 
 def _multiplied(name: str, weight: Weight, factors: torch.Tensor, first: int, layer: str) -> Weight:
-    stored = weight if isinstance(weight, torch.Tensor) else weight.scales
+    stored = weight.scales if isinstance(weight, QuantizedWeight) else weight
+    assert isinstance(stored, torch.Tensor)
     of_all = torch.ones(len(stored), dtype=torch.float64)
     of_all[first : first + len(factors)] = factors.double()
     exact = stored.double() * (of_all if stored.dim() == 1 else of_all.unsqueeze(1))

@@ -20,7 +20,7 @@ from compressor.checkpoint import Checkpoint, Weight
 from compressor.gguf.architectures import gain_shift
 from compressor.options import option
 from compressor.pass_ import Progress
-from compressor.quantized import QuantizedWeight, Scheme
+from compressor.quantized import Scheme
 from compressor.target import Artifact, Session, Target, Tolerance, Variant
 from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, dtype_name, float_problems, scale_problems
 from targets.engines import LLAMA_CPP
@@ -92,7 +92,7 @@ class GgufTarget(Target):
         return broken_rules(artifact.root / FILE)
 
     def expected(self, name: str, weight: Weight, architecture: Architecture) -> Weight:
-        if isinstance(weight, QuantizedWeight) or not is_float32(architecture, name, weight.dim()):
+        if not isinstance(weight, torch.Tensor) or not is_float32(architecture, name, weight.dim()):
             return cast(self.dtype, weight)
         return weight.float() + gain_shift(architecture, name)
 

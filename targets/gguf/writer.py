@@ -132,6 +132,7 @@ def _stored_bytes(architecture: Architecture, name: str, weight: Weight, caster:
     """What lies in the file for a weight, row by row; bfloat16, which numpy does not have, as its bits."""
     if isinstance(weight, QuantizedWeight):
         return _blocks(name, weight)
+    assert isinstance(weight, torch.Tensor)  # factors are refused
     if is_float32(architecture, name, weight.dim()):
         return weight.float() + gain_shift(architecture, name)
     served = caster.tensor(name, weight).contiguous()

@@ -73,7 +73,9 @@ class OnnxFolder(Target):
         return notes
 
     def expected(self, name: str, weight: Weight, architecture: Architecture) -> Weight:
-        return weight if isinstance(weight, QuantizedWeight) else weight.to(self.compute)
+        if not isinstance(weight, QuantizedWeight):
+            return weight.to(self.compute)
+        return weight if weight.branch is None else weight.beside(weight.branch.to(self.compute))
 
     def stored_tensors(self, artifact: Artifact) -> Iterator[StoredTensor]:
         require_packages()

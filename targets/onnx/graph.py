@@ -21,7 +21,7 @@ from targets.onnx.interface import GROUP_SIZE, LAST_TOKEN
 from targets.onnx.lengths import Lengths
 from targets.onnx.nodes import CONTRIB, ONNX_TYPES, Nodes
 from targets.onnx.parts import activated, number, rotary_names, soft_capped, split
-from targets.onnx.plan import PACKED, Matrix, Plan
+from targets.onnx.plan import LOW_RANK_PARTS, PACKED, Matrix, Plan
 
 OPSET = 21
 IR_VERSION = 10  # the first whose nodes carry metadata
@@ -140,13 +140,31 @@ class Decoder:
         return number(self._nodes, value, self._compute)
 
     def _linear(self, matrix: Matrix, features: str) -> str:
+        if not matrix.has_base:
+            return self._biased(matrix, self._low_rank(matrix, features))
         multiply = self._float_linear if matrix.scheme is None else self._quantized_linear
-        return multiply(matrix, features)
+        product = multiply(matrix, features)
+        if not matrix.ranks:
+            return product
+        return self._nodes.add("Add", [product, self._low_rank(matrix, features)], matrix.name + "/sum")
+
+    def _low_rank(self, matrix: Matrix, features: str) -> str:
+        """What factors make of features, part by part."""
+        made = []
+        for part in matrix.parts:
+            down, up = (self._cast(part + suffix, matrix.dtype, part + suffix + "/cast") for suffix in LOW_RANK_PARTS)
+            narrow = self._nodes.add("FusedMatMul", [features, down], part + "/down", transB=1)
+            made.append(self._nodes.add("FusedMatMul", [narrow, up], part + "/up", transB=1))
+        return made[0] if len(made) == 1 else self._nodes.add("Concat", made, matrix.name + "/factors", axis=-1)
 
     def _float_linear(self, matrix: Matrix, features: str) -> str:
         weight = self._cast(matrix.weight, matrix.dtype, matrix.weight + "/cast")
         # The weight is [out_features, in_features], as the checkpoint has it and as the embedding needs it.
-        product = self._nodes.add("FusedMatMul", [features, weight], matrix.name + "/product", transB=1)
+        return self._biased(
+            matrix, self._nodes.add("FusedMatMul", [features, weight], matrix.name + "/product", transB=1)
+        )
+
+    def _biased(self, matrix: Matrix, product: str) -> str:
         return self._nodes.add("Add", [product, matrix.bias], matrix.name) if matrix.bias else product
 
     def _quantized_linear(self, matrix: Matrix, features: str) -> str:

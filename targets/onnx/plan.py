@@ -21,6 +21,7 @@ BLOCK_SIZES = (256, 128, 64, 32, 16)
 CHANNEL_PADDING = 1 / 8  # of the width, at most
 
 
+LOW_RANK_PARTS = (".low_rank_down", ".low_rank_up")  # what factors are called, after their linear
 PACKED = "qkv_proj"  # what the matrix is called that q, k and v of a checkpoint are packed into
 
 
@@ -34,8 +35,10 @@ class Matrix:
         rows: out_features of each part.
         columns: in_features.
         scheme: how it is quantized; None is not at all.
+        ranks: of the factors of each part, beside the matrix or in its place; empty is none.
+        has_base: there is a matrix, and not factors alone.
         bias: name of the bias, or "".
-        dtype: what it is stored in where it is not quantized.
+        dtype: what it, or its factors, are stored in where they are not quantized.
         is_looked_up: it is the embedding.
         is_multiplied: features are multiplied by it.
     """
@@ -49,6 +52,8 @@ class Matrix:
     dtype: torch.dtype = torch.float32
     is_looked_up: bool = False
     is_multiplied: bool = True
+    ranks: tuple[int, ...] = ()
+    has_base: bool = True
 
     @property
     def weight(self) -> str:
@@ -99,8 +104,7 @@ class Plan:
         attention, prefix = self.architecture.modules.attention, self.architecture.modules.block(index)
         shapes = self.architecture.block_linears(index)
         first = tuple(prefix + name for name in attention.first)
-        is_uniform = len({self.schemes.get(name) for name in first}) == 1
-        groups = [first] if is_uniform else [(name,) for name in first]
+        groups = [first] if self._go_together(first) else [(name,) for name in first]
         biased = self.architecture.tensor_shapes().keys()
         matrices = {}
         for parts in (*groups, *((name,) for name in shapes if name not in first)):
@@ -122,12 +126,28 @@ class Plan:
     def _of_vocabulary(self, name: str) -> Matrix:
         return self._matrix(name, (name,), (self.architecture.vocab_size,), self.architecture.hidden_size)
 
-    def _matrix(self, name: str, parts: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: str = "") -> Matrix:
-        return Matrix(name, parts, rows, columns, self.schemes.get(parts[0]), bias, self._stored_dtype(parts))
+    def _go_together(self, linears: tuple[str, ...]) -> bool:
+        """Whether linears can be packed into one: of one scheme, all or none with factors beside."""
+        schemes = [self.schemes.get(name) for name in linears]
+        kinds = {(scheme.core, scheme.rank > 0) if scheme else None for scheme in schemes}
+        return len(linears) == 1 or (len(kinds) == 1 and not any(map(_is_low_rank, schemes)))
 
-    def _stored_dtype(self, parts: tuple[str, ...]) -> torch.dtype:
+    def _matrix(self, name: str, parts: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: str = "") -> Matrix:
+        schemes = [self.schemes.get(part) for part in parts]
+        ranks = tuple(scheme.rank for scheme in schemes if scheme and scheme.rank)
+        has_base = not _is_low_rank(schemes[0])
+        scheme = schemes[0].core if schemes[0] and has_base else None
+        stored = [part + (LOW_RANK_PARTS[0] if ranks else ".weight") for part in parts]
+        dtype = self._stored_dtype(stored)
+        return Matrix(name, parts, rows, columns, scheme, bias, dtype, ranks=ranks, has_base=has_base)
+
+    def _stored_dtype(self, tensors: list[str]) -> torch.dtype:
         """A float32 graph keeps what has 16 bits in the checkpoint as it is, and widens it when it is loaded."""
         if self.compute != torch.float32:
             return self.compute
-        found = {self.dtypes.get(part + ".weight", torch.float32) for part in parts}
+        found = {self.dtypes.get(name, torch.float32) for name in tensors}
         return found.pop() if len(found) == 1 else torch.float32
+
+
+def _is_low_rank(scheme: Scheme | None) -> bool:
+    return scheme is not None and scheme.type == "low-rank"

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from onnx.external_data_helper import ExternalDataInfo
 from compressor.architecture import Architecture, read_config, resolve
 from compressor.checkpoint import Weight
 from compressor.errors import RunError
+from compressor.low_rank import LowRank
 from compressor.quantized import QuantizedWeight
+from targets.onnx.branches import DOWN, UP, Branch, find_branches
 from targets.onnx.probes import QuantizedMatrix, QuantizedTable
 
 # Which input of an operator is a weight.
@@ -57,6 +60,7 @@ def read_weights(root: Path) -> Iterator[tuple[str, Weight]]:
             embedding that it is tied to; or the file is not whole.
     """
     folder = _Folder.open(root)
+    yield from folder.factored()
     quantized: dict[str, bytes] = {}
     for node, name in folder.uses():
         for parameter, weight in folder.parameters(node, name):
@@ -87,8 +91,8 @@ class _Folder:
 
     def uses(self) -> Iterator[tuple[NodeProto, str]]:
         """Each weight that a node computes with, once. Small constants are initializers too, but not external."""
-        casts = {node.output[0]: node.input[0] for node in self.graph.node if node.op_type == "Cast"}
-        seen: set[str] = set()
+        casts = self._casts
+        seen = {name for name in self.stored if name.endswith((DOWN, UP))}
         for node in self.graph.node:
             slots = (table[node.op_type] for table in (WEIGHT_INPUTS, BIASES) if node.op_type in table)
             for used in (node.input[slot] for slot in slots):
@@ -105,9 +109,39 @@ class _Folder:
         inputs = dict(zip(INPUTS[node.op_type], node.input, strict=False))
         arrays = {slot: self._load(used).numpy() for slot, used in inputs.items() if used in self.stored}
         weight = PROBES[node.op_type].of(node, arrays).recover()
-        yield from _split_quantized(self.architecture, name.rpartition(".")[0], weight)
+        parts = _split_quantized(self.architecture, name.rpartition(".")[0], weight)
+        for place, (part, rows) in enumerate(parts):
+            branch = self._branches.get(part.removesuffix(".weight"))
+            yield part, rows if branch is None else rows.beside(self._beside(node, branch, place))
         if "bias" in arrays:
             yield from _split_rows(self.architecture, inputs["bias"], torch.from_numpy(arrays["bias"]))
+
+    def factored(self) -> Iterator[tuple[str, Weight]]:
+        """Linears that are factors alone."""
+        for layer, branch in self._branches.items():
+            if branch.added_to is None:
+                yield f"{layer}.weight", self._low_rank(branch)
+
+    @cached_property
+    def _casts(self) -> dict[str, str]:
+        return {node.output[0]: node.input[0] for node in self.graph.node if node.op_type == "Cast"}
+
+    @cached_property
+    def _branches(self) -> dict[str, Branch]:
+        return find_branches(self.graph, self._casts)
+
+    def _beside(self, node: NodeProto, branch: Branch, place: int) -> LowRank:
+        """Factors beside the matrix of `node`, or a part of it.
+
+        Raises:
+            RunError: the graph does not add their product to what that node makes of the same features.
+        """
+        if (branch.features, branch.added_to, branch.place) != (node.input[0], node.output[0], place):
+            raise RunError(f"The graph does not add the factors of {node.name} to what it makes of the same features.")
+        return self._low_rank(branch)
+
+    def _low_rank(self, branch: Branch) -> LowRank:
+        return LowRank(*(self._widened(self._load(name)) for name in (branch.down, branch.up)))
 
     def _widened(self, tensor: torch.Tensor) -> torch.Tensor:
         """A float weight as the graph computes with it: a float32 graph casts what it has in 16 bits."""
@@ -140,7 +174,9 @@ def _fingerprint(weight: QuantizedWeight) -> bytes:
     return digest.digest()
 
 
-def _split_quantized(architecture: Architecture, name: str, weight: QuantizedWeight) -> Iterator[tuple[str, Weight]]:
+def _split_quantized(
+    architecture: Architecture, name: str, weight: QuantizedWeight
+) -> Iterator[tuple[str, QuantizedWeight]]:
     for part, rows in _parts(architecture, name):
         points = None if weight.zero_points is None else weight.zero_points[rows]
         yield part, QuantizedWeight(weight.codes[rows], weight.scales[rows], points, weight.scheme)

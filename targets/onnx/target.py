@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from targets.onnx.weights import DataFile
 
 FP32_WORKS = "The target onnx-fp32 works."
+LOW_RANK = "low-rank"  # the kind of linears that are factors alone
 EXACT, FAST = 0, 4  # accuracy levels of MatMulNBits
 _TAKER = {"int4": "onnx-int4", "int8": "onnx-int8"}  # the target for a kind of weights; hf takes every other
 
@@ -40,6 +41,7 @@ class _Onnx(OnnxFolder):
     runtime = "onnxruntime-genai"
     reader = "onnxruntime with identity input"
     rules = "graph, external data and genai_config.json fit together"
+    holds = frozenset({"rank"})
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         return [*shape_problems(architecture), *self._scheme_problems(schemes)]
@@ -81,6 +83,8 @@ class _Onnx(OnnxFolder):
 class _Float(_Onnx):
     def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> Iterable[str]:
         for kind, names in by_kind(schemes).items():
+            if kind == LOW_RANK:
+                continue
             yield (
                 f"{self.name} takes no quantized weights, and {have(names)} {kind}; "
                 f"choose {_TAKER.get(kind, 'hf')}, or leave out the quantizing pass."
@@ -120,13 +124,13 @@ class _Quantized(_Onnx):
 
     def _scheme_problems(self, schemes: Mapping[str, Scheme]) -> Iterable[str]:
         own = f"int{self.bits}"
-        inner = [scheme.kind for name, scheme in schemes.items() if name != "lm_head"]
+        inner = [scheme.kind for name, scheme in schemes.items() if name != "lm_head" and scheme.kind != LOW_RANK]
         # The head alone does not make a quantized model: somebody forgot the pass.
         if not inner:
             yield f"{self.name} needs {own} weights; add a quantizing pass such as {self.preset[0]}."
         taken = (own, *self.beside) if own in inner else (own,)
         for kind, names in by_kind(schemes).items():
-            if kind not in taken:
+            if kind not in (*taken, LOW_RANK):
                 yield (
                     f"{self.name} takes int{self.bits} weights, and {have(names)} {kind}; "
                     f"quantize with {self.preset[0]}, or choose {_TAKER.get(kind, 'hf')}."

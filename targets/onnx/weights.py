@@ -9,12 +9,13 @@ import torch
 from onnx import TensorProto
 
 from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.low_rank import LowRank
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from targets.casting import Caster
 from targets.onnx.nodes import ONNX_TYPES
 from targets.onnx.parts import stored_rotary_tables
-from targets.onnx.plan import Matrix, Plan
+from targets.onnx.plan import LOW_RANK_PARTS, Matrix, Plan
 
 DATA_FILE = "model.onnx.data"
 # onnxruntime maps the file into memory: large tensors start on a page, small ones where vector loads are aligned.
@@ -66,6 +67,8 @@ def _cast(weights: dict[str, Weight], caster: Caster) -> None:
     for name, weight in weights.items():
         if isinstance(weight, torch.Tensor):
             weights[name] = caster.tensor(name, weight)
+        elif isinstance(weight, LowRank):
+            weights[name] = LowRank(caster.tensor(name, weight.down), caster.tensor(name, weight.up))
 
 
 def _write_block(plan: Plan, block: Block, data: DataFile) -> None:
@@ -88,10 +91,22 @@ def _matrices(plan: Plan, block: Block) -> list[Matrix]:
 
 def _write_matrix(data: DataFile, matrix: Matrix, weights: Mapping[str, Weight]) -> None:
     parts = [weights[part + ".weight"] for part in matrix.parts]
+    if matrix.ranks:
+        _write_factors(data, matrix, parts)
+    if not matrix.has_base:
+        return
     if matrix.scheme is None:
         _write_float(data, matrix.weight, matrix.dtype, parts)
     else:
         _write_quantized(data, matrix, matrix.scheme, [part for part in parts if isinstance(part, QuantizedWeight)])
+
+
+def _write_factors(data: DataFile, matrix: Matrix, parts: list[Weight]) -> None:
+    for part, weight in zip(matrix.parts, parts, strict=True):
+        factors = weight.branch if isinstance(weight, QuantizedWeight) else weight
+        assert isinstance(factors, LowRank)
+        for suffix, factor in zip(LOW_RANK_PARTS, (factors.down, factors.up), strict=True):
+            _write_float(data, part + suffix, matrix.dtype, [factor])
 
 
 def _write_float(data: DataFile, name: str, dtype: torch.dtype, parts: list[Weight]) -> None:

@@ -27,7 +27,7 @@ def stream(plan: Plan, checkpoint: Checkpoint, caster: Caster, data: DataFile, p
         for name, weight in checkpoint.block(block_name).weights.items():
             if isinstance(weight, QuantizedWeight):
                 _write_quantized(plan, name, weight, data)
-            else:
+            elif isinstance(weight, torch.Tensor):
                 _write_float(data, name, caster.tensor(name, weight))
         progress("writing", done, len(names))
     for name, table in stored_rotary_tables(checkpoint):
