@@ -17,7 +17,7 @@ from compressor.families import HEAD, family_of, full_name
 from compressor.files import digest_files, whole_folder
 from compressor.low_rank import LowRank
 from compressor.quantized import QuantizedWeight, Scheme
-from compressor.shards import TensorInfo, read_headers, read_tensors
+from compressor.shards import TensorInfo, read_headers, read_rows, read_tensors
 
 Weight = torch.Tensor | QuantizedWeight | LowRank
 
@@ -123,13 +123,22 @@ class Checkpoint:
         """
         index = int(name.removeprefix("layers.")) if name.startswith("layers.") else None
         prefix = "" if index is None else self.architecture.modules.block(index)
-        return Block(name, index, self.read(self._parameters(name)), prefix)
+        return Block(name, index, self.read(self.parameters_of(name)), prefix)
+
+    def parameters_of(self, block: str) -> list[str]:
+        """Names of a block's parameters."""
+        prefixes = self.architecture.modules.prefixes(block)
+        return [name for name in self.parameters if name.startswith(prefixes)]
 
     def read(self, parameters: list[str]) -> dict[str, Weight]:
         """Read parameters by full name; quantized ones come as `QuantizedWeight`, factored ones as `LowRank`."""
         stored = [part for parameter in parameters for part in self._stored_names(parameter)]
         raw = read_tensors(self.root, self.tensors, stored)
         return {parameter: self._assemble(parameter, raw) for parameter in parameters}
+
+    def rows(self, parameter: str, most: int) -> Iterator[torch.Tensor]:
+        """Read a float parameter as it is stored, at most so many rows at a time."""
+        return read_rows(self.root, self.tensors[parameter], most)
 
     def scales(self, layer: str) -> torch.Tensor:
         """The scales of a quantized layer alone, float32, in the shape that they are stored in; not of NF4."""
@@ -159,10 +168,6 @@ class Checkpoint:
             writer.finish(self.config, provenance)
             copy_companions(self.root, folder)
         return Checkpoint.open(out)
-
-    def _parameters(self, block: str) -> list[str]:
-        prefixes = self.architecture.modules.prefixes(block)
-        return [name for name in self.parameters if name.startswith(prefixes)]
 
     def _stored_names(self, parameter: str) -> list[str]:
         layer = parameter.removesuffix(".weight")

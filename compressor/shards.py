@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -122,6 +123,51 @@ def read_tensors(root: Path, infos: Mapping[str, TensorInfo], names: Iterable[st
                 read[name] = file.get_tensor(infos[name].name).clone()
                 _check_finite(read[name], name, root / shard)
     return read
+
+
+def row_parts(rows: int, most: int) -> list[tuple[int, int]]:
+    """First row and the one behind the last of as few parts as have at most so many rows, alike in size."""
+    count = -(-rows // most)
+    return [(rows * part // count, rows * (part + 1) // count) for part in range(count)]
+
+
+def read_rows(root: Path, info: TensorInfo, most: int) -> Iterator[torch.Tensor]:
+    """A tensor of one dimension or more in parts (see `row_parts`), each in memory of its own.
+
+    Raises:
+        InputError: a part holds NaN or Inf, or its shard ends before.
+    """
+    path = root / info.shard
+    begin, _ = tensor_ranges(path)[info.name]
+    with path.open("rb") as file:
+        file.seek(begin)
+        for start, stop in row_parts(info.shape[0], most):
+            part = torch.empty((stop - start, *info.shape[1:]), dtype=info.dtype)
+            if file.readinto(as_bytes(part)) != part.nbytes:
+                raise InputError(f"{path} is truncated.", "Download it again.")
+            _check_finite(part, info.name, path)
+            yield part
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor, as a file takes it."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def header(tensors: Iterable[TensorInfo]) -> bytes:
+    """What a safetensors file begins with, when these tensors follow in this order without gaps.
+
+    Format: github.com/huggingface/safetensors, README. Eight bytes of length, little-endian, and JSON padded to eight.
+    """
+    spelled = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for one in tensors:
+        start, end = end, end + one.nbytes
+        entries[one.name] = {"dtype": spelled[one.dtype], "shape": one.shape, "data_offsets": (start, end)}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def tensor_ranges(path: Path) -> dict[str, tuple[int, int]]:

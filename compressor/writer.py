@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from compressor.checkpoint import TABLE_PARTS, Weight
 from compressor.families import CACHE_SCALES, HEAD
 from compressor.files import write_json
 from compressor.quantized import Scheme, scheme_of
-from compressor.shards import COMMON, OWN, ShardNames
+from compressor.shards import COMMON, OWN, ShardNames, TensorInfo, as_bytes, header
 
 STEP_FILE = "llmc-step.json"
 # Blocks are gathered into a shard up to this size; a larger block is a shard of its own, so that
@@ -43,6 +43,17 @@ class ShardWriter:
         if _nbytes(self._pending) >= SHARD_BYTES:
             self._flush()
 
+    def stream(self, tensors: Sequence[TensorInfo], parts: Iterator[torch.Tensor]) -> None:
+        """Write a shard of tensors that come in parts, some rows at a time in this order; only one part is held."""
+        path, left = self._next_path(), sum(one.nbytes for one in tensors)
+        with path.open("wb") as file:
+            file.write(header(tensors))
+            while left:
+                part = next(parts)
+                file.write(as_bytes(part))
+                left -= part.nbytes
+        self._shards.append({one.name: one.nbytes for one in tensors})
+
     def finish(self, names: ShardNames = COMMON) -> None:
         """Write what is pending and the index; a single shard has the plain name and no index."""
         if self._pending:
@@ -59,8 +70,11 @@ class ShardWriter:
         total = sum(sum(sizes.values()) for sizes in self._shards)
         write_json(self._folder / names.index, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
+    def _next_path(self) -> Path:
+        return self._folder / f"shard-{len(self._shards)}"
+
     def _flush(self) -> None:
-        path = self._folder / f"shard-{len(self._shards)}"
+        path = self._next_path()
         path.touch()
         mode = path.stat().st_mode
         save_file(self._pending, path, metadata={"format": "pt"})
@@ -92,6 +106,11 @@ class CheckpointWriter:
             self._has_head |= name == f"{HEAD}.weight"
             self._has_cache_scales |= name.endswith(CACHE_SCALES)
         self._shards.add(tensors)
+
+    def stream(self, tensors: Sequence[TensorInfo], parts: Iterator[torch.Tensor]) -> None:
+        """Write a shard of float parameters that come as they are stored, some rows at a time in this order."""
+        self._has_head |= any(one.name == f"{HEAD}.weight" for one in tensors)
+        self._shards.stream(tensors, parts)
 
     def finish(self, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
         """Write what is pending, the index, config.json with its `quantization_config`, and `llmc-step.json`."""

@@ -21,8 +21,8 @@ from compressor.pass_ import Need, Pass, PassContext
 
 
 @dataclass(frozen=True)
-class CalibratedPass(Pass):
-    """Base of passes that look at what each linear reads on calibration text."""
+class CalibrationOptions(Pass):
+    """Base of passes that need calibration text. Its field says how they compute on it."""
 
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "matrix products on calibration text; auto is bfloat16 where the CPU has instructions for it"
@@ -36,6 +36,11 @@ class CalibratedPass(Pass):
     def working_dtype(self) -> torch.dtype:
         """Of the matrix products on calibration text."""
         return fast_dtype() if self.precision == "auto" else getattr(torch, self.precision)
+
+
+@dataclass(frozen=True)
+class CalibratedPass(CalibrationOptions):
+    """Base of passes that look at what each linear reads on calibration text."""
 
     @abstractmethod
     def edit_layer(self, block: Block, walk: LayerWalk, checkpoint: Checkpoint, context: PassContext) -> Block:

@@ -21,6 +21,7 @@ from compressor.pass_ import PassContext
 from compressor.quantized import Scheme
 from passes.distillation.job import Job
 from passes.distillation.options import DistillingPass
+from passes.refusals import refuse_quantized
 
 FULL_RATE, LORA_RATE = 2e-4, 1e-3
 
@@ -48,12 +49,11 @@ class Distill(DistillingPass):
         return LORA_RATE if self.lora_rank else FULL_RATE
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-        if schemes:
-            first = next(iter(schemes))
-            raise InputError(
-                f"{first} is already {schemes[first]}, which training would undo.",
-                "Distil first and quantize what comes of it, or train through the quantizer with the pass qat.",
-            )
+        refuse_quantized(
+            schemes,
+            ", which training would undo",
+            "Distil first and quantize what comes of it, or train through the quantizer with the pass qat.",
+        )
         self.check_options()
         if self.lora_rank < 0:
             raise InputError(f"lora_rank={self.lora_rank} is less than 0.", "0 trains every weight.")

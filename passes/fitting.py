@@ -12,7 +12,7 @@ from calibration.moments import SecondMoments, parts
 from compressor.architecture import Architecture
 from compressor.errors import InputError
 from compressor.options import option
-from passes.calibrated import CalibratedPass
+from passes.calibrated import CalibratedPass, CalibrationOptions
 from passes.gptq import FEWEST_ORIGINALS, ORIGINALS_SHARE
 from passes.propagation import corrected
 
@@ -52,8 +52,8 @@ def _times(moments: SecondMoments, values: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Fitting(CalibratedPass):
-    """Base of passes that fit what is left. Its fields say how."""
+class FittingOptions(CalibrationOptions):
+    """Base of passes that have what is left fitted. Its fields say how."""
 
     propagation: bool = option(True, "fit what is left to what the original model computes on its own activations")
     iterations: int = option(10, "of conjugate gradients, by which what is left is solved for")
@@ -70,6 +70,11 @@ class Fitting(CalibratedPass):
             raise InputError(f"damping={self.damping} is outside (0, 1].", "0.01 is the usual value.")
         if self.iterations < 0:
             raise InputError(f"iterations={self.iterations} is negative.", "iterations=0 solves for nothing.")
+
+
+@dataclass(frozen=True)
+class Fitting(FittingOptions, CalibratedPass):
+    """Base of those that fit it themselves."""
 
     def stored_dtype(self, architecture: Architecture) -> torch.dtype | None:
         return None if self.dtype == "auto" else torch.float32

@@ -14,23 +14,27 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from compressor.shards import row_parts
+
 ELEMENTS_AT_ONCE = 1 << 17  # of a weight in float32: parts that stay in the cache
+# peft multiplies whole matrices; the product of three rows or fewer is summed in another order (seen in MKL 2024.2).
+FEWEST_ROWS = 32  # of which a part has at least half
 
 
 @dataclass(frozen=True)
 class Delta(ABC):
-    """A change of a weight [out_features, in_features]; `scaling` is what all of it is multiplied by."""
+    """A change of a parameter [out_features, in_features]; `scaling` is what all of it is multiplied by."""
 
     scaling: float
 
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, int]:
-        """Of the weight that it is added to."""
+    def shape(self) -> tuple[int, ...]:
+        """Of the parameter that it is added to."""
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Rows of it, float32 [stop - start, in_features]."""
+        """Rows of it, float32 [stop - start, in_features], in memory of their own."""
 
     def times(self, weight: float) -> Delta:
         """It times a number."""
@@ -99,6 +103,20 @@ class Kronecker(Delta):
         return made[start - first * height : stop - first * height]
 
 
+@dataclass(frozen=True)
+class Shift(Delta):
+    """values * scaling, of a bias [out_features]."""
+
+    values: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        return self.values[start:stop] * self.scaling
+
+
 def combine(deltas: Sequence[Delta], weights: Sequence[float], combination: str) -> list[Delta]:
     """Several adapters' changes of one weight, each times its weight; what is returned is to be summed.
 
@@ -130,9 +148,10 @@ def _summed(deltas: Sequence[tuple[LowRank, float]]) -> LowRank:
 
 @dataclass(frozen=True)
 class Change:
-    """Everything that is done to one weight, in this order.
+    """Everything that is done to one parameter, in this order.
 
     Attributes:
+        replacement: what stands in the base's place, as it is stored there.
         deltas: what is added.
         magnitude: DoRA's length of each row, or of each column of an embedding table.
         by_column: whether magnitudes are those of columns.
@@ -140,41 +159,62 @@ class Change:
         new_rows: what by, float32 [rows, in_features].
     """
 
+    replacement: torch.Tensor | None = None
     deltas: Sequence[Delta] = ()
     magnitude: torch.Tensor | None = None
     by_column: bool = False
     row_indices: torch.Tensor | None = None
     new_rows: torch.Tensor | None = None
 
-    def apply(self, weight: torch.Tensor, out: torch.Tensor) -> None:
-        """Write the changed weight into `out`, which may be `weight` itself, rounded once to its dtype."""
-        norms = self._column_norms(weight) if self.magnitude is not None and self.by_column else None
+    @property
+    def takes_rows(self) -> bool:
+        """Whether some rows can be changed without the others."""
+        return self.magnitude is None or not self.by_column
+
+    def apply(self, stored: torch.Tensor, dtype: torch.dtype, first: int = 0) -> torch.Tensor:
+        """The changed rows in `dtype`, rounded once.
+
+        Args:
+            stored: rows of the parameter from `first` on, that may be written over.
+        """
+        weight = stored
+        if self.replacement is not None:
+            weight = self.replacement[first : first + len(stored)].to(stored.dtype)
+        out = stored if stored.dtype == dtype else torch.empty(stored.shape, dtype=dtype)
+        lengths = self._column_lengths(weight) if self.magnitude is not None and self.by_column else None
         for start, stop in _parts(weight):
-            values = self._added(weight, start, stop)
-            if self.magnitude is not None and norms is not None:
-                values = (self.magnitude / norms).unsqueeze(0) * values
+            values = self._added(weight, start, stop, first)
+            if self.magnitude is not None and lengths is not None:
+                values = (self.magnitude / lengths).unsqueeze(0) * values
             elif self.magnitude is not None:
-                values = (self.magnitude[start:stop] / torch.linalg.norm(values, dim=1)).unsqueeze(1) * values
+                wanted = self.magnitude[first + start : first + stop]
+                values = (wanted / torch.linalg.norm(values, dim=1)).unsqueeze(1) * values
             out[start:stop] = values
         if self.row_indices is not None and self.new_rows is not None:
-            out[self.row_indices] = self.new_rows.to(out.dtype)
+            here = (self.row_indices >= first) & (self.row_indices < first + len(stored))
+            out[self.row_indices[here] - first] = self.new_rows[here].to(dtype)
+        return out
 
-    def _added(self, weight: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def _added(self, weight: torch.Tensor, start: int, stop: int, first: int) -> torch.Tensor:
         """Rows of the sum, float32, in memory of their own."""
         if not self.deltas:
             return weight[start:stop].float()
-        values = self.deltas[0].rows(start, stop).add_(weight[start:stop])
+        values = self.deltas[0].rows(first + start, first + stop).add_(weight[start:stop])
         for delta in self.deltas[1:]:
-            values.add_(delta.rows(start, stop))
+            values.add_(delta.rows(first + start, first + stop))
         return values
 
-    def _column_norms(self, weight: torch.Tensor) -> torch.Tensor:
+    def _column_lengths(self, weight: torch.Tensor) -> torch.Tensor:
         squares = torch.zeros(weight.shape[1], dtype=torch.float64)
         for start, stop in _parts(weight):
-            squares += self._added(weight, start, stop).double().square().sum(0)
+            squares += self._added(weight, start, stop, 0).double().square().sum(0)
         return squares.sqrt().float()
 
 
+def rows_at_once(shape: Sequence[int], elements: int) -> int:
+    """The most rows of a parameter that a part of so many elements has."""
+    return max(FEWEST_ROWS, elements * shape[0] // math.prod(shape))
+
+
 def _parts(weight: torch.Tensor) -> list[tuple[int, int]]:
-    rows = max(1, ELEMENTS_AT_ONCE // weight.shape[1])
-    return [(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows)]
+    return row_parts(len(weight), rows_at_once(weight.shape, ELEMENTS_AT_ONCE))

@@ -1,14 +1,13 @@
 """Merging adapters: a LoRA fine-tune and its base become one ordinary checkpoint.
 
-Nothing but one tensor at a time is held. Each weight is read, changed in float32 and rounded once to the dtype it is
-stored in, as peft's `merge_and_unload` does it (peft rounds more than once where several adapters are merged in turn).
+Each weight is read, changed in float32 and rounded once to the dtype it is stored in, as peft's `merge_and_unload` does
+it (peft rounds more than once where several adapters are merged in turn).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -17,46 +16,17 @@ import torch
 from compressor.adapter import Adapter, open_adapter
 from compressor.adapter.folder import pickle_of
 from compressor.architecture import Architecture
-from compressor.checkpoint import Block, Checkpoint, Weight
+from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from compressor.families import HEAD
 from compressor.files import digest_json
 from compressor.options import option
 from compressor.pass_ import Pass, PassContext
 from compressor.quantized import Scheme
+from passes.lora_adapted import AdaptedCheckpoint
 from passes.lora_base import base_notes
-from passes.lora_place import Edits, place
-
-
-@dataclass(frozen=True)
-class AdaptedCheckpoint(Checkpoint):
-    """A float checkpoint that is read with adapters in it: the fine-tuned model.
-
-    Attributes:
-        base: the checkpoint without them.
-        rounded: whether changed parameters come in the dtype they are stored in, or in float32 as they were computed.
-        adapters_digest: of what decides the change.
-    """
-
-    base: Checkpoint = field(kw_only=True)
-    edits: Edits = field(kw_only=True, repr=False)
-    rounded: bool = field(kw_only=True)
-    adapters_digest: str = field(kw_only=True)
-
-    @cached_property
-    def digest(self) -> str:
-        """Digest of the base and of the adapters."""
-        return digest_json({"base": self.base.digest, "adapters": self.adapters_digest, "rounded": self.rounded})
-
-    def read(self, parameters: list[str]) -> dict[str, Weight]:
-        return {name: self._read(name) for name in parameters}
-
-    def _read(self, parameter: str) -> torch.Tensor:
-        tied = parameter == f"{HEAD}.weight" and self.base.architecture.tied_embeddings
-        stored = f"{self.architecture.embedding}.weight" if tied else parameter
-        weight = self.base.read([stored])[stored]
-        assert isinstance(weight, torch.Tensor)  # `plan` refuses quantized checkpoints
-        return self.edits.apply(parameter, weight, weight.dtype if self.rounded else torch.float32)
+from passes.lora_place import place
+from passes.lora_stream import write_merged
+from passes.refusals import refuse_quantized
 
 
 @dataclass(frozen=True)
@@ -84,12 +54,11 @@ class LoraMerge(Pass):
         return [str(path) for path in found if path is not None]
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-        if schemes:
-            first = next(iter(schemes))
-            raise InputError(
-                f"{first} is {schemes[first]}; an adapter is merged into float weights, which are rounded afterwards.",
-                "Merge into the float model that it was made from; --requantize dequantizes this one first.",
-            )
+        refuse_quantized(
+            schemes,
+            "; an adapter is merged into float weights, which are rounded afterwards",
+            "Merge into the float model that it was made from; --requantize dequantizes this one first.",
+        )
         place(self._adapters, self._factors, self.combination, architecture)
         for adapter in self._adapters:
             adapter.check_finite()
@@ -108,15 +77,9 @@ class LoraMerge(Pass):
 
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
         adapted = self._adapted(checkpoint, rounded=self.dtype == "auto")
-        counter, total = itertools.count(1), len(adapted.block_names)
-
-        def report(block: Block) -> Block:
-            context.progress(self.name, next(counter), total)
-            return block
-
-        provenance = {**context.provenance, "adapters": self._described()}
         dtype = None if self.dtype == "auto" else torch.float32
-        result = adapted.rewrite(context.out, report, provenance, dtype)
+        provenance = {**context.provenance, "adapters": self._described()}
+        result = write_merged(adapted, context.out, provenance, dtype, context.progress)
         context.notes.extend(note for one in self._adapters for note in base_notes(one, checkpoint))
         context.notes.extend(adapted.edits.notes)
         return result

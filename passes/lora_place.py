@@ -11,7 +11,7 @@ from compressor.adapter import Adapter
 from compressor.architecture import Architecture
 from compressor.errors import InputError
 from compressor.families import HEAD
-from passes.lora_delta import Change, Delta, Hadamard, Kronecker, LowRank, LowRankTable, combine
+from passes.lora_delta import Change, Delta, Hadamard, Kronecker, LowRank, LowRankTable, Shift, combine
 
 MAGNITUDE, ROWS = "lora_magnitude_vector", "trainable_tokens_delta"
 # Parts that make one change of a weight; a module has all of one of these.
@@ -88,20 +88,10 @@ class Edits:
     unties: bool = False
     notes: list[str] = field(default_factory=list)
 
-    def apply(self, parameter: str, stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The changed parameter in `dtype`, rounded once; `stored` may be written over."""
+    def of(self, parameter: str) -> Change | None:
+        """What is done to a parameter, the adapters' tensors read; None when nothing is."""
         edits = self.by_parameter.get(parameter)
-        if not edits:
-            return stored
-        whole = next((one for one in edits if one.whole), None)
-        if whole is not None:
-            brought = whole.tensors()
-            stored = brought["weight" if "weight" in brought else "bias"].to(stored.dtype)
-        if stored.dim() == 1:
-            return _add_bias(stored.float(), edits).to(dtype)
-        out = stored if stored.dtype == dtype else torch.empty(stored.shape, dtype=dtype)
-        _change(edits, self.combination).apply(stored, out)
-        return out
+        return _change(edits, self.combination) if edits else None
 
 
 def product(parts: Mapping[str, torch.Tensor], scaling: float) -> Delta | None:
@@ -114,6 +104,8 @@ def product(parts: Mapping[str, torch.Tensor], scaling: float) -> Delta | None:
         return Hadamard(scaling, *(parts[f"hada_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b")))
     if parts.keys() & {"lokr_w1", "lokr_w1_a"}:
         return Kronecker(scaling, *(_factor(parts, name) for name in ("lokr_w1", "lokr_w2")))
+    if "lora_B.bias" in parts:
+        return Shift(scaling, parts["lora_B.bias"])
     return None
 
 
@@ -122,25 +114,17 @@ def _factor(parts: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
 
 
 def _change(edits: Sequence[Edit], combination: str) -> Change:
-    read = [(one, one.tensors()) for one in edits if one.is_product or one.rows]
+    read = [(one, one.tensors()) for one in edits]
     made = [(product(parts, one.scaling), one.weight) for one, parts in read]
     deltas = [(delta, weight) for delta, weight in made if delta is not None]
-    magnitude = next((parts[MAGNITUDE] for _, parts in read if MAGNITUDE in parts), None)
-    rows = next(((one.rows, parts[ROWS]) for one, parts in read if ROWS in parts), None)
     return Change(
+        next((parts[name] for _, parts in read for name in ("weight", "bias") if name in parts), None),
         combine([delta for delta, _ in deltas], [weight for _, weight in deltas], combination),
-        magnitude,
+        next((parts[MAGNITUDE] for _, parts in read if MAGNITUDE in parts), None),
         by_column=any("lora_embedding_A" in parts for _, parts in read),
-        row_indices=torch.tensor(rows[0]) if rows else None,
-        new_rows=rows[1] if rows else None,
+        row_indices=next((torch.tensor(one.rows) for one, parts in read if ROWS in parts), None),
+        new_rows=next((parts[ROWS] for _, parts in read if ROWS in parts), None),
     )
-
-
-def _add_bias(bias: torch.Tensor, edits: Sequence[Edit]) -> torch.Tensor:
-    for one in edits:
-        if "lora_B.bias" in one.parts:
-            bias = bias + one.tensors()["lora_B.bias"] * (one.scaling * one.weight)
-    return bias
 
 
 # ---- finding the places

@@ -36,7 +36,7 @@ from passes.factors import (
 from passes.gptq import FEWEST_ORIGINALS, ORIGINALS_SHARE
 from passes.linears import ChosenLinears
 from passes.propagation import corrected
-from passes.pruning import refuse_cache_scales, refuse_quantized
+from passes.pruning import refuse_cache_scales, refuse_rounded
 from passes.sequential import SequentialEdit
 
 SHOWN = 3  # linears that the ledger names
@@ -86,7 +86,7 @@ class LowRankLinears(SequentialEdit, _Options):
         return max(samples // ORIGINALS_SHARE, min(samples, FEWEST_ORIGINALS)) if self.propagation else 0
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-        refuse_quantized(schemes)
+        refuse_rounded(schemes)
         shapes = {name: architecture.linears()[name] for name in self.chosen(architecture)}
         ranks = self._even_ranks(shapes)
         if self.form == "dense":

@@ -9,14 +9,12 @@ import torch
 
 from compressor.checkpoint import Block, Checkpoint
 from compressor.pass_ import BlockPass, PassContext
-from passes.sparsity import Pattern, SparsityPass, keep_anywhere, keep_of_neighbours
+from passes.sparsity import Pattern, SparsityPass, keep, keep_anywhere
 
 
 def prune(weight: torch.Tensor, sparsity: float, pattern: Pattern | None) -> torch.Tensor:
     """The weight [out_features, in_features] with zeros in place of its smallest entries."""
-    size = weight.float().abs()
-    kept = keep_anywhere(size, sparsity) if pattern is None else keep_of_neighbours(size, pattern)
-    return weight * kept
+    return weight * keep(weight.float().abs(), sparsity, pattern, keep_anywhere)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from compressor.errors import InputError, RunError
 from compressor.options import option
 from compressor.pass_ import Need, Pass, PassContext
 from compressor.quantized import Scheme
-from passes.pruning import refuse_cache_scales, refuse_quantized
+from passes.pruning import refuse_cache_scales, refuse_rounded
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class PruneDepth(Pass):
         return frozenset({Need.CALIBRATION})
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-        refuse_quantized(schemes)
+        refuse_rounded(schemes)
         if not 0 < self.fraction < 1:
             raise InputError(f"fraction={self.fraction} is not between 0 and 1.", "0.2 leaves out a fifth.")
         count, layers = self._count(architecture), architecture.layers

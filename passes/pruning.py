@@ -6,17 +6,16 @@ from collections.abc import Mapping
 
 from compressor.errors import InputError
 from compressor.quantized import Scheme
+from passes.refusals import refuse_quantized
 
 
-def refuse_quantized(schemes: Mapping[str, Scheme]) -> None:
+def refuse_rounded(schemes: Mapping[str, Scheme]) -> None:
     """Refuse a model that is quantized already.
 
     Raises:
         InputError: it is.
     """
-    if schemes:
-        first = next(iter(schemes))
-        raise InputError(f"{first} is already {schemes[first]}.", "Prune first, and quantize what is left.")
+    refuse_quantized(schemes, "", "Prune first, and quantize what is left.")
 
 
 def refuse_cache_scales(present: bool) -> bool:

@@ -24,6 +24,7 @@ from compressor.options import option
 from compressor.pass_ import BlockPass, PassContext
 from compressor.quantized import Scheme
 from passes.hadamard import Rotation
+from passes.refusals import refuse_quantized
 
 HEAD = "lm_head.weight"
 ELEMENTS_AT_ONCE = 1 << 17  # of a weight in float64: parts that stay in the cache
@@ -164,12 +165,11 @@ class Rotate(BlockPass):
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         if not (self.residual or self.values):
             raise InputError("rotate with residual=false and values=false does nothing.", "Remove the pass.")
-        if schemes:
-            first = next(iter(schemes))
-            raise InputError(
-                f"{first} is already {schemes[first]}; a weight is rounded once.",
-                "Rotate before quantizing, and start from the float checkpoint; --requantize dequantizes this one.",
-            )
+        refuse_quantized(
+            schemes,
+            "; a weight is rounded once",
+            "Rotate before quantizing, and start from the float checkpoint; --requantize dequantizes this one.",
+        )
         if self.residual:
             _check_stream(architecture)
         return {}

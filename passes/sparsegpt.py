@@ -23,7 +23,7 @@ from passes.fitting import Fitting, settle
 from passes.gptq import ELEMENTS_AT_ONCE
 from passes.hessian import Hessian
 from passes.sequential import SequentialEdit
-from passes.sparsity import LARGEST_GROUP, Pattern, SparsityPass, keep_anywhere, keep_of_neighbours
+from passes.sparsity import LARGEST_GROUP, Pattern, SparsityPass, keep, keep_anywhere
 
 
 def prune(
@@ -66,9 +66,7 @@ def _prune_columns(weight: torch.Tensor, hessian: Hessian, sparsity: float, patt
             if (place + 1) % together == 0:
                 group = slice(place + 1 - together, place + 1)
                 costs = _costs(here[group], owed[group], corner[group, group]).T
-                kept[group] = (
-                    keep_anywhere(costs, sparsity) if pattern is None else keep_of_neighbours(costs, pattern)
-                ).T
+                kept[group] = keep(costs, sparsity, pattern, keep_anywhere).T
             wanted = torch.add(here[place], owed[place], alpha=1 / own[place])
             torch.mul(wanted, kept[place], out=pruned[start + place])
             torch.sub(here[place], pruned[start + place], out=errors[start + place])

@@ -7,7 +7,7 @@ kernels for its pattern.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -19,7 +19,7 @@ from compressor.options import option
 from compressor.pass_ import Pass
 from compressor.quantized import Scheme
 from passes.linears import ChosenLinears
-from passes.pruning import refuse_cache_scales, refuse_quantized
+from passes.pruning import refuse_cache_scales, refuse_rounded
 
 LARGEST_GROUP = 128  # of a pattern: what is solved together has to hold whole groups
 
@@ -73,6 +73,13 @@ def keep_of_neighbours(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     return keep_in_rows(grouped, 1 - pattern.kept / pattern.of).view(scores.shape)
 
 
+def keep(
+    scores: torch.Tensor, sparsity: float, pattern: Pattern | None, among: Callable[[torch.Tensor, float], torch.Tensor]
+) -> torch.Tensor:
+    """The same, by the pattern or, where there is none, the highest `among` each row or all."""
+    return among(scores, sparsity) if pattern is None else keep_of_neighbours(scores, pattern)
+
+
 def kept_entries(weight: torch.Tensor) -> torch.Tensor | None:
     """Which entries are not zero, bool of the weight's shape; None of a weight that was not pruned."""
     kept = weight != 0
@@ -94,7 +101,7 @@ class SparsityPass(ChosenLinears, _Options):
     zeros: ClassVar[Literal["makes", "keeps", "fills"]] = "makes"
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
-        refuse_quantized(schemes)
+        refuse_rounded(schemes)
         shapes = architecture.linears()
         self._check({name: shapes[name][1] for name in self.chosen(architecture)})
         return {}

@@ -16,7 +16,7 @@ from calibration.energy import InputEnergy
 from compressor.checkpoint import Weight
 from compressor.pass_ import PassContext
 from passes.sequential import SequentialEdit
-from passes.sparsity import Pattern, SparsityPass, keep_in_rows, keep_of_neighbours
+from passes.sparsity import Pattern, SparsityPass, keep, keep_in_rows
 
 
 def prune(weight: torch.Tensor, energy: torch.Tensor, sparsity: float, pattern: Pattern | None) -> torch.Tensor:
@@ -26,9 +26,7 @@ def prune(weight: torch.Tensor, energy: torch.Tensor, sparsity: float, pattern: 
         weight: [out_features, in_features].
         energy: mean square of each input, float32 [in_features].
     """
-    scores = weight.float().abs() * energy.sqrt()
-    kept = keep_in_rows(scores, sparsity) if pattern is None else keep_of_neighbours(scores, pattern)
-    return weight * kept
+    return weight * keep(weight.float().abs() * energy.sqrt(), sparsity, pattern, keep_in_rows)
 
 
 @dataclass(frozen=True)

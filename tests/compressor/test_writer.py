@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compressor import writer as writer_module
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, RunError
 from compressor.files import TEMPORARY_PREFIX, digest_files, remove_leftovers
-from compressor.shards import INDEX, SINGLE_SHARD
+from compressor.shards import INDEX, SINGLE_SHARD, TensorInfo
 from compressor.writer import STEP_FILE, ShardWriter
 
 
@@ -186,3 +186,17 @@ def test_shards_can_be_read_by_others(tiny_model, tmp_path):
     copy = Checkpoint.open(tiny_model("llama")).rewrite(tmp_path / "out", unchanged, {})
     config, weights = (copy.root / name for name in ("config.json", SINGLE_SHARD))
     assert weights.stat().st_mode == config.stat().st_mode
+
+
+def test_a_streamed_shard_has_the_bytes_that_safetensors_writes(tmp_path):
+    tensors = {
+        "scale": torch.rand(3),
+        "a": torch.randn(5, 4).bfloat16(),
+        "b.codes": torch.arange(-8, 7, dtype=torch.int8).view(5, 3),
+    }
+    save_file(tensors, tmp_path / "expected", {"format": "pt"})
+    writer = ShardWriter(tmp_path)
+    infos = [TensorInfo(name, one.dtype, tuple(one.shape), "") for name, one in tensors.items()]
+    writer.stream(infos, (part for one in tensors.values() for part in one.split(2)))
+    writer.finish()
+    assert (tmp_path / SINGLE_SHARD).read_bytes() == (tmp_path / "expected").read_bytes()

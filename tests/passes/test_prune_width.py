@@ -12,7 +12,7 @@ from compressor.families import FAMILIES
 from compressor.pass_ import PassContext
 from compressor.quantized import Scheme
 from compressor.registry import make_pass
-from passes.prune_width import contributions, most, rows_of, spread
+from passes.narrowing import contributions, most, rows_of, spread
 from passes.width import Widths, candidates, narrow_config, share_left_out
 
 TOKENS = torch.randint(0, 256, (8, 48), generator=torch.Generator().manual_seed(0))
