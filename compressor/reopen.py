@@ -12,6 +12,7 @@ from compressor.gate.subject import ORIGINAL, Run
 from compressor.ledger import StepRecord
 from compressor.manifest import read_manifest
 from compressor.pass_ import Progress
+from compressor.plan import original_of
 from compressor.probe import open_session
 from compressor.recipe import make_recipe
 from compressor.registry import make_target
@@ -33,29 +34,41 @@ class Reopened:
     progress: Progress
     model: str | None = None
 
+    def source(self) -> Checkpoint:
+        """What the first pass was given.
+
+        Raises:
+            InputError: it is not there any more.
+        """
+        ledger = self.run.ledger
+        model = self.model or ledger.model
+        imported = next((folder for folder in self._step_folders() if folder.name == "00-import"), None)
+        if imported is not None and self.model is None:
+            return Checkpoint.open(imported)
+        if Path(model).expanduser().exists():
+            recipe = make_recipe(ledger.recipe)
+            return open_model(
+                model, self.scratch / "import", requantize=recipe.requantize, progress=self.progress
+            ).checkpoint
+        # A hub id is not fetched again.
+        raise InputError(f"The original, {model}, is not here.", "--original says where it is.")
+
     def original(self) -> Checkpoint:
         """What everything of the run is compared with, its adapter merged if it has one.
 
         Raises:
             InputError: it is not there any more, or is another model now.
         """
-        ledger = self.run.ledger
-        model = self.model or ledger.model
-        imported = next((folder for folder in self._step_folders() if folder.name == "00-import"), None)
-        if imported is not None and self.model is None:
-            checkpoint = Checkpoint.open(imported)
-        elif Path(model).expanduser().exists():
-            recipe = make_recipe(ledger.recipe)
-            checkpoint = open_model(
-                model, self.scratch / "import", requantize=recipe.requantize, progress=self.progress
-            ).checkpoint
-        else:  # a hub id is not fetched again
-            raise InputError(f"The original, {model}, is not here.", "--original says where it is.")
-        for one in make_recipe(ledger.recipe).build_passes():
-            checkpoint = one.original(checkpoint)
+        checkpoint = original_of(self.source(), make_recipe(self.run.ledger.recipe).build_passes())
         if checkpoint.digest != self.run.row(ORIGINAL).key:
+            model = self.model or self.run.ledger.model
             raise InputError(f"{model} is not the model that {self.run.file} was made from: its digest is another.")
         return checkpoint
+
+    def kept_steps(self) -> dict[str, Path]:
+        """The folders that passes left, by the key of each: digest of everything that decides its bytes."""
+        files = [folder / STEP_FILE for folder in self._step_folders()]
+        return {str(json.loads(file.read_text()).get("key")): file.parent for file in files if file.is_file()}
 
     def step(self, row: StepRecord) -> Checkpoint:
         """The folder that a pass left.
@@ -63,11 +76,10 @@ class Reopened:
         Raises:
             InputError: it is not there any more, or the row is of no pass.
         """
-        for folder in self._step_folders():
-            file = folder / STEP_FILE
-            if file.is_file() and json.loads(file.read_text()).get("key") == row.key:
-                return Checkpoint.open(folder)
-        raise InputError(f"{row.name!r} of {self.run.file} has no folder that could be opened again.")
+        folder = self.kept_steps().get(str(row.key))
+        if folder is None:
+            raise InputError(f"{row.name!r} of {self.run.file} has no folder that could be opened again.")
+        return Checkpoint.open(folder)
 
     def is_artifact(self, row: StepRecord) -> bool:
         """Whether a row is that of the artifact as it ships."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -31,12 +32,8 @@ class ChosenLinears(Pass):
             InputError: a pattern matches none.
         """
         candidates = self.changeable(architecture)
-        for pattern in self.skip:
-            if not any(_matches(name, pattern) for name in candidates):
-                raise InputError(
-                    f"The skip pattern {pattern!r} matches no layer.", f"Layers are named like {candidates[0]}."
-                )
-        return [name for name in candidates if not any(_matches(name, pattern) for pattern in self.skip)]
+        check_patterns("skip", self.skip, candidates)
+        return [name for name in candidates if not matches(name, self.skip)]
 
     def stored_weights(self, block: Block, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         """The chosen weights of `block` by layer name, [out_features, in_features] as stored and not copied."""
@@ -52,5 +49,18 @@ class ChosenLinears(Pass):
         }
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or name.endswith("." + pattern)
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns names a layer, whole or from a dot on."""
+    return any(fnmatchcase(name, pattern) or name.endswith("." + pattern) for pattern in patterns)
+
+
+def check_patterns(option: str, patterns: Iterable[str], layers: Sequence[str]) -> None:
+    """See that each pattern names a layer.
+
+    Raises:
+        InputError: one names none.
+    """
+    for pattern in patterns:
+        if not any(matches(name, [pattern]) for name in layers):
+            hint = f"Layers are named like {layers[0]}." if layers else "No layer is left."
+            raise InputError(f"The {option} pattern {pattern!r} matches no layer.", hint)

@@ -103,6 +103,8 @@ class Mixed(GPTQ):
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         if self.lm_head is True:
             raise InputError("The head's bits are not chosen by sensitivity.", "lm_head=4 and lm_head=8 work.")
+        if self.int8:
+            raise InputError(f"{self.name} chooses which layers get 8 bits.", "Leave out int8, or give more bits.")
         if self.activations != "none":
             raise InputError(f"{self.name} rounds weights only.", "Leave out activations.")
         rounded = next((name for name, scheme in schemes.items() if scheme.activations), None)

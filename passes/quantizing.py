@@ -12,9 +12,10 @@ import torch
 from compressor.architecture import Architecture
 from compressor.checkpoint import Block, Checkpoint
 from compressor.errors import InputError
+from compressor.families import HEAD
 from compressor.options import option
 from compressor.quantized import Scheme
-from passes.linears import ChosenLinears
+from passes.linears import ChosenLinears, check_patterns, matches
 
 GROUP_SIZES = (128, 64, 32)
 
@@ -77,6 +78,7 @@ class _IntegerOptions:
     bits: Literal[4, 8] = option(4, "bits per weight")
     group_size: Literal[32, 64, 128, "channel"] = option(128, "input features that share a scale, or 'channel'")
     symmetric: bool = option(True, "no zero points; needed by TensorRT-LLM")
+    int8: tuple[str, ...] = option((), "decoder layers that get 8 bits: names or patterns such as *.down_proj")
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,14 @@ class QuantizingPass(LinearPass, _IntegerOptions):
         return Scheme(self.bits, group_size, self.symmetric)
 
     def scheme_of(self, layer: str) -> Scheme:
-        if layer != "lm_head" or isinstance(self.lm_head, bool):
-            return self.scheme
-        return replace(self.scheme, bits=self.lm_head)
+        if layer != HEAD:
+            return replace(self.scheme, bits=8) if matches(layer, self.int8) else self.scheme
+        return self.scheme if isinstance(self.lm_head, bool) else replace(self.scheme, bits=self.lm_head)
 
     def plan_layers(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Scheme]:
+        if self.int8 and self.bits == 8:
+            raise InputError("bits=8 gives every layer 8 bits.", "Leave out int8, or give bits=4.")
+        check_patterns("int8", self.int8, [name for name in shapes if name != HEAD])
         self._check_group_size({name: shape[1] for name, shape in shapes.items()})
         return super().plan_layers(shapes)
 

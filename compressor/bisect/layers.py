@@ -1,27 +1,28 @@
 """The layers to blame: the smallest set that, taken back from the step before, leaves a model that the gate lets pass.
 
-Each trial is a checkpoint made of blocks of both steps, run on the run's held-out text and judged by the run's gate.
+Each trial is a checkpoint made of parameters of both steps, run on the run's held-out text and judged by its gate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
+from compressor.bisect.passes import FailedGate
 from compressor.bisect.search import most_trials, smallest
 from compressor.bisect.swapped import Swapped
+from compressor.bisect.units import Unit
 from compressor.checkpoint import Checkpoint
-from compressor.families import HEAD
 from compressor.gate.decide import Decision, Verdict, decide
 from compressor.gate.evidence import of_tokens
-from compressor.gate.limits import Limits
-from compressor.gate.subject import ORIGINAL, TokenPairs
+from compressor.gate.subject import TokenPairs
 from compressor.ledger import StepRecord
 from compressor.measure.accuracy import Reference, TokenScores, checkpoint_scores
 from compressor.pass_ import Progress
 
 GOAL = {Verdict.PASS: (Verdict.PASS,), Verdict.INCONCLUSIVE: (Verdict.PASS, Verdict.INCONCLUSIVE)}
+
+Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -30,50 +31,51 @@ class Judge:
 
     Attributes:
         reference: the original on the run's held-out text.
-        pairs: those of a row of the run, for the documents that the tokens are of.
+        pairs: those of a row of the run, for the documents that the tokens are of, and for the baseline's losses.
     """
 
-    ledger: Path
-    limits: Limits
+    gate: FailedGate
     reference: Reference
     pairs: TokenPairs
 
-    def decide(self, checkpoint: Checkpoint, name: str, report: Callable[[int, int], None]) -> Decision:
-        """The verdict on a checkpoint, against the original."""
-        evidence = list(of_tokens(self._paired(checkpoint_scores(checkpoint, self.reference, report)), self.limits))
-        findings = decide(evidence, self.limits.alpha)
-        return Decision(str(self.ledger), name, ORIGINAL, self.limits.alpha, findings)
+    def decide(self, checkpoint: Checkpoint, name: str, report: Report) -> tuple[Decision, TokenPairs]:
+        """The verdict on a checkpoint, and what it rests on."""
+        pairs = self._paired(checkpoint_scores(checkpoint, self.reference, report))
+        limits, judged = self.gate.limits, self.gate.judged
+        findings = decide(list(of_tokens(pairs, limits)), limits.alpha)
+        return Decision(judged.ledger, name, judged.against, limits.alpha, findings), pairs
 
     def _paired(self, scores: TokenScores) -> TokenPairs:
-        return replace(
-            self.pairs,
-            before_loss=scores.original_loss.ravel(),
-            after_loss=scores.loss.ravel(),
-            before_correct=scores.original_correct.ravel(),
-            after_correct=scores.correct.ravel(),
-            kl=scores.kl.ravel(),
+        found = replace(
+            self.pairs, after_loss=scores.loss.ravel(), after_correct=scores.correct.ravel(), kl=scores.kl.ravel()
         )
+        if self.gate.base is not None:
+            return found
+        return replace(found, before_loss=scores.original_loss.ravel(), before_correct=scores.original_correct.ravel())
 
 
 @dataclass(frozen=True)
 class LayerBlame:
-    """The blocks to blame.
+    """The layers to blame.
 
     Attributes:
-        blocks: by name, in the order of the model: `layers.3`, or `embedding` and `head`.
-        errors: of the decoder layers among them, what the pass did to their own outputs, relative; from the ledger.
-        decision: the gate's, on the step with these blocks as they were before.
-        swapped: that checkpoint.
+        units: in the order of the model.
+        decision: the gate's, on the step with these layers as they were before.
         trials: how many models were judged.
-        is_minimal: whether every one of the blocks is needed, as far as that was tried.
+        is_minimal: whether every one of the units is needed, as far as that was tried.
     """
 
-    blocks: list[str]
-    errors: dict[str, float]
+    units: list[Unit]
+    step: Checkpoint
+    before: Checkpoint
     decision: Decision
-    swapped: Swapped
     trials: int
     is_minimal: bool
+
+    @property
+    def linears(self) -> list[str]:
+        """Full names of the linears, and of tables."""
+        return [name for unit in self.units for name in unit.linears]
 
 
 @dataclass
@@ -81,7 +83,8 @@ class LayerSearch:
     """The search between a step and the one before it.
 
     Attributes:
-        goal: the verdict of the step before, which no set of blocks can be better than on average.
+        units: what can be taken back, in the order of the model, with errors.
+        goal: the verdict of the step before, which no set of layers can be better than on average.
         may_go_on: whether there is time for another trial.
     """
 
@@ -89,6 +92,7 @@ class LayerSearch:
     step: Checkpoint
     before: Checkpoint
     row: StepRecord
+    units: list[Unit]
     goal: Verdict
     progress: Progress
     may_go_on: Callable[[], bool]
@@ -96,49 +100,33 @@ class LayerSearch:
     _bound: int = 1
 
     def blame(self) -> LayerBlame | None:
-        """The smallest set of blocks that was found; None where not even all are enough."""
-        units = self._units()
+        """The smallest set of units that was found; None where not even all are enough."""
+        units = self._likeliest_first()
         self._bound = most_trials(len(units)) + 1
         found, ended = smallest(units, self._is_enough, self.may_go_on) if units else ([], True)
         if not self._is_enough(found):
             return None
-        blocks = [name for name in self.step.block_names if name in found]
-        return LayerBlame(
-            blocks=blocks,
-            errors={name: error for name, error in self._errors().items() if name in blocks},
-            decision=self._decide(blocks),
-            swapped=Swapped.of(self.step, self.before, blocks),
-            trials=len(self.decisions),
-            is_minimal=ended,
-        )
+        blamed = [unit for unit in self.units if unit in found]
+        return LayerBlame(blamed, self.step, self.before, self._decide(blamed), len(self.decisions), ended)
 
-    def _units(self) -> list[str]:
-        """The blocks that the pass rounded, likeliest first: tables, which have no error in the ledger, then decoder
-        layers by what it did to their own outputs.
-        """
-        tables = {"embedding": self.step.architecture.embedding, "head": HEAD}
-        rounded = [
-            unit for unit, name in tables.items() if self.step.schemes.get(name) != self.before.schemes.get(name)
-        ]
-        errors = self._errors()
-        return rounded + sorted((name for name in errors if errors[name] != 0), key=lambda name: -errors[name])
+    def _likeliest_first(self) -> list[Unit]:
+        """Tables, which have no error, then layers that the pass changed, by theirs."""
+        tables = [unit for unit in self.units if unit.error is None]
+        return tables + sorted((unit for unit in self.units if unit.error), key=lambda unit: -(unit.error or 0))
 
-    def _errors(self) -> dict[str, float]:
-        return {f"layers.{one.layer}": one.own for one in self.row.layers}
+    def _is_enough(self, units: Sequence[Unit]) -> bool:
+        return self._decide(units).verdict in GOAL[self.goal]
 
-    def _is_enough(self, blocks: Sequence[str]) -> bool:
-        return self._decide(blocks).verdict in GOAL[self.goal]
-
-    def _decide(self, blocks: Sequence[str]) -> Decision:
-        key = frozenset(blocks)
+    def _decide(self, units: Sequence[Unit]) -> Decision:
+        key = frozenset(unit.name for unit in units)
         if key not in self.decisions:
             layers, done = self.step.architecture.layers, len(self.decisions)
 
             def report(layer: int, _: int) -> None:
                 self.progress("taking layers back", done * layers + layer, self._bound * layers)
 
-            swapped = Swapped.of(self.step, self.before, blocks)
-            self.decisions[key] = self.judge.decide(
-                swapped, f"{self.row.name} with {len(key)} blocks taken back", report
-            )
+            prefixes = [prefix for unit in units for prefix in unit.prefixes]
+            swapped = Swapped.of(self.step, self.before, prefixes)
+            name = f"{self.row.name} with {len(key)} layers taken back"
+            self.decisions[key], _ = self.judge.decide(swapped, name, report)
         return self.decisions[key]

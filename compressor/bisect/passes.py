@@ -14,11 +14,39 @@ from compressor.ledger import StepRecord
 
 
 @dataclass(frozen=True)
+class FailedGate:
+    """A gate, and its decision on a row.
+
+    Attributes:
+        base: the run that it compares with; None is the run's original.
+        judged: the decision; only one that is a FAIL has something to blame.
+    """
+
+    run: Run
+    limits: Limits
+    base: Run | None
+    judged: Decision
+
+    @classmethod
+    def of(cls, run: Run, limits: Limits, base: Run | None, row: str | None) -> FailedGate:
+        """The gate on the row of this name; None is what ships."""
+        return cls(run, limits, base, gate(run, limits, base, row))
+
+    def on(self, row: StepRecord) -> Decision:
+        """The gate on another row, which is compared with the same."""
+        return gate(self.run, self.limits, self.base, row.name, base_row=self.judged.row)
+
+    def subject(self, row: StepRecord) -> Subject:
+        """A row, and what the gate compares it with."""
+        return Subject.choose(self.run, self.base, row.name, self.judged.row)
+
+
+@dataclass(frozen=True)
 class RowLoss:
     """What a row lost.
 
     Attributes:
-        decision: the gate's, on the row against the original.
+        decision: the gate's on the row.
         shares: by metric, the part of the last row's loss that came with this one; None where that lost nothing. Parts
             add up to 1, and are negative for a row that gained.
     """
@@ -35,10 +63,12 @@ class RowBlame:
     Attributes:
         losses: of every pass in order, and of the artifact in its runtime where that is judged.
         at: which of them is the first that fails.
+        goal: the verdict on what the guilty row was made from: nothing that is done to it can be hoped to be better.
     """
 
     losses: list[RowLoss]
     at: int
+    goal: Verdict
 
     @property
     def guilty(self) -> RowLoss:
@@ -50,27 +80,30 @@ class RowBlame:
         return self.losses[self.at - 1] if self.at else None
 
 
-def blame_row(run: Run, limits: Limits, name: str | None = None) -> RowBlame:
-    """The first row at which the gate fails, among those that lead to the row `name`, else to what ships.
+def blame_row(failed: FailedGate) -> RowBlame:
+    """The first row at which the gate fails, among those that lead to the judged one.
 
     Raises:
-        InputError: the gate does not fail, or a row was not measured.
+        InputError: a row was not measured, or the original itself fails against the baseline.
     """
-    judged = gate(run, limits, None, name)
-    if judged.verdict is not Verdict.FAIL:
+    run, judged = failed.run, failed.judged
+    rows = _leading_to(run, run.row(judged.row))
+    start = None if failed.base is None else failed.on(run.row(ORIGINAL))
+    if start is not None and start.verdict is Verdict.FAIL:
         raise InputError(
-            f"The gate of {run.file} does not fail: {judged.row} is {judged.verdict}. There is nothing to blame.",
-            "`llmc gate` shows what it found; tighter limits can be given here.",
+            f"The original is beyond the limits against {start.against} itself: no pass is to blame.",
+            "Without --against, the run is compared with its original.",
         )
-    rows = _leading_to(run, Subject.choose(run, None, name).row)
-    decisions = [judged if row.name == judged.row else gate(run, limits, None, row.name) for row in rows]
-    known = [{one.metric: _additive(one) for one in decision.findings} for decision in decisions]
-    earlier = [dict.fromkeys(known[0], 0.0), *known[:-1]]
+    decisions = [judged if row.name == judged.row else failed.on(row) for row in rows]
+    known = [_additive(one) for one in decisions]
+    earlier = [dict.fromkeys(known[0], 0.0) if start is None else _additive(start), *known[:-1]]
     losses = [
-        RowLoss(row, decision, {metric: _share(now[metric], old[metric], known[-1][metric]) for metric in now})
+        RowLoss(row, decision, _shares(now, old, known[-1], earlier[0]))
         for row, decision, now, old in zip(rows, decisions, known, earlier, strict=True)
     ]
-    return RowBlame(losses, next(at for at, one in enumerate(decisions) if one.verdict is Verdict.FAIL))
+    at = next(at for at, one in enumerate(decisions) if one.verdict is Verdict.FAIL)
+    goal = decisions[at - 1].verdict if at else Verdict.PASS if start is None else start.verdict
+    return RowBlame(losses, at, goal)
 
 
 def text_only(run: Run, limits: Limits) -> tuple[Run, Limits, list[str]]:
@@ -90,8 +123,12 @@ def text_only(run: Run, limits: Limits) -> tuple[Run, Limits, list[str]]:
         )
     if limits.max_accuracy_drop is not None and any(row.tasks for row in run.ledger.steps):
         notes.append("Accuracy is that of the next token, for every row; tasks were asked of some rows only.")
-    rows = [replace(row, tasks=[]) for row in run.ledger.steps]
-    return replace(run, ledger=replace(run.ledger, steps=rows)), limits, notes
+    return without_tasks(run), limits, notes
+
+
+def without_tasks(run: Run) -> Run:
+    """The run as if no row had been asked a task."""
+    return replace(run, ledger=replace(run.ledger, steps=[replace(row, tasks=[]) for row in run.ledger.steps]))
 
 
 def _leading_to(run: Run, last: StepRecord) -> list[StepRecord]:
@@ -100,13 +137,23 @@ def _leading_to(run: Run, last: StepRecord) -> list[StepRecord]:
     return [row for row in rows if row is last or (row.name != ORIGINAL and ", " not in row.name)]
 
 
-def _additive(one: Finding) -> float:
-    """A change on a scale on which those of passes add up: of a perplexity, that of its logarithm."""
+def _additive(decision: Decision) -> dict[str, float]:
+    """Changes by metric, on a scale on which those of passes add up: of a perplexity, that of its logarithm."""
+    return {one.metric: _on_scale(one) for one in decision.findings}
+
+
+def _on_scale(one: Finding) -> float:
     if one.change is None:  # losses that are no numbers
         return math.nan
     return math.log1p(one.change) if one.unit == "share" else one.change
 
 
-def _share(now: float, before: float, whole: float) -> float | None:
-    share = (now - before) / whole if whole > 0 else math.nan
+def _shares(
+    now: dict[str, float], before: dict[str, float], last: dict[str, float], first: dict[str, float]
+) -> dict[str, float | None]:
+    return {metric: _share(now[metric] - before[metric], last[metric] - first[metric]) for metric in now}
+
+
+def _share(part: float, whole: float) -> float | None:
+    share = part / whole if whole > 0 else math.nan
     return share if math.isfinite(share) else None

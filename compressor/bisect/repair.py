@@ -1,69 +1,152 @@
-"""What mends a step: the blamed layers left as they were before the pass, and what that costs."""
+"""Repairs: each candidate really made and judged by the failed gate's own samples; the cheapest that mends."""
 
 from __future__ import annotations
 
+import math
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
-from compressor.bisect.layers import LayerBlame
+from compressor.bisect.candidates import SAMPLES, Candidate, said
+from compressor.bisect.layers import GOAL, Judge
+from compressor.bisect.remade import Made, Workshop
 from compressor.checkpoint import Checkpoint
-from compressor.errors import InputError
-from compressor.gate.decide import Decision
-from compressor.pass_ import Pass
-from compressor.plan import check_plan
-from compressor.recipe import Recipe
+from compressor.errors import InputError, RunError
+from compressor.gate.decide import Decision, Verdict
+from compressor.gate.evidence import Evidence, of_tokens
+from compressor.gate.growing import Budget
+from compressor.gate.limits import Limits
+from compressor.gate.subject import TokenPairs
+from compressor.measure.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was measured of a candidate.
+
+    Attributes:
+        decision: the gate's.
+        effects: by metric, its change from what failed, token by token, with the standard error over documents;
+            negative is better. Relative for perplexity.
+        added_bytes: how much larger than what failed its weights are.
+        made: its steps.
+    """
+
+    decision: Decision
+    effects: dict[str, Estimate]
+    added_bytes: int
+    made: Made
 
 
 @dataclass(frozen=True)
 class Repair:
-    """Another recipe, and what was measured of it.
+    """A candidate, and what became of it.
 
     Attributes:
-        at: number of the pass that is changed, from 0.
-        changed: as it is spelled then.
-        passes: of the whole recipe, as it has them.
-        decision: the gate's on the step as it is with the change. All other layers are those of the run: a new run
-            rounds them again, for inputs that are closer to the original's.
-        added_bytes: how much larger the step is.
+        trial: None where it was not made, for this `reason`.
+        mends: whether the gate lets it pass, as far as it lets pass what the blamed row was made from.
     """
 
-    at: int
-    changed: str
-    passes: list[dict[str, Any]]
-    decision: Decision
-    added_bytes: int
+    candidate: Candidate
+    trial: Trial | None = None
+    reason: str | None = None
+    mends: bool = False
 
 
-def skipping(recipe: Recipe, at: int, layers: LayerBlame) -> Repair:
-    """The repair that leaves the blamed layers out of the pass number `at`.
+@dataclass(frozen=True)
+class Failed:
+    """What failed: the last step that leads to the judged row.
 
-    Raises:
-        InputError: the pass cannot leave these out, or the target does not take what it leaves then.
+    Attributes:
+        pairs: its samples.
+        passes: how many passes lead to it.
+        seconds: what the passes took from the blamed one on.
     """
-    passes, modules = recipe.build_passes(), layers.swapped.architecture.modules
-    one, tables = passes[at], [name for name in layers.blocks if not name.startswith("layers.")]
-    if tables:
-        raise InputError(f"{' and '.join(tables)} of {one.name} cannot be skipped by a pattern.", _without(tables[0]))
-    if "skip" not in one.options():
-        raise InputError(f"{one.name} has no option that leaves layers out.", "Another pass in its place may do.")
-    patterns = [f"{modules.block(int(name.removeprefix('layers.')))}*" for name in layers.blocks]
-    changed: Pass = replace(one, skip=(*one.options()["skip"], *patterns))  # type: ignore[call-arg, type-var]
-    passes[at] = changed
-    _check(layers.swapped.before, passes[at:], recipe)
-    added = layers.swapped.nbytes - layers.swapped.step.nbytes
-    return Repair(at, changed.spelled(), [{each.name: _plain(each)} for each in passes], layers.decision, added)
+
+    checkpoint: Checkpoint
+    pairs: TokenPairs
+    passes: int
+    seconds: float
 
 
-def _check(before: Checkpoint, passes: list[Pass], recipe: Recipe) -> None:
-    try:
-        check_plan(before, passes, recipe.build_target())
-    except InputError as error:
-        raise InputError(f"Leaving these layers out is not possible: {error}", error.hint) from error
+@dataclass(frozen=True)
+class Bench:
+    """Tries candidates.
+
+    Attributes:
+        goal: the verdict on what the blamed row was made from.
+        budget: no candidate is begun that would probably end after it.
+    """
+
+    workshop: Workshop
+    judge: Judge
+    failed: Failed
+    goal: Verdict
+    budget: Budget
+
+    def repairs(self, candidates: Sequence[Candidate]) -> list[Repair]:
+        """All of them, made one after the other; the folders of those that are not the best are taken away again."""
+        tried: list[Repair] = []
+        for number, one in enumerate(candidates):
+            tried.append(self._tried(one, self.workshop.reopened.scratch / f"repair-{number}"))
+            kept = cheapest(tried)
+            for other, repair in enumerate(tried):
+                if repair is not kept:
+                    shutil.rmtree(self.workshop.reopened.scratch / f"repair-{other}", ignore_errors=True)
+        return tried
+
+    def _tried(self, one: Candidate, place: Path) -> Repair:
+        if one.recipe is None:
+            return Repair(one, reason=one.reason)
+        expected = self.failed.seconds * (2 if one.kind == SAMPLES else 1)
+        if expected >= self.budget.left:
+            left = f"{max(0.0, self.budget.left):.0f} s of --budget are left"
+            return Repair(one, reason=f"not tried: it takes about {expected:.0f} s, and {left}")
+        try:
+            made = self.workshop.make(one.recipe, self._count(one), place)
+        except InputError as error:
+            return Repair(one, reason=said(error))
+        except RunError as error:
+            return Repair(one, reason=f"it broke: {error}")
+        trial = self._measured(one, made)
+        return Repair(one, trial, mends=trial.decision.verdict in GOAL[self.goal])
+
+    def _count(self, one: Candidate) -> int:
+        """How many of its passes lead to where the failed one is: one fewer where it leaves a pass out."""
+        assert one.recipe is not None
+        before, now = self.workshop.reopened.run.ledger.recipe["passes"], one.recipe.passes
+        return self.failed.passes + len(now or []) - len(before)
+
+    def _measured(self, one: Candidate, made: Made) -> Trial:
+        final = made.steps[-1][1] if made.steps else self.workshop.source
+
+        def report(done: int, total: int) -> None:
+            self.workshop.reopened.progress(f"judging {one.change}", done, total)
+
+        decision, pairs = self.judge.decide(final, one.change, report)
+        effects = _effects(pairs, self.failed.pairs, self.judge.gate.limits)
+        return Trial(decision, effects, final.nbytes - self.failed.checkpoint.nbytes, made)
 
 
-def _without(table: str) -> str:
-    return {"embedding": "Leave out the pass embeddings.", "head": "lm_head=false leaves the head as it is."}[table]
+def cheapest(repairs: Sequence[Repair]) -> Repair | None:
+    """Of those that mend, the one that adds the fewest bytes; of equal ones, the one that is made fastest."""
+    mending = [(one.trial.added_bytes, one.trial.made.seconds, number) for number, one in enumerate(repairs)
+               if one.mends and one.trial is not None]  # fmt: skip
+    return repairs[min(mending)[2]] if mending else None
 
 
-def _plain(one: Pass) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in one.options().items()}
+def _effects(now: TokenPairs, failed: TokenPairs, limits: Limits) -> dict[str, Estimate]:
+    pairs = replace(
+        now, before_loss=failed.after_loss, before_correct=failed.after_correct, kl=now.kl.astype(float) - failed.kl
+    )
+    return {one.metric: estimate for one in of_tokens(pairs, limits) if (estimate := _estimate(one)) is not None}
+
+
+def _estimate(one: Evidence) -> Estimate | None:
+    """The change that was found, in the metric's own unit."""
+    if one.change is None:
+        return None
+    value, stderr = float(one.change.value), float(one.change.stderr)
+    scale = math.exp(value) if one.unit == "share" else 1.0
+    return Estimate(one.shown(value), stderr * scale)

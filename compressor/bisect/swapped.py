@@ -1,4 +1,4 @@
-"""A checkpoint made of blocks of two steps."""
+"""A checkpoint made of parameters of two steps."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from compressor.families import HEAD
 
 @dataclass(frozen=True)
 class Swapped(Checkpoint):
-    """A step in which some blocks are those of the step before. It has no folder of its own, and no digest of use.
+    """A step in which some parameters are those of the step before. It has no folder of its own, and no digest of use.
 
     Attributes:
-        step, before: the two. Whether their blocks fit together is the caller's to know: the residual stream has to
-            mean the same in both.
-        taken: names of the blocks that are those of `before`.
+        step, before: the two. Whether their parameters fit together is the caller's to know.
+        taken: what the names of those start with that are those of `before`, such as `model.layers.0.`.
     """
 
     step: Checkpoint = field(kw_only=True)
     before: Checkpoint = field(kw_only=True)
-    taken: frozenset[str] = field(kw_only=True)
+    taken: tuple[str, ...] = field(kw_only=True)
 
     @classmethod
     def of(cls, step: Checkpoint, before: Checkpoint, taken: Sequence[str]) -> Swapped:
-        """`step` with the blocks `taken` of `before`."""
-        prefixes = tuple(prefix for block in taken for prefix in step.architecture.modules.prefixes(block))
+        """`step` with what `taken` names of `before`."""
+        prefixes = tuple(taken)
         others = {name: scheme for name, scheme in step.schemes.items() if not f"{name}.".startswith(prefixes)}
         same = {name: scheme for name, scheme in before.schemes.items() if f"{name}.".startswith(prefixes)}
         return cls(
             step.root, step.config, step.architecture, step.tensors, others | same, step.kv_cache,
-            step=step, before=before, taken=frozenset(taken),
+            step=step, before=before, taken=prefixes,
         )  # fmt: skip
 
     @property
@@ -59,5 +58,4 @@ class Swapped(Checkpoint):
         return known
 
     def _is_taken(self, name: str) -> bool:
-        modules = self.architecture.modules
-        return any(name.startswith(modules.prefixes(block)) for block in self.taken)
+        return name.startswith(self.taken)

@@ -14,14 +14,22 @@ from compressor.gate.tasks import TaskPairs
 
 
 def gate(
-    run: Run, limits: Limits, base: Run | None = None, row: str | None = None, tasks: Sequence[TaskPairs] = ()
+    run: Run,
+    limits: Limits,
+    base: Run | None = None,
+    row: str | None = None,
+    tasks: Sequence[TaskPairs] = (),
+    base_row: str | None = None,
 ) -> Decision:
-    """Judge a row of a run against its original, or against the same row of a baseline; by task scores too, if given.
+    """Judge a row of a run against its original, or against a row of a baseline; by task scores too, if given.
+
+    Args:
+        base_row: name of the baseline's row; None is the row of the same name.
 
     Raises:
         InputError: what a limit needs was not measured, is not there, or was measured on other data.
     """
-    subject = Subject.choose(run, base, row)
+    subject = Subject.choose(run, base, row, base_row)
     evidence = gather(subject, limits, tasks)
     findings = decide(evidence, limits.alpha)
     notes = list(subject.notes)

@@ -106,15 +106,20 @@ class LatencyPair:
 
 @dataclass(frozen=True)
 class Subject:
-    """The row that is judged, what with, and what has to be said about it."""
+    """The row that is judged, what with, and what has to be said about it.
+
+    Attributes:
+        base_name: of the baseline's row that it is compared with; None is the row of the same name.
+    """
 
     run: Run
     row: StepRecord
     base: Run | None
     notes: list[str] = field(default_factory=list)
+    base_name: str | None = None
 
     @classmethod
-    def choose(cls, run: Run, base: Run | None, name: str | None) -> Subject:
+    def choose(cls, run: Run, base: Run | None, name: str | None, base_name: str | None = None) -> Subject:
         """The row called `name`, else the artifact's, else where that was not run the step it was made from.
 
         Raises:
@@ -126,11 +131,14 @@ class Subject:
             raise InputError("The original is what rows are compared with.", "Name another with --row, or --against.")
         if base is not None:
             _check_same_data(run, base)
-        return cls(run, row, base, notes)
+        return cls(run, row, base, notes, base_name)
 
     @property
     def against(self) -> str:
-        return ORIGINAL if self.base is None else f"{self.row.name} of {self.base.folder}"
+        return ORIGINAL if self.base is None else f"{self.base_name or self.row.name} of {self.base.folder}"
+
+    def _base_row(self, base: Run) -> StepRecord:
+        return base.row(self.base_name or self.row.name)
 
     def tokens(self) -> TokenPairs:
         """The samples of both, pair by pair.
@@ -142,7 +150,7 @@ class Subject:
         if self.base is None:
             loss, correct = after["original_loss"], after["original_correct"]
         else:
-            before = self.base.tokens(self.base.row(self.row.name))
+            before = self.base.tokens(self._base_row(self.base))
             if any(not np.array_equal(before[name], after[name]) for name in ("window", "document", "token")):
                 raise InputError(f"The samples of {self.base.file} are of other tokens than those of {self.run.file}.")
             loss, correct = before["loss"], before["correct"]
@@ -158,9 +166,7 @@ class Subject:
         Raises:
             InputError: what it is compared with was not asked the same.
         """
-        run, row = (
-            (self.run, self.run.row(ORIGINAL)) if self.base is None else (self.base, self.base.row(self.row.name))
-        )
+        run, row = (self.run, self.run.row(ORIGINAL)) if self.base is None else (self.base, self._base_row(self.base))
         return [pair for task in self.row.tasks for pair in _score_pairs(task, (run, row), self.run)]
 
     def latencies(self) -> list[LatencyPair]:

@@ -48,12 +48,12 @@ def layer_errors(before: Checkpoint, after: Checkpoint, tokens: torch.Tensor, pr
         new.run(rounded, index, alone)
         read = exact.clone()
         old.run(old.layer(before.block(f"layers.{index}")), index, exact)
-        found.append(LayerError(index, _relative(alone - exact, exact - read), _relative(drifted - exact, exact)))
+        found.append(LayerError(index, relative(alone - exact, exact - read), relative(drifted - exact, exact)))
         progress(index + 1, before.architecture.layers)
     return found
 
 
-def _relative(difference: torch.Tensor, reference: torch.Tensor) -> float:
+def relative(difference: torch.Tensor, reference: torch.Tensor) -> float:
     """Median over tokens of the ratio of norms of states [windows, length, hidden_size]; 0 where both are nothing."""
     ratios = difference.norm(dim=-1) / reference.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
     return float(ratios.median())

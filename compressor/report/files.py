@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from compressor.bisect import markdown as bisect_markdown
+from compressor.bisect.plain import load_shown
 from compressor.files import write_whole
 from compressor.gate import markdown as gate_markdown
 from compressor.gate.decide import Decision, load_decision
@@ -18,7 +20,9 @@ def render_html(path: Path) -> str:
     several = runs_in(path) if path.is_dir() else []
     if several:
         return comparison.render(comparison.open_runs(several))
-    return html.render(load_ledger(path), load_decision(path if path.is_dir() else path.parent))
+    folder = path if path.is_dir() else path.parent
+    decision = load_decision(folder)
+    return html.render(load_ledger(path), decision, load_shown(folder, decision))
 
 
 def render_markdown(path: Path) -> str:
@@ -27,7 +31,14 @@ def render_markdown(path: Path) -> str:
     folders = several or [path if path.is_dir() else path.parent]
     decisions = [load_decision(folder) for folder in folders]
     ledgers = [load_ledger(folder) for folder in several or [path]]
-    return markdown.render(ledgers, [gate_markdown.render(one) for one in decisions if one is not None])
+    gates = [gate_markdown.render(one) for one in decisions if one is not None]
+    blamed = [load_shown(folder, decision) for folder, decision in zip(folders, decisions, strict=True)]
+    gates += [
+        bisect_markdown.laid_out(one["headline"], one["tables"], one["repair"], one["remarks"])
+        for one in blamed
+        if one is not None
+    ]
+    return markdown.render(ledgers, gates)
 
 
 def write_reports(folder: Path) -> None:

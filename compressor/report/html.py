@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,13 +31,14 @@ class _Step:
     facts: list[str]
 
 
-def render(ledger: Ledger, decision: Decision | None = None) -> str:
-    """The report of one run."""
+def render(ledger: Ledger, decision: Decision | None = None, blamed: Mapping[str, Any] | None = None) -> str:
+    """The report of one run; `blamed` is what `llmc bisect` kept of the decision's reasons."""
     content = {
         "accuracy": figures.accuracy(ledger),
         "audit": ledger.audit,
         "against": [*figures.against_size(ledger), *figures.against_speed(ledger)],
         "gate": None if decision is None else _gate(decision),
+        "blamed": blamed,
         "latency": figures.latencies(ledger),
         "layers": figures.layers(ledger),
         "written": summary.side_by_side(ledger),
@@ -79,6 +81,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("accuracy", "Accuracy", content["accuracy"]),
         ("trade", "Size and speed", content["against"]),
         ("gate", "Gate", content["gate"]),
+        ("blamed", "To blame", content["blamed"]),
         ("latency", "Latency", content["latency"]),
         ("layers", "Layers", content["layers"]),
         ("text", "Text", content["written"]),

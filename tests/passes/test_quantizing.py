@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,34 @@ def test_skipped_layers_keep_their_bytes(tiny_model, tmp_path):
     ]  # fmt: skip
     name = "model.layers.1.mlp.down_proj.weight"
     assert torch.equal(result.read([name])[name], Checkpoint.open(root).read([name])[name])
+
+
+@pytest.mark.parametrize("spec", ["rtn", "gptq", "awq", "tune:iterations=2"])
+def test_some_layers_get_eight_bits(tiny_model, tmp_path, spec):
+    name, _, others = spec.partition(":")
+    chosen = ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj"]
+    one = f"{name}:group_size=32,int8={'+'.join(chosen)}" + (f",{others}" if others else "")
+    root = tiny_model("llama")
+    result = run(one, root, tmp_path / "step")
+    assert [layer for layer, scheme in result.schemes.items() if scheme.bits == 8] == sorted(chosen)
+    assert {scheme.bits for layer, scheme in result.schemes.items() if layer not in chosen} == {4}
+    if name == "rtn":  # which rounds each layer by itself
+        names = [f"{layer}.weight" for layer in chosen]
+        whole = run("rtn:group_size=32,bits=8", root, tmp_path / "whole").read(names)
+        assert all(weight.same_bits(whole[name]) for name, weight in result.read(names).items())
+
+
+def test_what_int8_does_not_mean_is_refused(tiny_model, tmp_path):
+    root = tiny_model("llama")
+    for spec, message in [
+        ("rtn:group_size=32,int8=*.upproj", "The int8 pattern '*.upproj' matches no layer"),
+        ("rtn:group_size=32,int8=lm_head,lm_head=true", "'lm_head' matches no layer"),
+        ("rtn:group_size=32,int8=*.down_proj,skip=*.down_proj", "matches no layer"),
+        ("rtn:group_size=32,bits=8,int8=*.down_proj", "gives every layer 8 bits"),
+        ("mixed:int8=*.down_proj", "chooses which layers"),
+    ]:
+        with pytest.raises(InputError, match=re.escape(message)):
+            run(spec, root, tmp_path / "step")
 
 
 def test_each_block_is_calibrated_on_the_quantized_ones_before_it(tiny_model, tmp_path):

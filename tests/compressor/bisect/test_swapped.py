@@ -1,4 +1,4 @@
-"""Checkpoints of blocks of two steps compute what transformers computes from such a state dict."""
+"""Checkpoints of parameters of two steps compute what transformers computes from such a state dict."""
 
 import pytest
 import torch
@@ -30,12 +30,14 @@ def logits(checkpoint):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
-def test_one_layer_of_the_step_before(steps, family):
+@pytest.mark.parametrize("whole", [True, False])
+def test_some_layers_of_the_step_before(steps, family, whole):
     before, after = steps(family, group_size=32)
-    swapped = Swapped.of(after, before, ["layers.1"])
+    first, *_, last = after.architecture.block_linears(1)
+    prefixes = (after.architecture.modules.block(1),) if whole else (f"{first}.", f"{last}.")
+    swapped = Swapped.of(after, before, prefixes)
     model, theirs = full_model(after), full_model(before).state_dict()
-    prefix = after.architecture.modules.block(1)
-    model.load_state_dict({name: theirs[name] for name in theirs if name.startswith(prefix)}, strict=False)
+    model.load_state_dict({name: theirs[name] for name in theirs if name.startswith(prefixes)}, strict=False)
     with torch.no_grad():
         expected = model(TOKENS).logits
     torch.testing.assert_close(logits(swapped), expected, rtol=1e-4, atol=1e-4)
@@ -45,7 +47,9 @@ def test_one_layer_of_the_step_before(steps, family):
 @pytest.mark.parametrize("options", [{"lm_head": True, "group_size": 32}, {"group_size": "channel"}])
 def test_all_blocks_are_the_step_before_and_none_the_step(steps, options):
     before, after = steps("llama", **options)
-    everything, nothing = (Swapped.of(after, before, blocks) for blocks in (after.block_names, []))
+    modules = after.architecture.modules
+    prefixes = [prefix for block in after.block_names for prefix in modules.prefixes(block)]
+    everything, nothing = (Swapped.of(after, before, taken) for taken in (prefixes, []))
     assert torch.equal(logits(everything), logits(before))
     assert torch.equal(logits(nothing), logits(after))
     assert (everything.nbytes, nothing.nbytes) == (before.nbytes, after.nbytes)
@@ -53,4 +57,4 @@ def test_all_blocks_are_the_step_before_and_none_the_step(steps, options):
 
 def test_a_quantized_table_that_a_head_is_tied_to(steps):
     before, after = steps("llama", "embeddings")
-    assert torch.equal(logits(Swapped.of(after, before, ["embedding"])), logits(before))
+    assert torch.equal(logits(Swapped.of(after, before, ["model.embed_tokens."])), logits(before))

@@ -1,14 +1,16 @@
 """`llmc bisect`: a damaged layer is found, and what cannot be blamed is refused."""
 
 import json
+import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from compressor.ledger import load_ledger
 
-LAYERS = 5
+LAYERS = 3
 INT8 = "rtn:bits=8,group_size=32"
+INT4 = "rtn:group_size=32"
 
 
 @pytest.fixture
@@ -53,56 +55,120 @@ def kl(out, name=INT8):
     return next(row for row in load_ledger(out).steps if row.name == name).quality.kl.value
 
 
-def test_damaged_layers_are_found_and_skipping_them_is_what_mends_it(llmc, run, damaged, workload, tmp_path):
+def down(*layers):
+    return [f"model.layers.{layer}.mlp.down_proj" for layer in layers]
+
+
+def blamed(found):
+    return [unit["name"] for unit in found["layers"]["units"]]
+
+
+def repairs(found):
+    return {one["kind"]: one for one in found["repairs"]}
+
+
+def test_damaged_linears_are_found_and_skipping_them_is_what_mends_it(llmc, run, damaged, workload, tmp_path):
     layers = (0, 2)
     out = run(*layers)
     found = bisected(llmc, out, "--max-kl", 0.02 * kl(out))
-    names = [f"layers.{layer}" for layer in layers]
-    assert (found["blamed"], found["layers"]["blocks"]) == (INT8, names)
+    assert (found["blamed"], blamed(found)) == (INT8, down(*layers))
     assert found["layers"]["minimal"] is True
-    assert found["layers"]["trials"] <= 8
     assert found["rows"][0]["shares"] == {"kl": pytest.approx(1.0)}
-    again = tmp_path / "again"
-    code, _, said = llmc(
-        "compress", damaged(*layers), "-t", "hf", "--pass", found["repair"]["pass"], "-o", again, *workload
-    )
+    assert "8 bits or more already" in repairs(found)["bits"]["reason"]
+    assert "no calibration text" in repairs(found)["samples"]["reason"]
+    repair, again = found["repair"], tmp_path / "again"
+    assert repair["kind"] == "skip"
+    words = repair["change"].split(" ")
+    code, _, said = llmc("compress", damaged(*layers), "-t", "hf", *words, "-o", again, *workload)
     assert code == 0, said
-    (measured,) = found["repair"]["measured"]["findings"]
+    (measured,) = repair["measured"]["findings"]
     mended, failed = load_ledger(again).steps[1], load_ledger(out).steps[1]
-    # Layers that are rounded to nearest do not know of the others: a new run gives the very model that was measured.
     assert measured["change"] == pytest.approx(mended.quality.kl.value, rel=1e-4)
-    assert found["repair"]["added_bytes"] == mended.size_bytes - failed.size_bytes
+    assert repair["added_bytes"] == mended.size_bytes - failed.size_bytes
+    change = mended.quality.kl.value - failed.quality.kl.value
+    assert repair["effects"]["kl"]["value"] == pytest.approx(change, rel=1e-3)
+    assert 0 < repair["effects"]["kl"]["stderr"] < abs(change)
     assert llmc("gate", again, "--max-kl", 0.02 * kl(out))[0] == 0
+
+
+def test_eight_bits_are_proposed_where_they_do_and_leaving_out_where_not(llmc, run):
+    out = run(passes=(INT4,))
+    found = bisected(llmc, out, "--max-kl", 0.8 * kl(out, INT4))
+    bits, skip = (repairs(found)[kind] for kind in ("bits", "skip"))
+    assert (bits["mends"], skip["mends"]) == (True, True)
+    assert 0 < bits["added_bytes"] < skip["added_bytes"]
+    assert found["repair"] == bits
+    assert bits["change"].startswith(f"--pass {INT4},int8=")
+
+
+def test_damage_that_eight_bits_do_not_mend_is_left_out(llmc, run):
+    out = run(1, passes=(INT4,))
+    found = bisected(llmc, out, "--max-kl", 0.8 * kl(out, INT4))
+    assert down(1)[0] in blamed(found)
+    assert (repairs(found)["bits"]["mends"], found["repair"]["kind"]) == (False, "skip")
+
+
+def test_a_target_that_cannot_hold_it_says_why(llmc, run):
+    out = run(1, passes=("rtn:bits=4,group_size=32",), target="gguf-q4_0")
+    found = bisected(llmc, out, "--max-kl", 0.8 * kl(out, INT4))
+    assert "gguf-q4_0 cannot take this" in repairs(found)["bits"]["reason"]
+    assert (repairs(found)["bits"]["measured"], found["repair"]["kind"]) == (None, "skip")
+
+
+def test_more_calibration_text_is_tried(llmc, run):
+    spec = "gptq:group_size=32"
+    out = run(1, passes=(spec,))
+    found = bisected(llmc, out, "--max-kl", 0.8 * kl(out, spec))
+    more = repairs(found)["samples"]
+    assert more["change"] == "--samples 16"
+    assert more["recipe"]["calibration"]["samples"] == 16
+    assert (more["added_bytes"], more["measured"] is not None) == (0, True)
 
 
 def test_the_first_pass_that_fails_is_blamed_with_its_part_of_the_loss(llmc, run):
     tables = "embeddings:bits=4"
-    out = run(3, passes=(tables, "rtn:bits=8,group_size=32"))
+    out = run(1, passes=(tables, INT8))
     first, second = kl(out, tables), kl(out)
     found = bisected(llmc, out, "--max-kl", 2 * first)
     assert found["blamed"] == INT8
     assert [row["verdict"] for row in found["rows"]] == ["PASS", "FAIL", "FAIL"]
     shares = [row["shares"]["kl"] for row in found["rows"]]
     assert shares == pytest.approx([first / second, 1 - first / second, 0.0], abs=1e-3)
-    assert found["layers"]["blocks"] == ["layers.3"]
-    found = bisected(llmc, out, "--max-kl", first / 2)
-    assert (found["blamed"], found["layers"]["blocks"], found["repair"]) == (tables, ["embedding"], None)
-    assert "Leave out the pass embeddings" in found["notes"][0]
+    assert blamed(found) == down(1)
 
 
-def test_the_terminal_says_it_in_the_first_line(llmc, run):
-    out = run(3)
-    code, shown, _ = llmc("bisect", out, "--max-kl", 0.02 * kl(out))
-    assert (code, shown.splitlines()[0]) == (0, f"TO BLAME  layers.3 of {INT8}")
-    assert f"--pass {INT8},skip=model.layers.3.*" in shown
+def test_a_table_gets_more_bits_or_its_pass_is_left_out(llmc, run):
+    tables = "embeddings:bits=4"
+    out = run(passes=(tables, INT8))
+    found = bisected(llmc, out, "--max-kl", kl(out, tables) / 2)
+    assert (found["blamed"], blamed(found)) == (tables, ["model.embed_tokens"])
+    assert repairs(found)["skip"]["change"] == f"without {tables}"
+    assert found["repair"]["change"] == "--pass embeddings"
+
+
+def test_the_terminal_says_it_in_the_first_line(llmc, run, tmp_path):
+    out = run(1)
+    limit = ("--max-kl", 0.02 * kl(out))
+    code, shown, _ = llmc("bisect", out, *limit, "--markdown", tmp_path / "blame.md")
+    assert (code, shown.splitlines()[0]) == (0, f"TO BLAME  {down(1)[0]} of {INT8}")
+    assert f"Repair  --pass {INT8},skip={down(1)[0]}" in shown
+    assert f"Repair: `--pass {INT8},skip={down(1)[0]}`" in (tmp_path / "blame.md").read_text()
+    for report in ("report.html", "report.md"):
+        assert f"{down(1)[0]} of {INT8}" in (out / report).read_text()
+    assert llmc("gate", out, "--max-kl", 1000)[0] == 0
+    assert down(1)[0] not in (out / "report.md").read_text(), "it explains another verdict"
 
 
 def test_a_pass_that_changes_the_stream_has_no_layers_of_its_own(llmc, run):
-    out = run(3, passes=("prune-depth:fraction=0.2", INT8))
+    out = run(1, passes=("prune-depth:fraction=0.34", INT8))
     pruned = load_ledger(out).steps[1]
     found = bisected(llmc, out, "--max-kl", pruned.quality.kl.value / 2)
     assert (found["blamed"], found["layers"]) == (pruned.name, None)
     assert "do not fit into the step before" in found["notes"][0]
+    words = ["--max-kl", pruned.quality.kl.value / 2, "--apply", out.parent / "mended"]
+    code, _, said = llmc("bisect", out, *words)
+    assert (code, "There is no repair to apply" in said) == (2, True)
+    assert not (out.parent / "mended").exists()
 
 
 def test_a_runtime_is_blamed_where_all_passes_are_within_the_limits(llmc, run):
@@ -116,16 +182,30 @@ def test_a_runtime_is_blamed_where_all_passes_are_within_the_limits(llmc, run):
 
 
 def test_without_time_for_trials_what_is_taken_back_is_enough(llmc, run):
-    out = run(3)
+    out = run(1)
     found = bisected(llmc, out, "--max-kl", 0.02 * kl(out), "--budget", "0")
     assert (found["layers"]["minimal"], found["layers"]["taken_back"]["verdict"]) == (False, "PASS")
-    assert len(found["layers"]["blocks"]) == LAYERS
+    assert len(blamed(found)) == 7 * LAYERS
+    assert "not tried" in repairs(found)["skip"]["reason"]
+
+
+def test_a_gate_that_passes_has_nothing_to_blame(llmc, run):
+    out = run(1)
+    code, shown, _ = llmc("bisect", out, "--max-kl", 2 * kl(out), "--apply", out.parent / "mended")
+    assert (code, "Nothing: the gate passes" in shown) == (0, True)
+    assert not (out.parent / "mended").exists()
+    found = bisected(llmc, out, "--max-kl", 2 * kl(out))
+    assert (found["gate"]["verdict"], found["blamed"], found["rows"]) == ("PASS", None, [])
+
+
+def test_a_gate_that_cannot_tell_blames_nothing(llmc, run):
+    out = run(1)
+    code, shown, _ = llmc("bisect", out, "--max-kl", kl(out))
+    assert (code, "Not known" in shown, "--more-samples" in shown) == (3, True, True)
 
 
 def test_what_cannot_be_blamed_is_refused(llmc, run, text):
-    out = run(3)
-    code, _, said = llmc("bisect", out, "--max-kl", 2 * kl(out))
-    assert (code, "does not fail" in said) == (2, True)
+    out = run(1)
     code, _, said = llmc("bisect", out, "--max-latency-increase", "5%")
     assert (code, "no limit is on what it tells" in said) == (2, True)
     code, _, said = llmc("bisect", out)
@@ -135,9 +215,36 @@ def test_what_cannot_be_blamed_is_refused(llmc, run, text):
     assert (code, "is another now" in said) == (2, True)
 
 
+def test_without_the_steps_the_pass_is_blamed_and_its_layers_are_not_looked_for(llmc, run):
+    out = run(1)
+    shutil.rmtree(out / "steps")
+    found = bisected(llmc, out, "--max-kl", kl(out) / 2)
+    assert (found["blamed"], found["layers"], found["repairs"]) == (INT8, None, [])
+    assert "--resume` makes it again" in found["notes"][0]
+
+
+def test_an_interrupted_bisection_leaves_nothing(llmc, run, monkeypatch, tmp_path):
+    out = run(1)
+    before = {path: path.stat().st_mtime_ns for path in sorted(out.rglob("*"))}
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+
+    def interrupted(*_):
+        assert list(scratch.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compressor.bisect.repair.Bench._measured", interrupted)
+    code, _, _ = llmc("bisect", out, "--max-kl", 0.02 * kl(out), "--apply", tmp_path / "mended")
+    assert code != 0
+    assert {path: path.stat().st_mtime_ns for path in sorted(out.rglob("*"))} == before
+    assert not list(scratch.iterdir())
+    assert not (tmp_path / "mended").exists()
+
+
 def test_a_repair_is_run_from_the_steps_before_and_judged(llmc, run, tmp_path):
     tables = "embeddings:group_size=32"
-    out, mended = run(3, passes=(tables, INT8)), tmp_path / "mended"
+    out, mended = run(1, passes=(tables, INT8)), tmp_path / "mended"
     limit = ("--max-kl", 2 * kl(out, tables))
     code, shown, said = llmc("bisect", out, *limit, "--apply", mended, "--json")
     found = json.loads(shown)
@@ -147,6 +254,25 @@ def test_a_repair_is_run_from_the_steps_before_and_judged(llmc, run, tmp_path):
     assert applied["change"] == pytest.approx(measured["change"], rel=1e-3)
     first = "steps/01-embeddings/model.safetensors"
     assert (mended / first).samefile(out / first)
-    assert [row.name for row in load_ledger(mended).steps] == ["original", tables, found["repair"]["pass"], "hf"]
+    rows, known = load_ledger(mended).steps, load_ledger(out).steps
+    spelled = found["repair"]["change"].removeprefix("--pass ")
+    assert [row.name for row in rows] == ["original", tables, spelled, "hf"]
+    assert rows[2].seconds == found["repair"]["seconds"], "what the trial made is not made again"
+    assert [row.samples for row in rows[:2]] == [row.samples for row in known[:2]]
+    assert "llmc gate: PASS" in (mended / "report.md").read_text()
+    assert llmc("gate", mended, *limit)[0] == 0
     code, _, said = llmc("bisect", out, *limit, "--apply", mended)
     assert (code, "already exists" in said) == (2, True)
+
+
+def test_against_another_run(llmc, run, damaged, workload, tmp_path):
+    out, base = run(1), tmp_path / "base"
+    sound = ("--pass", f"{INT8},skip={down(1)[0]}")
+    assert llmc("compress", damaged(1), "-t", "hf", *sound, "-o", base, *workload)[0] == 0
+    limit = ("--max-perplexity-increase", "1%")
+    found = bisected(llmc, out, "--against", base, *limit)
+    assert found["against"] == f"hf of {base}"
+    assert (blamed(found), found["repair"]["kind"]) == (down(1), "skip")
+    code, shown, said = llmc("bisect", out, "--against", base, *limit, "--apply", tmp_path / "mended", "--json")
+    assert (code, json.loads(shown)["applied"]["verdict"]) == (0, "PASS"), said
+    assert bisected(llmc, base, "--against", out, *limit)["blamed"] is None

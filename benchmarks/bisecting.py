@@ -1,0 +1,66 @@
+"""What `llmc bisect` finds on a real model, what it takes, and whether its repair holds.
+
+    python benchmarks/bisecting.py MODEL --eval TEXT --work FOLDER [--limit kl=0.4] [--pass rtn:group_size=64]
+
+Rounds the model, judges it by a limit that it fails, and prints as Markdown what `llmc bisect --apply` says, with the
+time and the memory of both commands. FOLDER keeps the run; a run that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from process import Usage, measure
+
+LLMC = (sys.executable, "-c", "from compressor.cli import main; main()")
+MIB = 1 << 20
+SHORT = ("--prompt", "8", "--output-tokens", "2")  # latency is not looked at here
+
+
+def main() -> None:
+    """Run both commands and print the page."""
+    given = _arguments()
+    given.work.mkdir(parents=True, exist_ok=True)
+    run, mended, page = (given.work / name for name in ("run", "mended", "blame.md"))
+    options = ["--pass", given.spec, "--eval", str(given.evaluation), "--eval-length", str(given.eval_length), *SHORT]
+    if given.calibration is not None:
+        options += ["--calibration", str(given.calibration), "--samples", str(given.samples)]
+    compress = [*LLMC, "compress", str(given.model), "--target", given.target, *options, "-o", str(run)]
+    made = None if (run / "ledger.json").is_file() else _measured(compress, given.work)
+    limit = [f"--max-{given.limit.partition('=')[0]}", given.limit.partition("=")[2]]
+    bisect = [*LLMC, "bisect", str(run), *limit, "--budget", str(given.budget)]
+    found = _measured([*bisect, "--apply", str(mended), "--markdown", str(page)], given.work)
+    print(f"`llmc compress {given.model.name} {' '.join(options[:2])}` for {given.target}, then `llmc bisect", end=" ")
+    print(f"{' '.join(limit)} --apply`, on {given.evaluation.name} in windows of {given.eval_length} tokens.\n")
+    print(page.read_text())
+    print("| command | wall s | CPU s | peak memory, MiB |\n|---|---:|---:|---:|")
+    for name, usage in (("compress", made), ("bisect --apply", found)):
+        if usage is not None:
+            print(f"| {name} | {usage.wall_s:.0f} | {usage.cpu_s:.0f} | {usage.peak_rss_bytes / MIB:.0f} |")
+    print(f"\nThe repaired run is judged by the same gate: PASS (the command ended with code 0; {mended.name}).")
+
+
+def _measured(command: list[str], work: Path) -> Usage:
+    """The cost of a command, which has to end with 0: of `bisect --apply`, that is a PASS of the repaired run."""
+    return measure(command, work / f"{command[3]}.log", {})
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--eval", dest="evaluation", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--limit", default="kl=0.4", help="metric=value, as in --max-kl 0.4")
+    parser.add_argument("--pass", dest="spec", default="rtn:group_size=64")
+    parser.add_argument("--target", default="vllm-int4")
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--eval-length", type=int, default=128)
+    parser.add_argument("--budget", type=float, default=120, help="minutes")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""A bisection as Markdown, for a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compressor.bisect import wording
+from compressor.bisect.bisect import Bisection
+from compressor.bisect.terminal import quoted
+from compressor.report.markdown import grid
+from compressor.report.tables import Table
+
+
+def render(found: Bisection) -> str:
+    """What is to blame, the tables, the repair, and how to read it."""
+    change = wording.proposal(found)
+    return laid_out(wording.headline(found), wording.tables(found), change, wording.remarks(found))
+
+
+def laid_out(headline: str, tables: Sequence[Table], change: str | None, remarks: Sequence[str]) -> str:
+    """The same of what was kept."""
+    parts = ["### llmc bisect: to blame", headline, *map(grid, tables)]
+    if change is not None:
+        parts.append(f"Repair: `{quoted(change)}`")
+    if remarks:
+        parts.append("\n".join(f"- {remark}" for remark in remarks))
+    return "\n\n".join(parts) + "\n"

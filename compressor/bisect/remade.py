@@ -1,0 +1,109 @@
+"""A changed recipe's steps: those that the run has are used as they are, the others are made in a scratch folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
+from compressor.ledger import StepRecord
+from compressor.pass_ import Need, Pass
+from compressor.plan import check_plan
+from compressor.recipe import Recipe
+from compressor.reopen import Reopened
+from compressor.steps import Steps
+from compressor.texts import Texts, TokenSet
+from compressor.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the passes of a recipe left, one after the other.
+
+    Attributes:
+        steps: the checkpoints, with their rows; those that were made here know how long it took.
+        seconds: all of that.
+    """
+
+    steps: list[tuple[StepRecord, Checkpoint]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Makes what changed recipes of a run leave.
+
+    Attributes:
+        source: what the first pass is given.
+        original: what rows are compared with.
+        kept: folders of the run's steps by key.
+    """
+
+    reopened: Reopened
+    source: Checkpoint
+    original: Checkpoint
+    texts: Texts
+    kept: Mapping[str, Path]
+
+    def make(self, recipe: Recipe, count: int, place: Path) -> Made:
+        """The steps of the first `count` passes; new ones lie in the folder `place`.
+
+        Raises:
+            InputError: a pass's options do not fit, the target does not take the outcome, or the calibration text is
+                not the run's any more, or too short.
+        """
+        passes = recipe.build_passes()
+        check_plan(self.source, passes, recipe.build_target())
+        steps = Steps(place, self._calibration(recipe, passes), self.original, recipe.seed, self.reopened.progress)
+        checkpoint, made, seconds = self.source, [], 0.0
+        for number, one in enumerate(passes[:count], start=1):
+            row = StepRecord(one.spelled(), key=steps.key(one, checkpoint))
+            if str(row.key) in self.kept:
+                checkpoint = Checkpoint.open(self.kept[str(row.key)])
+            else:
+                checkpoint = steps.take(f"{number:02}-{one.name}", one, checkpoint, row)
+                seconds += row.seconds or 0.0
+            made.append((row, checkpoint))
+        if count == len(passes):  # a pass that chooses schemes may leave what its plan did not show
+            check_plan(checkpoint, [], recipe.build_target())
+        return Made(made, seconds)
+
+    def _calibration(self, recipe: Recipe, passes: list[Pass]) -> TokenSet | None:
+        if not any(Need.CALIBRATION in one.needs for one in passes):
+            return None
+        tokenizer = load_tokenizer(self.source.root)
+        known = self.reopened.run.ledger.texts["calibration"]
+        asked = recipe.calibration
+        assert asked is not None  # the run had it
+        if asked.samples != known.windows:
+            self._check_same(self.texts.calibration(_with_samples(recipe, known.windows), tokenizer), known.digest)
+            return self.texts.calibration(recipe, tokenizer)
+        return self._check_same(self.texts.calibration(recipe, tokenizer), known.digest)
+
+    def _check_same(self, found: TokenSet, digest: str) -> TokenSet:
+        if found.digest != digest:
+            raise InputError(f"The calibration text is another now: {found.source} gives other tokens.")
+        return found
+
+
+def _with_samples(recipe: Recipe, samples: int) -> Recipe:
+    assert recipe.calibration is not None
+    return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"samples": samples})})
+
+
+def with_more_text(recipe: Recipe, factor: int) -> Recipe:
+    """The recipe with so many times as many calibration windows."""
+    assert recipe.calibration is not None
+    return _with_samples(recipe, factor * recipe.calibration.samples)
+
+
+def with_passes(recipe: Recipe, passes: list[Pass]) -> Recipe:
+    """The recipe with other passes."""
+    plain = [{one.name: _plain(one)} for one in passes]
+    return recipe.model_copy(update={"passes": plain})
+
+
+def _plain(one: Pass) -> dict[str, object]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in one.options().items()}
