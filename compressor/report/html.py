@@ -16,7 +16,7 @@ from compressor import __version__
 from compressor.gate import wording
 from compressor.gate.decide import Decision, Verdict
 from compressor.ledger import Ledger, StepRecord
-from compressor.report import figures, summary, tables
+from compressor.report import figures, summary, tables, training
 
 PAGES = Path(__file__).with_name("pages")
 TONES = {Verdict.PASS: "good", Verdict.FAIL: "bad", Verdict.INCONCLUSIVE: "open"}
@@ -41,6 +41,7 @@ def render(ledger: Ledger, decision: Decision | None = None, blamed: Mapping[str
         "blamed": blamed,
         "latency": figures.latencies(ledger),
         "layers": figures.layers(ledger),
+        "training": training.losses(ledger),
         "written": summary.side_by_side(ledger),
         "remarks": tables.remarks(ledger),
     }
@@ -84,6 +85,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("blamed", "To blame", content["blamed"]),
         ("latency", "Latency", content["latency"]),
         ("layers", "Layers", content["layers"]),
+        ("training", "Training", content["training"]),
         ("text", "Text", content["written"]),
         ("calibration", "Calibration text", content["audit"]),
         ("tables", "All figures", True),

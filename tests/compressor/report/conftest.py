@@ -3,6 +3,7 @@ import pytest
 from compressor.gate.decide import Decision, Finding, Verdict
 from compressor.ledger import (
     ArtifactRecord,
+    AuditRecord,
     Ledger,
     SensitivityRecord,
     StepRecord,
@@ -40,6 +41,12 @@ def make_run():
             for layer in range(30)
             for name in ("up", "down")
         ]
+        losses = [0.2 + 2.0 / (1 + step / 40) + 0.1 * (step % 7) for step in range(500)]
+        audit = [
+            AuditRecord("overlap", "warning", "1.3% of the evaluation's 13-token sequences are in the text too"),
+            AuditRecord("languages", "not checked", "py3langid is not installed"),
+            AuditRecord("tokens", "ok", "65536 through each of 211 linears (no experts)"),
+        ]
         said = [Continuation("Once upon <b>a time</b>", "there was a fox & a hen")]
         other = [Continuation("Once upon <b>a time</b>", "there was a dog")]
         steps = [
@@ -47,7 +54,7 @@ def make_run():
             StepRecord(
                 "gptq:group_size=64,symmetric=false,damping=0.01", 248.0, 911 << 20, 150 << 20, 9.2,
                 "transformers 5 CPU", quality(perplexity, 0.09), [latency(30.0)], key="k1",
-                layers=layers, sensitivity=sensitivity, continuations=other,
+                layers=layers, sensitivity=sensitivity, continuations=other, losses=losses,
             ),
             StepRecord("onnx-fp32, original", runtime=RUNTIME, quality=quality(30.0, 0.0), latency=[latency(23.3)]),
             StepRecord(
@@ -60,6 +67,7 @@ def make_run():
             recipe={"model": "models/a", "passes": [{"gptq": {"bits": 4}}]},
             environment={"cpu": "AMD EPYC", "threads": 1, "llmc": "0.1.0", "packages": {"torch": "2"}},
             texts={"evaluation": TextRecord("wiki.jsonl", 24, 512, "d" * 64, ["noted"])},
+            audit=audit,
             warnings=["beware of <script>alert(1)</script>"],
             steps=steps,
             artifact=ArtifactRecord(

@@ -9,7 +9,7 @@ import pytest
 from compressor.gate.decide import load_decision
 from compressor.ledger import SamplesRecord, StepRecord, TaskRecord
 from compressor.measure.statistics import Estimate
-from compressor.report import figures, summary
+from compressor.report import figures, summary, training
 from compressor.report.charts import Mark
 from compressor.report.files import render_html, render_markdown, write_reports
 from compressor.report.html import render
@@ -57,7 +57,20 @@ def test_every_section_is_there_and_can_be_reached(make_run, decision):
     anchors = [attributes["href"][1:] for attributes in page.all("a")]
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     assert set(anchors) <= ids
-    for wanted in ("steps", "accuracy", "trade", "gate", "latency", "layers", "text", "tables", "remarks", "again"):
+    for wanted in (
+        "steps",
+        "accuracy",
+        "trade",
+        "gate",
+        "latency",
+        "layers",
+        "training",
+        "text",
+        "calibration",
+        "tables",
+        "remarks",
+        "again",
+    ):
         assert wanted in anchors
 
 
@@ -115,6 +128,31 @@ def test_rows_without_numbers_are_no_marks(make_run):
 def test_numbers_that_are_none_are_left_out(make_run):
     ledger = make_run(perplexity=float("nan"))
     assert not re.search(r'="-?(nan|inf)', render(ledger))
+
+
+def test_a_pass_that_trained_has_a_curve(make_run):
+    (figure,) = training.losses(make_run())
+    assert figure.title.startswith("Training loss, gptq")
+    drawing = Page(figure.drawing)
+    (label,) = [attributes["aria-label"] for attributes in drawing.all("svg")]
+    assert "500 steps; loss 2.2 at first, 0.654 over the last tenth" in label
+    thin, strong = [attributes["points"].split() for attributes in drawing.all("polyline")]
+    assert len(thin) == training.POINTS
+    assert len(strong) <= 2 * training.POINTS
+    first, last = (float(point.partition(",")[2]) for point in (strong[0], strong[-1]))
+    assert first < last, "heights of an SVG grow downwards, and this loss falls"
+
+
+def test_a_curve_leaves_out_what_is_no_number(make_run):
+    ledger = make_run()
+    ledger.steps[1].losses = [3.0, float("nan"), 2.0, float("inf")]
+    (figure,) = training.losses(ledger)
+    assert "2 are no finite numbers" in figure.drawing
+    assert not re.search(r"(nan|inf)[,\" ]", figure.drawing)
+    ledger.steps[1].losses = [float("nan")] * 3
+    assert "No loss is a finite number" in training.losses(ledger)[0].drawing
+    ledger.steps[1].losses = []
+    assert "Training" not in render(ledger)
 
 
 @dataclass
