@@ -87,7 +87,7 @@ def gate_command(
     if lm_eval and allowed.max_accuracy_drop is None:
         raise InputError("--lm-eval gives accuracies, and no limit is on them.", "Give --max-accuracy-drop.")
     if more["more_samples"]:
-        decision = _decide_with_more((run, base), row, allowed, lm_eval is not None, more)
+        decision = _decide_with_more((run, base), row, allowed, lm_eval, more)
     else:
         decision = _decide((run, base), row, allowed, lm_eval)
     write_reports(decision, junit, markdown)
@@ -119,26 +119,36 @@ def _decide(
 
 
 def _decide_with_more(
-    runs: tuple[Run, Run | None], row: str | None, limits: Limits, has_logs: bool, how: dict[str, Any]
+    runs: tuple[Run, Run | None],
+    row: str | None,
+    limits: Limits,
+    lm_eval: tuple[Path, Path] | None,
+    how: dict[str, Any],
 ) -> Decision:
     """Judge, and measure more text where that cannot tell; `how` has the budget and the place of the model.
 
     Raises:
-        InputError: a limit is on what more text does not tell, or something that was measured is not here any more.
+        InputError: no limit is on what more text tells, or something that was measured is not here any more.
     """
     import tempfile
     import time
 
     from compressor.cli.progress import ConsoleProgress
+    from compressor.gate.evidence import gather
     from compressor.gate.growing import Budget, Growing, until_decided
     from compressor.gate.subject import Subject
+    from compressor.gate.tasks import load_pairs
     from compressor.reopen import Reopened
 
     subject = Subject.choose(*runs, row)
-    if limits.max_latency_increase is not None or not limits.needs_text:
-        raise InputError("--more-samples measures more text, which tells nothing of latency.", "Judge that by itself.")
-    if has_logs or (subject.row.tasks and limits.max_accuracy_drop is not None):
-        raise InputError("--more-samples measures more text, and tasks are judged by all the samples that they have.")
+    tasks = load_pairs(*lm_eval) if lm_eval else []
+    of_text, others = limits.split(has_tasks=bool(tasks or subject.row.tasks))
+    if not of_text.asked:
+        raise InputError(
+            "--more-samples measures more text, and no limit is on what text tells.",
+            "Give --max-perplexity-increase or --max-kl too, or leave out --more-samples.",
+        )
+    standing = gather(subject, others, tasks)
     with tempfile.TemporaryDirectory(prefix="llmc-") as scratch, ConsoleProgress(after=2.0) as progress:
         places = [Path(scratch) / str(number) for number in range(len(runs))]
         growing = [
@@ -146,7 +156,7 @@ def _decide_with_more(
             for run, place in zip(runs, places, strict=True)
             if run is not None
         ]
-        decision = until_decided(growing, limits, Budget(60 * how["budget"], time.monotonic()))
+        decision = until_decided(growing, of_text, Budget(60 * how["budget"], time.monotonic()), standing)
     decision.notes[:0] = subject.notes
     return decision
 

@@ -111,12 +111,17 @@ def load_decision(folder: Path) -> Decision | None:
         raise InputError(f"{file} is not a gate's decision: {error.errors()[0]['msg']}.") from error
 
 
-def decide(evidence: list[Evidence], alpha: float) -> list[Finding]:
-    """The verdict on each metric; the adjustment is for all of them together."""
+def decide(evidence: list[Evidence], alpha: float, whole: float | None = None) -> list[Finding]:
+    """The verdict on each metric; the adjustment is for all of them together.
+
+    Args:
+        whole: of a look at text that grows, which has `alpha`: the alpha of all looks together. A PASS of what does
+            not grow is one claim however often it is repeated, and has all of it.
+    """
     p_values = [_p_value(one) for one in evidence]
     adjusted = holm(p_values)
     return [
-        _finding(one, alpha, p, p_adjusted, len(evidence))
+        _finding(one, alpha, p, p_adjusted, len(evidence), alpha if one.grows else whole or alpha)
         for one, p, p_adjusted in zip(evidence, p_values, adjusted, strict=True)
     ]
 
@@ -131,11 +136,11 @@ def _too_few(one: Evidence) -> bool:
     return one.clusters < FEWEST_CLUSTERS and not isinstance(one.change, MeanChange | PairedProportions)
 
 
-def _finding(one: Evidence, alpha: float, p_value: float, p_adjusted: float, metrics: int) -> Finding:
+def _finding(one: Evidence, alpha: float, p_value: float, p_adjusted: float, metrics: int, of_bounds: float) -> Finding:
     change = lower = upper = reach = None
     if one.change is not None:
         change = float(one.change.value)
-        lower, upper = map(float, one.change.bounds(alpha))
+        lower, upper = map(float, one.change.bounds(of_bounds))
         reach = detectable(one.change, alpha / metrics)
     verdict, reason = _verdict(one, alpha, p_adjusted, upper)
     return Finding(

@@ -44,6 +44,11 @@ class Evidence:
     cluster_unit: str
     broken: str | None = None
 
+    @property
+    def grows(self) -> bool:
+        """Whether more of the text adds to it."""
+        return self.cluster_unit in ("document", "window")
+
     def shown(self, tested: float) -> float:
         """A value on the scale of the test as the change that people mean."""
         return float(np.expm1(min(tested, 700.0))) if self.unit == "share" and np.isfinite(tested) else float(tested)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from compressor.gate.decide import Decision, decide
-from compressor.gate.evidence import gather
+from compressor.gate.evidence import Evidence, gather
 from compressor.gate.limits import Limits
 from compressor.gate.subject import Run, Subject, TokenPairs
 from compressor.gate.tasks import TaskPairs
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Evidence that was measured once, beside a text that grows; `alpha` is that of all looks together."""
+
+    evidence: Sequence[Evidence]
+    alpha: float
 
 
 def gate(
@@ -20,18 +29,24 @@ def gate(
     row: str | None = None,
     tasks: Sequence[TaskPairs] = (),
     base_row: str | None = None,
+    standing: Standing | None = None,
 ) -> Decision:
     """Judge a row of a run against its original, or against a row of a baseline; by task scores too, if given.
 
     Args:
         base_row: name of the baseline's row; None is the row of the same name.
+        standing: is judged beside what the run has of it; see `compressor.gate.growing`.
 
     Raises:
         InputError: what a limit needs was not measured, is not there, or was measured on other data.
     """
     subject = Subject.choose(run, base, row, base_row)
     evidence = gather(subject, limits, tasks)
-    findings = decide(evidence, limits.alpha)
+    if standing is None:
+        findings = decide(evidence, limits.alpha)
+    else:
+        evidence += standing.evidence
+        findings = decide(evidence, limits.alpha, standing.alpha)
     notes = list(subject.notes)
     if any(one.cluster_unit == "window" for one in evidence):
         notes.append(_on_windows(subject.tokens()))

@@ -14,7 +14,7 @@ from compressor.report.svg import WIDTH, Axis, chart, line, number, tag, text
 
 POINTS = 160  # of the thin line: more steps are drawn as means of neighbours
 SHARE = 0.1  # of all steps, over which the strong line is a mean
-LEFT, TOP, BOTTOM = 46, 24, 180  # pixels of the drawing's edges
+LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 18, 24, 180  # pixels of the drawing's edges
 
 CAPTION = (
     "Thin: the loss of every step, or of neighbouring steps together where there are many. Strong: the mean of the "
@@ -41,13 +41,13 @@ def curve(title: str, values: Sequence[float]) -> Markup:
     thin = [(part[:, 0].mean(), part[:, 1].mean()) for part in np.array_split(kept, min(POINTS, len(kept)))]
     every = max(1, len(known) // POINTS)
     strong = [*zip(steps[::every], mean[::every], strict=True), (steps[-1], mean[-1])]
-    x = Axis(1, max(len(values), 2), LEFT, WIDTH - 8)
+    x = Axis(1, max(len(values), 2), LEFT, RIGHT)
     y = Axis.over([value for _, value in (*thin, *strong)], BOTTOM, TOP)
-    parts = [line(LEFT, y.at(tick), WIDTH - 8, y.at(tick), "grid") for tick in y.ticks()]
+    parts = [line(LEFT, y.at(tick), RIGHT, y.at(tick), "grid") for tick in y.ticks()]
     parts += [text(LEFT - 6, y.at(tick) + 4, number(tick), "tick", "end") for tick in y.ticks()]
     whole = [tick for tick in x.ticks() if tick == int(tick)]
     parts += [text(x.at(tick), BOTTOM + 15, number(tick), "tick", "middle") for tick in whole]
-    parts += [text((LEFT + WIDTH) / 2, BOTTOM + 32, "step", "axis", "middle"), text(2, 14, "loss in nats", "axis")]
+    parts += [text((LEFT + RIGHT) / 2, BOTTOM + 32, "step", "axis", "middle"), text(2, 14, "loss in nats", "axis")]
     for points, name in ((thin, "each"), (strong, "mean")):
         path = " ".join(f"{x.at(step):.1f},{y.at(value):.1f}" for step, value in points)
         parts.append(tag("polyline", points=path, class_=name))

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from compressor.gate.decide import Decision, decide
+from compressor.gate.evidence import Evidence
 from compressor.gate.growing import GROWTH, spent
-from compressor.gate.statistics import ClusteredChange
+from compressor.gate.statistics import ClusteredChange, MeanChange
 from compressor.ledger import load_ledger
 
 ALPHA = 0.05
@@ -58,6 +60,49 @@ def test_what_is_there_is_found_in_the_end():
     _, failed = growing(4, 0.028, SPENT)
     assert passed > 0.8
     assert failed > 0.8
+
+
+# ---- beside what does not grow
+
+PARTS = 500  # trials, each of which goes through all of the decision
+LATENCY_LIMIT = 0.05
+
+
+def evidence(values, limit, unit):
+    """Changes of documents, or log ratios of times, as a gate has them."""
+    change = MeanChange(values.mean(), values.std(ddof=1) / np.sqrt(len(values)), len(values) - 1)
+    return Evidence(unit, unit, "nats", None, 0.0, change, limit, len(values), len(values), unit)
+
+
+def beside(seed, worse, slower):
+    """Shares of (PASS, FAIL) of a text that grows, limit 0.02, and 10 repeats that were timed once, limit 0.05."""
+    draw, verdicts = np.random.default_rng(seed), []
+    for _ in range(PARTS):
+        documents, times = draw.normal(worse, 0.05, LOOKS[-1]), draw.normal(slower, 0.03, 10)
+        standing = evidence(times, LATENCY_LIMIT, "repeat, in turns")
+        found = "INCONCLUSIVE"
+        for count, alpha in zip(LOOKS, SPENT, strict=True):
+            findings = decide([evidence(documents[:count], 0.02, "document"), standing], alpha, ALPHA)
+            found = str(Decision("", "", "", alpha, findings).verdict)
+            if found != "INCONCLUSIVE":
+                break
+        verdicts.append(found)
+    return verdicts.count("PASS") / PARTS, verdicts.count("FAIL") / PARTS
+
+
+def test_times_beside_a_growing_text_make_no_more_wrong_verdicts():
+    bound = ALPHA + 3 * (ALPHA * (1 - ALPHA) / PARTS) ** 0.5
+    assert beside(1, 0.0, LATENCY_LIMIT)[0] < bound, "a PASS, and they are as slow as the limit says"
+    assert beside(2, 0.02, 0.0)[0] < bound, "a PASS, and the text is as much worse as its limit says"
+    passed, failed = beside(3, 0.02, LATENCY_LIMIT)
+    assert passed < bound
+    assert failed < bound, "a FAIL, and both are just within their limits"
+
+
+def test_times_beside_a_growing_text_are_found():
+    assert beside(4, 0.0, 0.0)[0] > 0.8
+    assert beside(5, 0.0, 0.12)[1] > 0.8
+    assert beside(6, 0.04, 0.0)[1] > 0.8
 
 
 # ---- the command
@@ -133,9 +178,52 @@ def test_more_windows_are_measured_as_the_first_ones_were(llmc, run, tmp_path, t
     assert found.kl.to_numpy() == pytest.approx(expected.kl.to_numpy(), abs=1e-5)
 
 
-def test_what_more_text_does_not_tell_is_refused(llmc, run, tmp_path):
-    code, said = decided(llmc, run, "0.1", "--max-latency-increase", "5%")
-    assert (code, "tells nothing of latency" in said) == (2, True)
+def test_times_and_tasks_are_judged_beside_it_as_they_were_measured(llmc, run, tmp_path):
+    (tmp_path / "mood.jsonl").write_text('{"text": "one red tea", "label": 1}\n' * 30)
+    task = "kind: classification\ndata: mood.jsonl\nprompt: '{{ text }} is'\nanswer: label\nchoices: [' sky', ' two']\n"
+    (tmp_path / "mood.yaml").write_text(task)
+    assert llmc("score", run, "--task", tmp_path / "mood.yaml")[0] == 0
+    generous = ("--max-latency-increase", "100000%", "--max-accuracy-drop", "99%")
+    code, found = decided(llmc, run, kl(run) * 1.03, *generous)
+    text, *others = found["findings"]
+    assert text["samples"] > 24 * 15
+    assert [one["metric"] for one in others] == ["task:mood", "ttft", "itl"]
+    assert [one["samples"] for one in others] == [30, 5, 5]
+    assert {one["verdict"] for one in others} == {"PASS"}
+    assert code == found["exit_code"]
+
+
+def test_text_is_not_measured_for_what_it_does_not_tell(llmc, run):
+    code, found = decided(llmc, run, kl(run) * 3, "--max-latency-increase", "0%")
+    others = {one["verdict"] for one in found["findings"][1:]}
+    assert found["findings"][0]["verdict"] == "PASS"
+    assert found["findings"][0]["samples"] == 24 * 15
+    if "FAIL" not in others:
+        assert "The text has told what it can; what is open was measured apart from it." in found["notes"]
+    code, _, said = llmc("gate", run, "--max-latency-increase", "5%", "--more-samples")
+    assert (code, "no limit is on what text tells" in said) == (2, True)
+
+
+def test_a_baseline_grows_with_it(llmc, run, tmp_path):
+    base, small = tmp_path / "base", ("--eval-length", 16, "--prompt", 4, "--output-tokens", 2)
+    words = ("-t", "onnx-int4", "--pass", "rtn:group_size=64", "--eval", tmp_path / "eval.txt", *small)
+    code, _, said = llmc("compress", load_ledger(run).model, *words, "-o", base)
+    assert code == 0, said
+    kept = (base / "ledger.json").read_bytes()
+    grown = ("--more-samples", "--json", "--against", base)
+    code, shown, said = llmc("gate", run, "--max-perplexity-increase", "0.01%", *grown, "--budget", 1)
+    found = json.loads(shown)
+    (finding,) = found["findings"]
+    assert found["against"] == f"onnx-int4 of {base}/more-samples"
+    assert (base / "ledger.json").read_bytes() == kept
+    ours, theirs = load_ledger(run / "more-samples"), load_ledger(base / "more-samples")
+    assert ours.texts["evaluation"].digest == theirs.texts["evaluation"].digest
+    assert finding["samples"] == theirs.steps[1].samples.count
+    assert np.log(finding["before"]) == pytest.approx(np.log(theirs.steps[1].quality.perplexity.value), abs=1e-4)
+    assert code == found["exit_code"]
+
+
+def test_a_text_that_changed_is_refused(llmc, run, tmp_path):
     (tmp_path / "eval.txt").write_text("another text " * 3000)
     code, said = decided(llmc, run, "0.1")
     assert (code, "is another now" in said) == (2, True)
