@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +25,8 @@ from compressor.measure.torch_session import TorchSession
 from compressor.pass_ import Progress
 from compressor.recipe import MeasureSection
 from compressor.target import Session
+from compressor.tasks.scoring import Prompter
+from compressor.tasks.task import LoadedTask
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Standard:
         scratch: folder for the original's hidden states.
         origins: number of the document of each token, int32 [windows, length]; None for running text.
         tokenizer: to show what models write; None leaves it out.
+        tasks: that the original and the artifact are asked; `prompter` makes their prompts, None without tasks.
     """
 
     original: Checkpoint
@@ -46,6 +49,8 @@ class Standard:
     progress: Progress
     origins: np.ndarray | None = None
     tokenizer: Decodes | None = None
+    tasks: Sequence[LoadedTask] = ()
+    prompter: Prompter | None = None
 
     def __post_init__(self) -> None:
         longest = self.settings.latency.prompt + self.settings.latency.output
@@ -64,7 +69,8 @@ class Standard:
     def key(self) -> str:
         """Digest of what decides a measurement, apart from the thing measured."""
         tokens = None if self.tokens is None else sha256(self.tokens.numpy().tobytes()).hexdigest()
-        measured = {"settings": self.settings.model_dump(), "tokens": tokens, "original": self.original.digest}
+        settings = self.settings.model_dump(exclude={"tasks"})  # which have digests of their own
+        measured = {"settings": settings, "tokens": tokens, "original": self.original.digest}
         if self.origins is not None:
             measured["origins"] = sha256(self.origins.tobytes()).hexdigest()
         return digest_json(measured)

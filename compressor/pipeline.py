@@ -15,11 +15,14 @@ from compressor.files import TEMPORARY_PREFIX, remove_leftovers
 from compressor.ledger import LEDGER_FILE, STEPS_FOLDER, Ledger, runs_in
 from compressor.measure.samples import SAMPLES_FOLDER
 from compressor.pass_ import Progress
-from compressor.plan import Plan, check_gate, original_of
+from compressor.plan import Plan, check_gate, original_of, tasks_of
 from compressor.recipe import Recipe
 from compressor.run import Run, Shared
 from compressor.source import Source, open_model
 from compressor.steps import Steps, step_names
+from compressor.tasks.scoring import Prompter
+from compressor.tasks.scoring import check as check_task
+from compressor.tasks.task import LoadedTask
 from compressor.texts import RunTexts, Texts
 from compressor.tokenizer import load_tokenizer
 
@@ -46,12 +49,13 @@ def execute(recipes: Sequence[Recipe], settings: RunSettings, texts: Texts, prog
     folders = run_folders(recipes, settings.out)
     for recipe in recipes:
         check_gate(recipe, recipe.build_target())
+    tasks = tasks_of(recipes[0])
     _check_output(settings, folders)
     with _scratch(settings.out, folders) as scratch:
         with _refusable(settings.out):
             source = _open_source(recipes[0], settings, progress)
             plans = [Plan.of(recipe, source.checkpoint, settings.allow_pickle) for recipe in recipes]
-            shared = _prepare(plans, source, settings, texts, scratch, progress)
+            shared = _prepare(plans, source, settings, texts, tasks, scratch, progress)
         ledgers = []
         for number, (plan, names) in enumerate(zip(plans, step_names(plans), strict=True)):
             out = folders[number]
@@ -78,17 +82,27 @@ def _open_source(recipe: Recipe, settings: RunSettings, progress: Progress) -> S
 
 
 def _prepare(
-    plans: Sequence[Plan], source: Source, settings: RunSettings, texts: Texts, scratch: Path, progress: Progress
+    plans: Sequence[Plan],
+    source: Source,
+    settings: RunSettings,
+    texts: Texts,
+    tasks: Sequence[LoadedTask],
+    scratch: Path,
+    progress: Progress,
 ) -> Shared:
     """Load the texts, and set up what every row is measured with."""
     checkpoint, recipe = source.checkpoint, plans[0].recipe
     tokenizer = load_tokenizer(checkpoint.root, trust_remote_code=settings.trust_remote_code)
+    prompter = Prompter.of(tokenizer, checkpoint.root, checkpoint.architecture) if tasks else None
+    for task in tasks:
+        assert prompter is not None
+        check_task(task, prompter)
     loaded = RunTexts.load(plans, checkpoint, tokenizer, texts, progress)
     original = original_of(checkpoint, plans[0].passes)  # passes that change it are the same for all targets
     judged = loaded.evaluation
     tokens = None if judged is None else judged.tokens
     origins = None if judged is None or judged.origins is None else judged.origins.int().numpy()
-    standard = Standard(original, tokens, recipe.measure, scratch, progress, origins, tokenizer)
+    standard = Standard(original, tokens, recipe.measure, scratch, progress, origins, tokenizer, tasks, prompter)
     steps = Steps(settings.out / STEPS_FOLDER, loaded.calibration, original, recipe.seed, progress)
     return Shared(source, loaded, steps, standard)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from compressor import layout
 from compressor.architecture import Architecture
@@ -13,6 +14,7 @@ from compressor.pass_ import Need, Pass
 from compressor.quantized import Scheme
 from compressor.recipe import Recipe
 from compressor.target import Target
+from compressor.tasks.task import LoadedTask, load_tasks
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,17 @@ def original_of(checkpoint: Checkpoint, passes: Sequence[Pass]) -> Checkpoint:
     return checkpoint
 
 
+def tasks_of(recipe: Recipe) -> list[LoadedTask]:
+    """The tasks that a recipe asks.
+
+    Raises:
+        InputError: one cannot be read, or measuring is switched off.
+    """
+    if recipe.measure.tasks and recipe.measure.effort == "none":
+        raise InputError("There are tasks to score, and measuring is switched off.", "Leave out --measure none.")
+    return load_tasks([Path(name) for name in recipe.measure.tasks])
+
+
 def check_gate(recipe: Recipe, target: Target) -> None:
     """See that what the recipe's gate needs will be measured.
 
@@ -72,7 +85,7 @@ def check_gate(recipe: Recipe, target: Target) -> None:
         raise InputError("The recipe's gate has no limit.", "Give max_perplexity_increase, for example.")
     if measure.effort == "none":
         raise InputError("The recipe has a gate, and measuring is switched off.", "Leave out --measure none.")
-    if limits.needs_text and measure.texts is None:
+    if limits.split(has_tasks=bool(measure.tasks))[0].asked and measure.texts is None:
         raise InputError(
             "The recipe has a gate on accuracy, and no held-out text to measure it on.", "Give --eval TEXT."
         )

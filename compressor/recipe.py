@@ -51,9 +51,14 @@ class LatencySection(_Section):
 
 
 class MeasureSection(_Section):
-    """Held-out text and the workload. `effort`: quick takes at most 24 windows, full all of the text."""
+    """Held-out text, tasks and the workload. `effort`: quick takes at most 24 windows, full all of the text.
+
+    Attributes:
+        tasks: files that the original and the artifact are asked; see `compressor.tasks`.
+    """
 
     texts: str | None = None
+    tasks: list[str] = []
     length: int = Field(512, ge=8)
     effort: Literal["quick", "full", "none"] = "quick"
     latency: LatencySection = LatencySection()

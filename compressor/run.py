@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from compressor.errors import InputError, RunError
 from compressor.evaluator import Evaluator, Standard
 from compressor.files import write_whole
 from compressor.ledger import Ledger, StepRecord, environment
+from compressor.measure.answers import CheckpointAnswerer, SessionAnswerer
 from compressor.measure.zeros import share_of_zeros
 from compressor.plan import Plan, check_plan, has_rounded_linears
+from compressor.probe import open_session
 from compressor.shipment import Shipment
 from compressor.source import Source
 from compressor.steps import Steps
+from compressor.target import Artifact
+from compressor.tasks.ask import ask
 from compressor.texts import RunTexts
 
 BASE = "base, without the adapter"
@@ -67,6 +72,7 @@ class Run:
             self.ledger.artifact = shipment.make()
             for row in shipment.measure():
                 self._add(row)
+        self._ask_tasks(final)
         return self.ledger
 
     def _start_ledger(self) -> None:
@@ -113,6 +119,20 @@ class Run:
             check_plan(final, [], self.plan.target)
         except InputError as error:
             raise RunError(str(error), "The steps are kept; another target may take them.") from error
+
+    def _ask_tasks(self, final: Checkpoint) -> None:
+        """Ask the original, and the artifact in its runtime or where that is not here the last step."""
+        standard, target, rows = self.shared.standard, self.plan.target, self.ledger.steps
+        if standard.prompter is None:
+            return
+        asking = partial(ask, self.out, self.ledger, tasks=standard.tasks, prompter=standard.prompter)
+        asking = partial(asking, progress=standard.progress)
+        asking(rows[0], answerer=lambda: CheckpointAnswerer(standard.original))
+        if target.why_not_run() is None:
+            artifact = Artifact(self.out / "artifact", target.name)
+            asking(rows[-1], answerer=lambda: SessionAnswerer(open_session(target, artifact)))
+        elif steps := [row for row in rows[1:-1] if ", " not in row.name]:
+            asking(steps[-1], answerer=lambda: CheckpointAnswerer(final))
 
     def _record(self, fresh: StepRecord, checkpoint: Checkpoint) -> None:
         self._measured(self.earlier.take(fresh), checkpoint)

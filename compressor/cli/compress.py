@@ -71,6 +71,13 @@ if TYPE_CHECKING:
 @click.option(
     "--eval", "evaluation", metavar="TEXT", help="Held-out text to judge by; the same kinds as --calibration."
 )
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    metavar="FILE",
+    help="A task to score the original and the artifact on; repeatable.",
+)
 @click.option("--eval-length", type=click.IntRange(8), help="Tokens of an evaluation window.  [default: 512]")
 @click.option(
     "--measure",

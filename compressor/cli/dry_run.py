@@ -25,13 +25,14 @@ def show_plans(recipes: Sequence[Recipe], options: Mapping[str, Any], as_json: b
 
     from compressor.cli.progress import ConsoleProgress
     from compressor.cli.texts import RecipeTexts
-    from compressor.plan import Plan, check_gate
+    from compressor.plan import Plan, check_gate, tasks_of
     from compressor.source import open_model
     from compressor.texts import RunTexts
     from compressor.tokenizer import load_tokenizer
 
     for recipe in recipes:
         check_gate(recipe, recipe.build_target())
+    tasks_of(recipes[0])
     with tempfile.TemporaryDirectory() as scratch, ConsoleProgress() as progress:
         source = open_model(
             recipes[0].model,

@@ -67,6 +67,7 @@ def _given(model: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     latency = {"batch": list(options["batch"]) or None, "prompt": options["prompt"], "output": options["output_tokens"]}
     measure = {
         "texts": options["evaluation"],
+        "tasks": list(options["tasks"]) or None,
         "length": options["eval_length"],
         "effort": options["measure"],
         "latency": _set(latency) or None,

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from compressor.measure.statistics import Estimate
     from compressor.pass_ import Progress
     from compressor.reopen import Reopened
-    from compressor.tasks.scoring import Prompter
     from compressor.tasks.task import LoadedTask
 
 
@@ -46,10 +45,9 @@ def score_command(
     from compressor.cli import emit_json
     from compressor.cli.progress import ConsoleProgress
     from compressor.ledger import LEDGER_FILE, one_of_the_runs_in
-    from compressor.tasks.task import load_task
+    from compressor.tasks.task import load_tasks
 
-    loaded = [load_task(path) for path in tasks]
-    _check_names(loaded)
+    loaded = load_tasks(tasks)
     if model.is_dir() and (hint := one_of_the_runs_in(model)) and not (model / LEDGER_FILE).is_file():
         from compressor.errors import InputError
 
@@ -68,23 +66,16 @@ def score_command(
 Found = dict[str, dict[str, "dict[str, Estimate]"]]  # metrics by row and task
 
 
-def _check_names(loaded: Sequence[LoadedTask]) -> None:
-    from compressor.errors import InputError
-
-    names = [one.name for one in loaded]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"Two tasks are called {twice}.", "`task:` in the file gives another name.")
-
-
 def _score_run(
     path: Path, loaded: Sequence[LoadedTask], names: Sequence[str], model: str | None, progress: Progress
 ) -> Found:
     import tempfile
+    from functools import partial
 
     from compressor.gate.subject import ORIGINAL, Run
     from compressor.reopen import Reopened
     from compressor.report.files import write_reports
+    from compressor.tasks.ask import ask
     from compressor.tasks.scoring import Prompter
     from compressor.tokenizer import load_tokenizer
 
@@ -95,29 +86,13 @@ def _score_run(
         original = reopened.original()
         prompter = Prompter.of(load_tokenizer(original.root), original.root, original.architecture)
         for row in rows:
-            _score_row(reopened, row, loaded, prompter)
+            ask(run.folder, run.ledger, row, loaded, prompter, progress, partial(_answerer, reopened, row))
     write_reports(run.folder)
     return {row.name: {one.name: one.metrics for one in row.tasks if one.name in _names(loaded)} for row in rows}
 
 
 def _names(loaded: Sequence[LoadedTask]) -> set[str]:
     return {one.name for one in loaded}
-
-
-def _score_row(reopened: Reopened, row: StepRecord, loaded: Sequence[LoadedTask], prompter: Prompter) -> None:
-    """Ask a row what it has not been asked yet, and save the ledger after every task."""
-    from compressor.tasks.keep import has_scores, keep
-    from compressor.tasks.scoring import score
-
-    run = reopened.run
-    missing = [task for task in loaded if not has_scores(run.folder, row, task)]
-    if not missing:
-        return
-    with closing(_answerer(reopened, row)) as answerer:
-        for task in missing:
-            scores = score(task, answerer, prompter, _report(reopened.progress, f"asking {row.name} {task.name}"))
-            keep(run.folder, row, task, scores, answerer.runtime)
-            run.ledger.save(run.folder)
 
 
 def _answerer(reopened: Reopened, row: StepRecord) -> Answerer:

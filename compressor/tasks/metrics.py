@@ -19,6 +19,19 @@ ROUGES = ("rouge1", "rouge2", "rougeL")
 NORMAL_95 = 1.96
 
 
+def check_installed(kind: str) -> None:
+    """See that what computes the metrics of a kind of task is here.
+
+    Raises:
+        MissingExtra: it is not.
+    """
+    if kind == "classification":
+        _scikit_learn("f1_score")
+    elif kind == "generation":
+        rouge([], [])
+        _bleu()
+
+
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1 where it equals an answer after SQuAD's normalization (Rajpurkar et al. 2016), else 0."""
     from transformers.data.metrics.squad_metrics import compute_exact

@@ -110,11 +110,33 @@ def score(loaded: LoadedTask, answerer: Answerer, prompter: Prompter, progress: 
     return _generated(loaded, answerer, prompter, progress)
 
 
+def check(loaded: LoadedTask, prompter: Prompter) -> None:
+    """See that a task can be asked, before there is anything to ask.
+
+    Raises:
+        InputError: a sample does not fit the model, or a package for the metrics is missing.
+    """
+    metrics.check_installed(loaded.task.kind)
+    if isinstance(loaded.task, Classification):
+        _continuations(loaded.task, loaded.samples, prompter)
+    else:
+        _prompts(loaded, prompter)
+
+
+def _continuations(task: Classification, samples: Sequence[Sample], prompter: Prompter) -> list[Continuation]:
+    return [prompter.continuation(task, sample, choice) for sample in samples for choice in task.choices]
+
+
+def _prompts(loaded: LoadedTask, prompter: Prompter) -> list[list[int]]:
+    task = loaded.task
+    assert not isinstance(task, Classification)
+    return [prompter.prompt(task, sample, task.max_tokens) for sample in loaded.samples]
+
+
 def _classified(
     task: Classification, samples: Sequence[Sample], answerer: Answerer, prompter: Prompter, progress: Report
 ) -> Scores:
-    texts = [prompter.continuation(task, sample, choice) for sample in samples for choice in task.choices]
-    found = answerer.likelihoods(texts, progress)
+    found = answerer.likelihoods(_continuations(task, samples, prompter), progress)
     likelihoods = np.array([one.total for one in found]).reshape(len(samples), len(task.choices))
     if task.normalize:
         likelihoods /= [len(choice.encode()) for choice in task.choices]
@@ -136,7 +158,7 @@ def _generated(loaded: LoadedTask, answerer: Answerer, prompter: Prompter, progr
     task = loaded.task
     assert not isinstance(task, Classification)
     predictions = []
-    prompts = [prompter.prompt(task, sample, task.max_tokens) for sample in loaded.samples]
+    prompts = _prompts(loaded, prompter)
     writer = Writer(prompter.tokenizer, prompter.ends, tuple(task.stop))
     for number, prompt in enumerate(prompts, start=1):
         tokens = answerer.generate(prompt, task.max_tokens, writer.ended)

@@ -6,7 +6,7 @@ Templates are Jinja's, as in chat templates and in lm-evaluation-harness; `answe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -119,6 +119,20 @@ def load_task(path: Path) -> LoadedTask:
         raise InputError(f"{data} has no samples.")
     plain = task.model_dump(mode="json", exclude={"data", "samples"})
     return LoadedTask(task, samples, digest_json({"task": plain, "samples": [vars(one) for one in samples]}))
+
+
+def load_tasks(paths: Sequence[Path]) -> list[LoadedTask]:
+    """Read several, which have names of their own.
+
+    Raises:
+        InputError: as above, or two are called the same.
+    """
+    loaded = [load_task(path) for path in paths]
+    names = [one.name for one in loaded]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"Two tasks are called {twice}.", "`task:` in the file gives another name.")
+    return loaded
 
 
 def _read(path: Path) -> Task:

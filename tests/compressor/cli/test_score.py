@@ -65,6 +65,41 @@ def test_what_was_asked_is_not_asked_again(llmc, run, tasks, monkeypatch):
     assert (run / "ledger.json").read_text() == before
 
 
+def test_a_run_scores_tasks_itself(llmc, tiny_model, tmp_path, tasks):
+    model, out = tiny_model("llama"), tmp_path / "scored"
+    small = ("--pass", "rtn:group_size=32", "--prompt", 8, "--output-tokens", 2, "-o", out)
+    code, _, said = llmc("compress", model, "-t", "onnx-int4", "-t", "vllm-int4", *tasks, *small)
+    assert code == 0, said
+    rows = {row.name: row for row in load_ledger(out / "onnx-int4").steps}
+    other = {row.name: row for row in load_ledger(out / "vllm-int4").steps}
+    asked = {name: [task.name for task in row.tasks] for name, row in rows.items() if row.tasks}
+    assert asked == {"original": ["mood", "q"], "onnx-int4": ["mood", "q"]}
+    assert rows["onnx-int4"].tasks[0].runtime.startswith("onnxruntime")
+    assert [task.name for task in other["rtn:group_size=32"].tasks] == ["mood", "q"], "vLLM is not here"
+    assert other["original"].tasks == rows["original"].tasks
+    assert "mood" in (out / "onnx-int4" / "report.html").read_text()
+    before = rows["onnx-int4"].tasks
+    assert llmc("score", out / "onnx-int4", *tasks)[0] == 0
+    assert {row.name: row for row in load_ledger(out / "onnx-int4").steps}["onnx-int4"].tasks == before
+    assert llmc("gate", out / "onnx-int4", "--max-accuracy-drop", "99%")[0] == 3, "q has six samples"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--measure", "none"], "There are tasks to score, and measuring is switched off."),
+        ([], "Line 1 has 600 tokens and 4 to be generated, and the model's context is 512."),
+    ],
+)
+def test_a_run_refuses_a_task_that_it_cannot_ask_before_any_work(llmc, tiny_model, tmp_path, tasks, words, sentence):
+    (tmp_path / "q.jsonl").write_text(json.dumps({"q": "x" * 600, "a": "y"}) + "\n")
+    out = tmp_path / "scored"
+    code, _, said = llmc("compress", tiny_model("llama"), "-t", "hf", "--pass", "rtn", *tasks, *words, "-o", out)
+    assert code == 2
+    assert sentence in said
+    assert not out.exists()
+
+
 def test_a_step_is_a_row_and_a_folder(llmc, run, tasks):
     code, shown, said = llmc("score", run, *tasks[:2], "--row", "rtn:group_size=32", "--json")
     assert code == 0, said
