@@ -129,27 +129,42 @@ def test_a_gate_that_cannot_decide_is_refused_before_any_work(llmc, tiny_model, 
     assert not (tmp_path / "out").exists()
 
 
+def _run_action(folder, given, llmc):
+    """The action's own step in bash, as GitHub runs it; `llmc` is the line of a shell script of this name."""
+    action = yaml.safe_load((ROOT / ".github/actions/llmc-gate/action.yml").read_text())
+    (step,) = [step for step in action["runs"]["steps"] if step.get("id") == "gate"]
+    defaults = {name: str(one.get("default", "")) for name, one in action["inputs"].items()}
+    inputs = {f"${{{{ inputs.{name} }}}}": value for name, value in (defaults | given).items()}
+    environment = {name: inputs[value] for name, value in step["env"].items()}
+    (folder / "llmc").write_text(f"#!/bin/sh\n{llmc}\n")
+    (folder / "llmc").chmod(0o755)
+    environment |= {"PATH": f"{folder}:{os.environ['PATH']}", "GITHUB_OUTPUT": str(folder / "o"),
+                    "GITHUB_STEP_SUMMARY": str(folder / "summary"), "PYTHONPATH": str(ROOT)}  # fmt: skip
+    words = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+    return subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_action_gives_every_input_to_llmc(tmp_path):
+    options = {"against": "a b", "row": "r", "max-perplexity-increase": "1%", "max-accuracy-drop": "2%",
+               "max-latency-increase": "3%", "max-kl": "0.1", "alpha": "0.01", "budget": "5"}  # fmt: skip
+    given = options | {"ledger": "out", "more-samples": "true"}
+    found = _run_action(tmp_path, given, 'printf "%s\\n" "$@" > words; echo PASS > llmc-gate/gate.md')
+    assert found.returncode == 0, found.stderr
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words[:6] == ["gate", "--json", "--junit", "llmc-gate/gate.xml", "--markdown", "llmc-gate/gate.md"]
+    assert words[6:-3] == [word for name, value in options.items() for word in (f"--{name}", value)]
+    assert words[-3:] == ["--more-samples", "--", "out"]
+
+
 @pytest.mark.parametrize(
     ("worse", "inconclusive", "code", "verdict"),
     [(0.0, "fail", 0, "PASS"), (0.08, "fail", 1, "FAIL"), (0.0198, "fail", 3, "INCONCLUSIVE"),
      (0.0198, "pass", 0, "INCONCLUSIVE"), (None, "fail", 2, None)],
 )  # fmt: skip
 def test_the_action_stops_a_job_with_the_verdict(run, tmp_path, worse, inconclusive, code, verdict, scores):
-    action = yaml.safe_load((ROOT / ".github/actions/llmc-gate/action.yml").read_text())
-    (step,) = [step for step in action["runs"]["steps"] if step.get("id") == "gate"]
     out = "no-such-run" if worse is None else run(found=scores(worse))
     given = {"ledger": str(out), "max-perplexity-increase": "2%", "inconclusive": inconclusive}
-    defaults = {name: str(one.get("default", "")) for name, one in action["inputs"].items()}
-    inputs = {f"${{{{ inputs.{name} }}}}": value for name, value in (defaults | given).items()}
-    environment = {name: inputs[value] for name, value in step["env"].items()}
-    (tmp_path / "llmc").write_text(
-        f'#!/bin/sh\nexec {sys.executable} -c "from compressor.cli import main; main()" "$@"\n'
-    )
-    (tmp_path / "llmc").chmod(0o755)
-    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GITHUB_OUTPUT": str(tmp_path / "o"),
-                    "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"), "PYTHONPATH": str(ROOT)}  # fmt: skip
-    words = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
-    found = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    found = _run_action(tmp_path, given, f'exec {sys.executable} -c "from compressor.cli import main; main()" "$@"')
     assert found.returncode == code, found.stderr
     if verdict is None:
         assert "There is no ledger" in found.stderr
