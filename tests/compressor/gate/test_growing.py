@@ -64,7 +64,7 @@ def test_what_is_there_is_found_in_the_end():
 
 # ---- beside what does not grow
 
-PARTS = 500  # trials, each of which goes through all of the decision
+PARTS = 300  # trials, each of which goes through all of the decision
 LATENCY_LIMIT = 0.05
 
 
@@ -183,6 +183,10 @@ def test_times_and_tasks_are_judged_beside_it_as_they_were_measured(llmc, run, t
     task = "kind: classification\ndata: mood.jsonl\nprompt: '{{ text }} is'\nanswer: label\nchoices: [' sky', ' two']\n"
     (tmp_path / "mood.yaml").write_text(task)
     assert llmc("score", run, "--task", tmp_path / "mood.yaml")[0] == 0
+    code, found = decided(llmc, run, kl(run) * 3, "--max-accuracy-drop", "0.1%")
+    assert [one["verdict"] for one in found["findings"]] == ["PASS", "INCONCLUSIVE"]
+    assert found["findings"][0]["samples"] == 24 * 15, "more text would tell nothing of the task"
+    assert "The text has told what it can; what is open was measured apart from it." in found["notes"]
     generous = ("--max-latency-increase", "100000%", "--max-accuracy-drop", "99%")
     code, found = decided(llmc, run, kl(run) * 1.03, *generous)
     text, *others = found["findings"]
@@ -191,17 +195,6 @@ def test_times_and_tasks_are_judged_beside_it_as_they_were_measured(llmc, run, t
     assert [one["samples"] for one in others] == [30, 5, 5]
     assert {one["verdict"] for one in others} == {"PASS"}
     assert code == found["exit_code"]
-
-
-def test_text_is_not_measured_for_what_it_does_not_tell(llmc, run):
-    code, found = decided(llmc, run, kl(run) * 3, "--max-latency-increase", "0%")
-    others = {one["verdict"] for one in found["findings"][1:]}
-    assert found["findings"][0]["verdict"] == "PASS"
-    assert found["findings"][0]["samples"] == 24 * 15
-    if "FAIL" not in others:
-        assert "The text has told what it can; what is open was measured apart from it." in found["notes"]
-    code, _, said = llmc("gate", run, "--max-latency-increase", "5%", "--more-samples")
-    assert (code, "no limit is on what text tells" in said) == (2, True)
 
 
 def test_a_baseline_grows_with_it(llmc, run, tmp_path):
@@ -223,7 +216,9 @@ def test_a_baseline_grows_with_it(llmc, run, tmp_path):
     assert code == found["exit_code"]
 
 
-def test_a_text_that_changed_is_refused(llmc, run, tmp_path):
+def test_what_more_text_does_not_tell_is_refused(llmc, run, tmp_path):
+    code, _, said = llmc("gate", run, "--max-latency-increase", "5%", "--more-samples")
+    assert (code, "no limit is on what text tells" in said) == (2, True)
     (tmp_path / "eval.txt").write_text("another text " * 3000)
     code, said = decided(llmc, run, "0.1")
     assert (code, "is another now" in said) == (2, True)
