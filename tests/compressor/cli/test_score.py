@@ -60,7 +60,7 @@ def test_answers_are_kept_beside_the_ledger_and_judged_in_pairs(llmc, run, tasks
 def test_what_was_asked_is_not_asked_again(llmc, run, tasks, monkeypatch):
     assert llmc("score", run, *tasks)[0] == 0
     before = (run / "ledger.json").read_text()
-    monkeypatch.setattr("compressor.tasks.scoring.score", None)
+    monkeypatch.setattr("compressor.tasks.ask.score", None)
     assert llmc("score", run, *tasks)[0] == 0
     assert (run / "ledger.json").read_text() == before
 
@@ -80,7 +80,7 @@ def test_a_run_scores_tasks_itself(llmc, tiny_model, tmp_path, tasks, monkeypatc
     assert "q exact match" in (out / "onnx-int4" / "report.html").read_text()
     code, shown, _ = llmc("gate", out / "onnx-int4", "--max-accuracy-drop", "99%", "--json")
     assert [one["metric"] for one in json.loads(shown)["findings"]] == ["task:q", "task:q:f1"]
-    monkeypatch.setattr("compressor.tasks.scoring.score", None)
+    monkeypatch.setattr("compressor.tasks.ask.score", None)
     assert llmc("score", out / "onnx-int4", *task)[0] == 0, "it has been asked"
 
 
