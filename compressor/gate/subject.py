@@ -72,8 +72,9 @@ class Run:
         text = self.ledger.texts.get("evaluation")
         # None at all is told when they are read.
         if text is not None and 0 < tokens < text.windows * (text.length - 1):
+            why = f": {row.not_run}" if row.not_run else ""
             raise InputError(
-                f"{row.name!r} of {self.file} was judged on a part of the text only: {row.not_run}.",
+                f"{row.name!r} of {self.file} was judged on a part of the text only{why}.",
                 "`llmc compress --resume` measures it again.",
             )
 
@@ -191,6 +192,10 @@ class Subject:
                 "The ledger keeps no times of single repeats: it is of an earlier version.",
                 "Measure again: `llmc compress --resume` with another --output-tokens.",
             )
+        for one in (one for pair in pairs for one in (pair.before, pair.after)):
+            times = np.array([one.repeats[name] for name in ("ttft_ms", "itl_ms")])
+            if not (np.isfinite(times) & (times > 0)).all():
+                raise InputError(f"{self.row.name!r} or {self.against} has times that are no positive numbers.")
         return pairs
 
     def _same_runtime(self) -> StepRecord:

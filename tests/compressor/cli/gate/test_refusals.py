@@ -90,3 +90,20 @@ def test_nothing_was_measured(llmc, run, edit):
     code, _, err = llmc("gate", out, "--row", "onnx-int4", PERPLEXITY, "2%")
     assert code == 2
     assert "was not measured" in err
+
+
+@pytest.mark.parametrize("time", [float("nan"), 0.0, float("inf")])
+def test_times_that_are_none(llmc, run, edit, time):
+    out = run()
+    edit(out, lambda ledger: ledger.steps[1].latency[0].repeats["itl_ms"].__setitem__(2, time))
+    code, _, err = llmc("gate", out, "--max-latency-increase", "5%")
+    assert code == 2
+    assert "has times that are no positive numbers" in err
+
+
+def test_a_row_that_was_judged_on_a_part_of_the_text(llmc, run, edit):
+    out = run()
+    edit(out, lambda ledger: setattr(ledger.texts["evaluation"], "windows", 41))
+    code, _, err = llmc("gate", out, PERPLEXITY, "2%")
+    assert code == 2
+    assert "was judged on a part of the text only." in err
