@@ -94,7 +94,9 @@ def test_a_run_scores_tasks_itself(llmc, tiny_model, tmp_path, tasks, monkeypatc
 def test_a_run_refuses_a_task_that_it_cannot_ask_before_any_work(llmc, tiny_model, tmp_path, tasks, words, sentence):
     (tmp_path / "q.jsonl").write_text(json.dumps({"q": "x" * 600, "a": "y"}) + "\n")
     out = tmp_path / "scored"
-    code, _, said = llmc("compress", tiny_model("llama"), "-t", "hf", "--pass", "rtn", *tasks, *words, "-o", out)
+    code, _, said = llmc(
+        "compress", tiny_model("llama"), "-t", "hf", "--pass", "rtn:group_size=32", *tasks, *words, "-o", out
+    )
     assert code == 2
     assert sentence in said
     assert not out.exists()
