@@ -119,11 +119,11 @@ def value_rows(folder: Path, base: Path, group_size: int) -> Iterator[Row]:
     yield label + "with AWQ, next to the float model's", outcome, read < 1.2 * own
 
 
-def export(folder: Path, base: Path, recipe: str, dtype: str, group_size: int) -> Path:
-    """The folder that ModelOpt writes for `base`."""
+def export(folder: Path, base: Path, recipe: str, dtype: str, group_size: int, tokens: Path | None = None) -> Path:
+    """The folder that ModelOpt writes for `base`, its logits beside it; those of the file, if `tokens` are given."""
     out = folder / f"{recipe}-{dtype}-{group_size}"
-    options = ("--recipe", recipe, "--dtype", dtype, "--group-size", group_size, "--tokens", base / "tokens")
-    MODELOPT.run("export", base, out, *options)
+    options = ["--recipe", recipe, "--dtype", dtype, "--group-size", group_size, "--tokens", tokens or base / "tokens"]
+    MODELOPT.run("export", base, out, *options, *([] if tokens is None else ["--fused"]))
     return out
 
 

@@ -142,7 +142,14 @@ class Checkpoint:
 
     def scales(self, layer: str) -> torch.Tensor:
         """The scales of a quantized layer alone, float32, in the shape that they are stored in; not of NF4."""
-        name = f"{layer}.{layout.SCALE}"
+        return self._part(layer, layout.SCALE)
+
+    def input_factors(self, layer: str) -> torch.Tensor:
+        """What the inputs of a layer are multiplied by, alone: float32 [in_features]."""
+        return self._part(layer, "input_factors")
+
+    def _part(self, layer: str, suffix: str) -> torch.Tensor:
+        name = f"{layer}.{suffix}"
         return read_tensors(self.root, self.tensors, [name])[name].float()
 
     def rewrite(

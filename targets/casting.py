@@ -60,18 +60,38 @@ def float_problems(
 
 def scale_problems(checkpoint: Checkpoint, held_in: torch.dtype, remedy: str) -> Iterator[str]:
     """Which layer that is quantized already has scales that a dtype would round; the first of them."""
+    for layer in layers_with_other_scales(checkpoint, held_in):
+        yield f"The scales of {layer} are not exact in {dtype_name(held_in)}, in which they are held. {remedy}"
+        return
+
+
+def layers_with_other_scales(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[str]:
+    """The layers, quantized already, of which a dtype does not hold all scales as they are."""
     for layer, scheme in checkpoint.schemes.items():
-        if scheme.kind in ("nf4", "nvfp4"):
-            continue
-        scales = checkpoint.scales(layer)
-        if not torch.equal(scales.to(held_in).float(), scales):
-            yield f"The scales of {layer} are not exact in {dtype_name(held_in)}, in which they are held. {remedy}"
+        if scheme.kind not in ("nf4", "nvfp4") and not _is_exact(checkpoint.scales(layer), dtype):
+            yield layer
+
+
+def factor_problems(checkpoint: Checkpoint, held_in: torch.dtype, remedy: str) -> Iterator[str]:
+    """Which layer has factors of its inputs that a dtype would round; the first of them."""
+    for layer, scheme in checkpoint.schemes.items():
+        factors = checkpoint.input_factors(layer) if scheme.input_factors else None
+        if factors is not None and not _is_exact(factors, held_in):
+            yield (
+                f"The factors of the inputs of {layer} are not exact in {dtype_name(held_in)}, in which they are held. "
+                f"{remedy}"
+            )
             return
 
 
 def other_dtype(dtype: torch.dtype) -> str:
     """What to try where scales are not exact in one of the two 16-bit dtypes."""
-    return f"Try dtype={'float16' if dtype == torch.bfloat16 else 'bfloat16'}, or the target hf."
+    return f"Try dtype={dtype_name(other_half(dtype))}, or the target hf."
+
+
+def other_half(dtype: torch.dtype) -> torch.dtype:
+    """float16 for bfloat16, and the other way round."""
+    return torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
 
 
 def float16_scales(layer: str, weight: QuantizedWeight) -> torch.Tensor:
@@ -88,6 +108,10 @@ def float16_scales(layer: str, weight: QuantizedWeight) -> torch.Tensor:
             "The target hf keeps them, and so does quantizing the float checkpoint with llmc, whose scales fit.",
         )
     return narrow
+
+
+def _is_exact(values: torch.Tensor, dtype: torch.dtype) -> bool:
+    return torch.equal(values.to(dtype).float(), values)
 
 
 def _overflow(name: str, tensor: torch.Tensor, served: torch.Tensor) -> str | None:

@@ -23,8 +23,14 @@ def pack(source: Path, out: Path) -> None:
     save_file(packed, out)
 
 
-def export(model_folder: Path, out: Path, recipe: str, dtype: str, group_size: int, tokens_file: Path) -> None:
-    """Quantize a model with one of ModelOpt's recipes, export it, and leave its quantized logits beside the folder."""
+def export(
+    model_folder: Path, out: Path, recipe: str, dtype: str, group_size: int, tokens_file: Path, fused: bool
+) -> None:
+    """Quantize a model with one of ModelOpt's recipes, export it, and leave its quantized logits beside the folder.
+
+    The exporter rounds layers anew that a runtime fuses; `fused` takes the logits after that, so that they are those
+    of what is written.
+    """
     import copy
 
     import modelopt.torch.quantization as mtq
@@ -39,6 +45,12 @@ def export(model_folder: Path, out: Path, recipe: str, dtype: str, group_size: i
     config = copy.deepcopy(getattr(mtq, recipe))
     _set_block_size(config, group_size)
     mtq.quantize(model, config, forward_loop=lambda quantizing: quantizing(tokens))
+    if fused:
+        from modelopt.torch.export import unified_export_hf
+
+        with torch.inference_mode():
+            unified_export_hf.requantize_resmooth_fused_llm_layers(model)
+        unified_export_hf.requantize_resmooth_fused_llm_layers = lambda model: None  # is done
     with torch.no_grad():
         logits = model(tokens).logits.float().contiguous()
     with torch.inference_mode():
@@ -152,6 +164,7 @@ def main() -> None:
     exporting.add_argument("--dtype", required=True)
     exporting.add_argument("--group-size", type=int, required=True)
     exporting.add_argument("--tokens", type=Path, required=True)
+    exporting.add_argument("--fused", action="store_true")
     numbers = verbs.add_parser("export-numbers")
     numbers.add_argument("cases", type=Path)
     numbers.add_argument("--tokens", type=Path, required=True)
@@ -164,7 +177,7 @@ def main() -> None:
     elif given.verb == "export-numbers":
         export_numbers(given.cases, given.tokens)
     else:
-        export(given.model, given.out, given.recipe, given.dtype, given.group_size, given.tokens)
+        export(given.model, given.out, given.recipe, given.dtype, given.group_size, given.tokens, given.fused)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -94,22 +94,31 @@ class PackedFolder:
         Raises:
             InputError: a tensor is damaged, or a layer is stored in a way that cannot be held.
         """
-        for weights, scales in self._blocks():
+        for weights in self._blocks():
             for name, weight in weights.items():
                 check_reciprocals(name, weight)
-            yield fold(weights, scales, self.architecture)
+            folded = fold(weights, self.architecture) if self.factors == "folded" else None
+            yield weights if folded is None else folded
 
     def dequantized_blocks(self) -> Iterator[dict[str, Weight]]:
         """The same with the values of quantized weights, float32, in their place, and no scales of a cache."""
-        for weights, scales in self._blocks():
+        for weights in self._blocks():
             yield {
-                name: _value(weight, scales.get(name.removesuffix(".weight")))
+                name: weight if isinstance(weight, torch.Tensor) else weight.dequantize()
                 for name, weight in weights.items()
                 if name not in self._cache_scales
             }
 
-    def _blocks(self) -> Iterator[tuple[dict[str, Weight], dict[str, torch.Tensor]]]:
-        """The weights of each block, and by what the inputs of its layers are multiplied, float32 [in_features]."""
+    @cached_property
+    def factors(self) -> Literal["none", "folded", "held"]:
+        """What becomes of factors of inputs: folded into the layers before where all of them can be, exactly."""
+        named = [name for name in self.tensors if name.endswith(f".{ACTIVATION_SCALE}")]
+        if all(bool((scale == 1).all()) for scale in read_tensors(self.root, self.tensors, named).values()):
+            return "none"
+        return "held" if any(fold(weights, self.architecture) is None for weights in self._blocks()) else "folded"
+
+    def _blocks(self) -> Iterator[dict[str, Weight]]:
+        """The weights of each block as they are stored, factors of their inputs among them."""
         names = self._parameters()
         for block in self.architecture.block_names:
             prefixes = self.architecture.modules.prefixes(block)
@@ -120,15 +129,10 @@ class PackedFolder:
         names += self._cache_scales
         return names if "lm_head.weight" in names or "lm_head" not in self.schemes else [*names, "lm_head.weight"]
 
-    def _read(self, parameters: list[str]) -> tuple[dict[str, Weight], dict[str, torch.Tensor]]:
+    def _read(self, parameters: list[str]) -> dict[str, Weight]:
         stored = {name: list(self._stored(name)) for name in parameters}
         raw = read_tensors(self.root, self.tensors, [part for parts in stored.values() for part in parts])
-        scales = {
-            name.removesuffix(f".{ACTIVATION_SCALE}"): tensor.float()
-            for name, tensor in raw.items()
-            if name.endswith(f".{ACTIVATION_SCALE}")
-        }
-        return {name: self._assemble(name, parts, raw) for name, parts in stored.items()}, scales
+        return {name: self._assemble(name, parts, raw) for name, parts in stored.items()}
 
     def _assemble(self, parameter: str, stored: list[str], raw: Mapping[str, torch.Tensor]) -> Weight:
         if parameter in self._cache_scales:
@@ -190,13 +194,6 @@ class PackedFolder:
 def is_prequantized(root: Path) -> bool:
     """Whether a model folder says that it is quantized in one of these layouts."""
     return read_settings(root).get("quant_method") in LAYOUTS
-
-
-def _value(weight: Weight, scale: torch.Tensor | None) -> torch.Tensor:
-    """What a layer multiplies its inputs by, the factors of these included."""
-    if isinstance(weight, torch.Tensor):
-        return weight
-    return weight.dequantize() if scale is None else weight.dequantize() * scale
 
 
 def _layout(root: Path, settings: Mapping[str, Any]) -> Layout:

@@ -27,8 +27,7 @@ def import_prequantized(root: Path, out: Path, progress: Progress, dequantize: b
         InputError: the folder cannot be read, or `out` holds something else.
     """
     folder = PackedFolder.open(root).settled()
-    kept = f"re-laid from {folder.layout} to compressed-tensors; integers, zero points and scales are unchanged"
-    sentence = f"dequantized from {folder.layout} to float32, {DEQUANTIZED}" if dequantize else kept
+    sentence = f"dequantized from {folder.layout} to float32, {DEQUANTIZED}" if dequantize else _kept(folder)
     described = [name for name in CONFIGS if (root / name).is_file()]
     kind = f"{folder.layout}, dequantized" if dequantize else str(folder.layout)
     provenance = {"import": kind, "files": digest_files(root, [*described, *folder.shards])}
@@ -43,6 +42,16 @@ def import_prequantized(root: Path, out: Path, progress: Progress, dequantize: b
         dtype=folder.dtype,
     )
     return checkpoint, sentence
+
+
+def _kept(folder: PackedFolder) -> str:
+    re_laid = f"re-laid from {folder.layout} to compressed-tensors; "
+    if folder.factors == "folded":
+        return re_laid + (
+            "integers are unchanged, and so are scales but for those into which pre_quant_scale is folded, exactly"
+        )
+    held = "; pre_quant_scale, which cannot be folded exactly, is held beside them" if folder.factors == "held" else ""
+    return f"{re_laid}integers, zero points and scales are unchanged{held}"
 
 
 def _counted(folder: PackedFolder, dequantize: bool, progress: Progress) -> Iterator[Mapping[str, Weight]]:

@@ -7,7 +7,7 @@
     NVFP4, W4A16_NVFP4          `weight` uint8 [N, K/2], `weight_scale` e4m3 [N, K/16], `weight_scale_2` a number,
                                 and of the first `input_scale`, a number
 
-int4 scales are [N, K/g]. `pre_quant_scale` [K] multiplies the layer's inputs; see folding.py.
+int4 scales are [N, K/g]. `pre_quant_scale` [K] multiplies the layer's inputs.
 Sources: NVIDIA/Model-Optimizer, modelopt/torch/export/quant_utils.py and convert_hf_config.py;
 NVIDIA/TensorRT-LLM, tensorrt_llm/quantization/modelopt_config.py.
 """
@@ -15,7 +15,7 @@ NVIDIA/TensorRT-LLM, tensorrt_llm/quantization/modelopt_config.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -111,7 +111,13 @@ class ModelOptLayout:
         return {ACTIVATION_SCALE: Part((in_features,), HALVES)}
 
     def decode(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
-        """The weight that `parts` store, the scales of its inputs left out."""
+        """The weight that `parts` store."""
+        weight, factors = self._decode_core(parts, scheme), parts.get(ACTIVATION_SCALE)
+        if factors is None or bool((factors == 1).all()):
+            return weight
+        return replace(weight, scheme=replace(scheme, input_factors=True), input_factors=factors.float())
+
+    def _decode_core(self, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
         inputs = parts[INPUT_SCALE].float().reshape(()) if _is_static(scheme) else None
         if scheme.kind == "nvfp4":
             return _nvfp4(parts, scheme, inputs)

@@ -170,6 +170,8 @@ class Decoder:
     def _quantized_linear(self, matrix: Matrix, features: str) -> str:
         scheme, weight = matrix.scheme, matrix.weight
         assert scheme is not None
+        if matrix.factors:
+            features = self._nodes.add("Mul", [features, matrix.factors], matrix.name + "/inputs")
         product = self._nodes.add(
             "MatMulNBits",
             [features, weight + ".codes", weight + ".scales", _zero_points(matrix), "", matrix.bias],

@@ -37,6 +37,7 @@ class Matrix:
         scheme: how it is quantized; None is not at all.
         ranks: of the factors of each part, beside the matrix or in its place; empty is none.
         has_base: there is a matrix, and not factors alone.
+        has_factors: features are multiplied by numbers of their own before they meet the matrix.
         bias: name of the bias, or "".
         dtype: what it, or its factors, are stored in where they are not quantized.
         is_looked_up: it is the embedding.
@@ -54,11 +55,17 @@ class Matrix:
     is_multiplied: bool = True
     ranks: tuple[int, ...] = ()
     has_base: bool = True
+    has_factors: bool = False
 
     @property
     def weight(self) -> str:
         """Name of the weight; a quantized one is stored under it with a suffix each."""
         return self.name + ".weight"
+
+    @property
+    def factors(self) -> str:
+        """Name of what the inputs are multiplied by, or ""."""
+        return self.name + ".input_factors" if self.has_factors else ""
 
     @property
     def block(self) -> int:
@@ -100,7 +107,10 @@ class Plan:
         return cls(checkpoint.architecture, checkpoint.schemes, dtypes, compute)
 
     def block(self, index: int) -> dict[str, Matrix]:
-        """Matrices of decoder block `index` by their name within it, q, k and v in one if they share a scheme."""
+        """Matrices of decoder block `index` by their name within it, q, k and v in one if they share a scheme.
+
+        Those whose inputs are multiplied stay apart, for each has factors of its own.
+        """
         attention, prefix = self.architecture.modules.attention, self.architecture.modules.block(index)
         shapes = self.architecture.block_linears(index)
         first = tuple(prefix + name for name in attention.first)
@@ -130,7 +140,8 @@ class Plan:
         """Whether linears can be packed into one: of one scheme, all or none with factors beside."""
         schemes = [self.schemes.get(name) for name in linears]
         kinds = {(scheme.core, scheme.rank > 0) if scheme else None for scheme in schemes}
-        return len(linears) == 1 or (len(kinds) == 1 and not any(map(_is_low_rank, schemes)))
+        apart = any(_is_low_rank(scheme) or (scheme is not None and scheme.input_factors) for scheme in schemes)
+        return len(linears) == 1 or (len(kinds) == 1 and not apart)
 
     def _matrix(self, name: str, parts: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: str = "") -> Matrix:
         schemes = [self.schemes.get(part) for part in parts]
@@ -139,7 +150,10 @@ class Plan:
         scheme = schemes[0].core if schemes[0] and has_base else None
         stored = [part + (LOW_RANK_PARTS[0] if ranks else ".weight") for part in parts]
         dtype = self._stored_dtype(stored)
-        return Matrix(name, parts, rows, columns, scheme, bias, dtype, ranks=ranks, has_base=has_base)
+        factors = bool(schemes[0] and schemes[0].input_factors)
+        return Matrix(
+            name, parts, rows, columns, scheme, bias, dtype, ranks=ranks, has_base=has_base, has_factors=factors
+        )
 
     def _stored_dtype(self, tensors: list[str]) -> torch.dtype:
         """A float32 graph keeps what has 16 bits in the checkpoint as it is, and widens it when it is loaded."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -108,13 +108,34 @@ class _Folder:
             return
         inputs = dict(zip(INPUTS[node.op_type], node.input, strict=False))
         arrays = {slot: self._load(used).numpy() for slot, used in inputs.items() if used in self.stored}
-        weight = PROBES[node.op_type].of(node, arrays).recover()
+        weight = self._multiplied(node, PROBES[node.op_type].of(node, arrays).recover())
         parts = _split_quantized(self.architecture, name.rpartition(".")[0], weight)
         for place, (part, rows) in enumerate(parts):
             branch = self._branches.get(part.removesuffix(".weight"))
             yield part, rows if branch is None else rows.beside(self._beside(node, branch, place))
         if "bias" in arrays:
             yield from _split_rows(self.architecture, inputs["bias"], torch.from_numpy(arrays["bias"]))
+
+    def _multiplied(self, node: NodeProto, weight: QuantizedWeight) -> QuantizedWeight:
+        """The weight with what its inputs are multiplied by."""
+        _, factors = self._inputs(node)
+        if not factors:
+            return weight
+        scheme = replace(weight.scheme, input_factors=True)
+        return replace(weight, scheme=scheme, input_factors=self._load(factors))
+
+    def _inputs(self, node: NodeProto) -> tuple[str, str]:
+        """What a product reads, and the stored tensor that it is multiplied by before, or ""."""
+        maker = self._makers.get(node.input[0])
+        if maker is None or maker.op_type != "Mul":
+            return node.input[0], ""
+        features, factors = maker.input
+        is_stored = factors in self.stored and bool(self.stored[factors].external_data)
+        return (features, factors) if is_stored else (node.input[0], "")
+
+    @cached_property
+    def _makers(self) -> dict[str, NodeProto]:
+        return {output: node for node in self.graph.node for output in node.output}
 
     def factored(self) -> Iterator[tuple[str, Weight]]:
         """Linears that are factors alone."""
@@ -136,7 +157,7 @@ class _Folder:
         Raises:
             RunError: the graph does not add their product to what that node makes of the same features.
         """
-        if (branch.features, branch.added_to, branch.place) != (node.input[0], node.output[0], place):
+        if (branch.features, branch.added_to, branch.place) != (self._inputs(node)[0], node.output[0], place):
             raise RunError(f"The graph does not add the factors of {node.name} to what it makes of the same features.")
         return self._low_rank(branch)
 
@@ -169,7 +190,7 @@ def load(root: Path, tensor: TensorProto) -> torch.Tensor:
 
 def _fingerprint(weight: QuantizedWeight) -> bytes:
     digest = hashlib.sha256()
-    for part in (weight.codes, weight.scales, weight.zero_points):
+    for part in (weight.codes, weight.scales, weight.zero_points, weight.input_factors):
         digest.update(b"" if part is None else part.numpy().data)
     return digest.digest()
 
@@ -179,7 +200,11 @@ def _split_quantized(
 ) -> Iterator[tuple[str, QuantizedWeight]]:
     for part, rows in _parts(architecture, name):
         points = None if weight.zero_points is None else weight.zero_points[rows]
-        yield part, QuantizedWeight(weight.codes[rows], weight.scales[rows], points, weight.scheme)
+        factors = weight.input_factors
+        yield (
+            part,
+            QuantizedWeight(weight.codes[rows], weight.scales[rows], points, weight.scheme, input_factors=factors),
+        )
 
 
 def _split_rows(architecture: Architecture, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, Weight]]:

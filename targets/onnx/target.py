@@ -119,6 +119,7 @@ class OnnxFp16(_Float):
 class _Quantized(_Onnx):
     baseline = "onnx-fp32"
     holds_quantized_embedding = True
+    holds = frozenset({"rank", "input_factors"})
     bits: ClassVar[int]
     beside: ClassVar[tuple[str, ...]] = ()  # kinds that some layers may have, next to others of its own bits
 

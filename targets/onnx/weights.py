@@ -117,7 +117,8 @@ def _write_float(data: DataFile, name: str, dtype: torch.dtype, parts: list[Weig
 
 
 def _write_quantized(data: DataFile, matrix: Matrix, scheme: Scheme, parts: list[QuantizedWeight]) -> None:
-    """Write codes uint8 [N, blocks, block * bits / 8], scales float32 [N, blocks], zero points uint8 [N, ...].
+    """Write codes uint8 [N, blocks, block * bits / 8], scales float32 [N, blocks], zero points uint8 [N, ...], and
+    float32 [K] that multiplies the inputs.
 
     The codes of an embedding are uint8 [N, K * bits / 8], and a head that is tied to it has the same bytes as codes of
     its own. Layout: MatMulNBits and GatherBlockQuantized in microsoft/onnxruntime, docs/ContribOperators.md.
@@ -134,6 +135,9 @@ def _write_quantized(data: DataFile, matrix: Matrix, scheme: Scheme, parts: list
     data.write(views, torch.uint8, packed)
     scales = (_over_blocks(part.scales, blocks) for part in parts)
     data.write({matrix.weight + ".scales": (rows, blocks)}, torch.float32, scales)
+    for part in parts:
+        if part.input_factors is not None:
+            data.write({matrix.factors: (matrix.columns,)}, torch.float32, [part.input_factors])
     if scheme.symmetric:
         return  # the kernel's own zero point is the middle
     row_bytes = -(-blocks * bits // 8)

@@ -48,7 +48,8 @@ def stored_linear(layer: str, weight: QuantizedWeight, dtype: torch.dtype) -> di
     """The tensors, by full name, of a linear that is served in `dtype`."""
     parts = _stored_parts(weight)
     if weight.scheme.kind == "int4" and layer.endswith(UNFUSED):
-        parts["pre_quant_scale"] = torch.ones(weight.codes.shape[1], dtype=dtype)
+        factors = weight.input_factors
+        parts["pre_quant_scale"] = torch.ones(weight.codes.shape[1]).to(dtype) if factors is None else factors.to(dtype)
     if weight.input_scale is not None:
         parts["input_scale"] = weight.input_scale
     # Layers may share the very tensor of a scale, which a shard does not store twice.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +98,7 @@ def decode_e2m1(packed: np.ndarray) -> np.ndarray:
 
 
 def read_folder(root: Path) -> Iterator[tuple[str, Weight]]:
-    """Every weight of the folder by its parameter name, one at a time; pre_quant_scale is read apart."""
+    """Every weight of the folder by its parameter name, one at a time."""
     headers = _all_headers(root)
     for name, header in headers.items():
         layer, _, part = name.rpartition(".")
@@ -124,6 +124,15 @@ def _all_headers(root: Path) -> dict[str, Header]:
 
 
 def _quantized(parts: Mapping[str, Header]) -> QuantizedWeight:
+    weight = _matrix(parts)
+    factors = parts["pre_quant_scale"].numbers() if "pre_quant_scale" in parts else np.ones(1, np.float32)
+    if (factors == 1).all():
+        return weight
+    scheme = replace(weight.scheme, input_factors=True)
+    return replace(weight, scheme=scheme, input_factors=torch.from_numpy(factors))
+
+
+def _matrix(parts: Mapping[str, Header]) -> QuantizedWeight:
     weight, scale = parts["weight"], parts["weight_scale"]
     inputs = torch.from_numpy(parts["input_scale"].numbers()).reshape(()) if "input_scale" in parts else None
     if scale.dtype == FP8:

@@ -7,7 +7,7 @@ by a reader written from the layout's text (reader.py).
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +21,14 @@ from compressor.families import CACHE_SCALES
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact
-from targets.casting import Caster
+from targets.casting import (
+    Caster,
+    cast_dtype,
+    dtype_name,
+    factor_problems,
+    layers_with_other_scales,
+    other_half,
+)
 from targets.refusals import refusals
 from targets.served import ServedFolder
 from targets.serving import length_option
@@ -29,7 +36,7 @@ from targets.tensorrt_llm import algorithms
 from targets.tensorrt_llm.algorithms import RUNTIME, UNFUSED
 from targets.tensorrt_llm.config import write_config
 from targets.tensorrt_llm.fusing import check_fused
-from targets.tensorrt_llm.reader import read_activation_scales, read_folder
+from targets.tensorrt_llm.reader import read_folder
 from targets.tensorrt_llm.rules import check_loadable
 
 SERVING_OPTIONS = "--host 0.0.0.0 --port 8000 --tp_size 1 --max_batch_size 8 --max_num_tokens 8192"
@@ -63,6 +70,7 @@ class _TensorRTLLM(ServedFolder):
     runtime = "TensorRT-LLM >= 1.2"
     reader = "unpacker written from the layout's text (numpy)"
     rules = "TensorRT-LLM's loader, as modelled here, would take it"
+    scales_are_served_in_dtype = False  # its folders hold float32; the loader casts those of integers, see below
 
     def problems(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> list[str]:
         inner = {name: scheme for name, scheme in schemes.items() if name != "lm_head"}
@@ -75,10 +83,20 @@ class _TensorRTLLM(ServedFolder):
             return [f"{scheme.kind} is not what this target holds; {self.preset[0]} works, or the target {other}"]
 
         found = refusals(RUNTIME, reasons, architecture, inner)
-        found += [*_model_problems(architecture), *_stacked_problems(architecture, inner)]
+        found += [*_model_problems(architecture), *_stacked_problems(architecture, inner), *_factor_problems(inner)]
         if "lm_head" in schemes:
             found.append(f"lm_head: {RUNTIME} serves no quantized head; lm_head=false works.")
         return found
+
+    def value_problems(self, checkpoint: Checkpoint, floats: Sequence[str]) -> Iterable[str]:
+        yield from super().value_problems(checkpoint, floats)
+        dtype = cast_dtype(self.dtype, checkpoint.dtype)
+        other = other_half(dtype)
+        works = f"dtype={dtype_name(other)} works."
+        # Where neither dtype holds them, as of most folders that ModelOpt makes, the loader rounds them in any case.
+        if (rounded := _rounded_scales(checkpoint, dtype)) and not _rounded_scales(checkpoint, other):
+            yield f"The scales of {rounded[0]} are not exact in {dtype_name(dtype)}, in which they are served. {works}"
+        yield from factor_problems(checkpoint, dtype, works)
 
     def stored_linear(self, layer: str, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         return algorithms.stored_linear(layer, weight, dtype)
@@ -100,9 +118,14 @@ class _TensorRTLLM(ServedFolder):
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         notes = super().lower(checkpoint, out, progress)
         _refuse_unloadable(out)
-        ones = sum(name.endswith(UNFUSED) for name, scheme in checkpoint.schemes.items() if scheme.kind == "int4")
+        unfused = [one for name, one in checkpoint.schemes.items() if one.kind == "int4" and name.endswith(UNFUSED)]
+        ones = sum(not scheme.input_factors for scheme in unfused)
         if ones:
             notes.append(f"{ones} activation scales of ones added, which {RUNTIME} wants on o_proj and down_proj")
+        served = cast_dtype(self.dtype, checkpoint.dtype)
+        if rounded := len(_rounded_scales(checkpoint, served)):
+            inexact = f"the scales of {rounded} layers are not exact in {dtype_name(served)}"
+            notes.append(f"{inexact}; they are stored as they are, and {RUNTIME} casts them when it loads them")
         return [*notes, CACHE_NOTE] if checkpoint.kv_cache else notes
 
     def expected(self, name: str, weight: Weight, architecture: Architecture) -> Weight:
@@ -111,10 +134,7 @@ class _TensorRTLLM(ServedFolder):
         return super().expected(name, weight, architecture)
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
-        for layer, scales in read_activation_scales(artifact.root):
-            if not bool((scales == 1).all()):
-                raise RunError(f"The activation scale of {layer} is not ones, so its weight is not what was lowered.")
-        yield from read_folder(artifact.root)
+        return read_folder(artifact.root)
 
     def broken_rules(self, artifact: Artifact) -> list[str]:
         return check_loadable(artifact.root)
@@ -135,6 +155,7 @@ class TrtInt4(_TensorRTLLM):
     summary = "int4 weights for TensorRT-LLM (ModelOpt unified checkpoint, W4A16_AWQ)"
     kind = "int4"
     beside = ("int8", "fp8")
+    holds = frozenset({"input_factors"})
 
 
 @dataclass(frozen=True)
@@ -205,6 +226,18 @@ def _model_problems(architecture: Architecture) -> Iterator[str]:
         yield f"{RUNTIME} leaves out the soft-capping of logits; the target vllm-int4 works."
     elif architecture.norm_shift and architecture.qkv_bias:
         yield f"{RUNTIME} gives the attention of a {architecture.class_name} no biases; the target vllm-int4 works."
+
+
+def _rounded_scales(checkpoint: Checkpoint, dtype: torch.dtype) -> list[str]:
+    """The layers whose scales the loader rounds, since it casts those of integers to the dtype of the model."""
+    return [one for one in layers_with_other_scales(checkpoint, dtype) if checkpoint.schemes[one].type == "int"]
+
+
+def _factor_problems(schemes: Mapping[str, Scheme]) -> Iterator[str]:
+    for name, scheme in schemes.items():
+        if scheme.input_factors and not (scheme.kind == "int4" and name.endswith(UNFUSED)):
+            yield f"{name}: {RUNTIME} multiplies inputs (pre_quant_scale) of int4 o_proj and down_proj only."
+            return
 
 
 def _stacked_problems(architecture: Architecture, schemes: Mapping[str, Scheme]) -> Iterator[str]:

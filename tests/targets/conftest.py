@@ -6,6 +6,7 @@ Models and step folders are made once and shared between tests, which only read 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,26 @@ def _rewrite(
         return block.with_weights(changed)
 
     return Checkpoint.open(root).rewrite(out, edit, {"pass": "rtn"})
+
+
+@pytest.fixture
+def multiplied(tmp_path: Path) -> Callable[..., Checkpoint]:
+    """`multiplied(checkpoint, endings)`: quantized layers whose names end so multiply their inputs, in bfloat16."""
+
+    def make(checkpoint: Checkpoint, *endings: str) -> Checkpoint:
+        def edit(block: Block) -> Block:
+            changed: dict[str, Any] = {}
+            for name, weight in block.weights.items():
+                if name.removesuffix(".weight").endswith(endings) and isinstance(weight, QuantizedWeight):
+                    factors = (torch.rand(weight.codes.shape[1], generator=generator) + 0.5).bfloat16().float()
+                    scheme = replace(weight.scheme, input_factors=True)
+                    changed[name] = replace(weight, scheme=scheme, input_factors=factors)
+            return block.with_weights(changed)
+
+        generator = torch.Generator().manual_seed(0)
+        return checkpoint.rewrite(tmp_path / f"multiplied-{len(list(tmp_path.iterdir()))}", edit, {})
+
+    return make
 
 
 @pytest.fixture

@@ -198,7 +198,9 @@ def test_exact_factors_go_into_the_layer_before(modelopt, take):
     """Query heads 0 and 1 read the values of head 0, and their inputs 0 to 15 are its rows."""
     heads = [2.0, 0.5, 1.5] + 13 * [1.0]
     root, numbers = modelopt(extra=ones(DOWN, 128, (4.0, 0.25, 1.25)) | ones(OUT, 64, heads + heads))
-    checkpoint = take(root).checkpoint
+    source = take(root)
+    assert source.imported.endswith("so are scales but for those into which pre_quant_scale is folded, exactly")
+    checkpoint = source.checkpoint
     assert_holds(checkpoint, numbers, but=(UP, V))
     for layer, factors in ((UP, (4.0, 0.25, 1.25)), (V, (2.0, 0.5, 1.5))):
         codes, scales = numbers[layer]
@@ -219,23 +221,32 @@ def test_a_folded_model_computes_what_the_folder_means(modelopt, take, tmp_path)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("scales", "message"),
-    [
-        (ones(OUT, 64, [2.0] * 8), "scaled otherwise in query heads that read the same values"),
-        (ones(UP, 64, [2.0]), "no layer before takes these factors"),
-        (
-            {f"{DOWN}.pre_quant_scale": torch.full((128,), 1 / 3)},
-            f"cannot be folded into {UP}.weight without rounding its scales again",
-        ),
-    ],
-)
-def test_factors_that_cannot_be_folded(modelopt, take, tmp_path, scales, message):
+CANNOT_BE_FOLDED = {
+    "query heads that read the same values differ": ones(OUT, 64, [2.0] * 8),
+    "no layer before": ones(UP, 64, [2.0]),
+    "scales of up_proj would be rounded": {f"{DOWN}.pre_quant_scale": torch.full((128,), 1 / 3)},
+}
+
+
+@pytest.mark.parametrize("scales", CANNOT_BE_FOLDED.values(), ids=CANNOT_BE_FOLDED)
+def test_factors_that_cannot_be_folded_are_held(modelopt, take, tmp_path, scales):
+    foldable = ones(DOWN.replace("1", "0"), 128, (4.0, 0.25))
+    root, numbers = modelopt(extra=scales | foldable)
+    source = take(root)
+    assert source.imported.endswith("pre_quant_scale, which cannot be folded exactly, is held beside them")
+    assert_holds(source.checkpoint, numbers)
+    for name, stored in (scales | foldable).items():  # all of them are held where one has to be
+        layer = name.removesuffix(".pre_quant_scale")
+        assert source.checkpoint.schemes[layer] == Scheme(4, 32, input_factors=True)
+        assert torch.equal(read(source.checkpoint, layer).input_factors, stored.float())
+        assert torch.equal(source.checkpoint.input_factors(layer), stored.float())
+    assert sum(scheme.input_factors for scheme in source.checkpoint.schemes.values()) == 2
+    assert take(root).imported == source.imported  # found again
+
+
+@pytest.mark.parametrize("scales", CANNOT_BE_FOLDED.values(), ids=CANNOT_BE_FOLDED)
+def test_requantize_takes_factors_into_the_values(modelopt, take, scales):
     root, numbers = modelopt(extra=scales)
-    with pytest.raises(InputError, match=message) as refusal:
-        take(root)
-    assert "--requantize" in refusal.value.hint
-    assert not (tmp_path / "import").exists()
     source = take(root, requantize=True)
     assert source.imported.startswith("dequantized from ModelOpt to float32, as --requantize asks")
     ((name, factors),) = scales.items()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import RunError
+from compressor.plan import check_plan
 from compressor.quantized import Scheme
 from compressor.target import Target
 from targets.onnx.plan import block_size
@@ -40,6 +43,26 @@ def test_shipped_level_is_close(tiny_model, quantize, lower, wanted, computed, t
 def test_read_back_is_bit_for_bit(tiny_model, quantize, lower, verified, family, scheme):
     checkpoint, target = quantize(tiny_model(family), scheme), TARGETS[scheme.bits]
     assert verified(target, lower(target, checkpoint)[0], checkpoint).mismatches == []
+
+
+@pytest.mark.parametrize("endings", [("o_proj", "down_proj"), ("q_proj", "k_proj", "v_proj", "up_proj")], ids=str)
+@pytest.mark.parametrize("scheme", [Scheme(4, 32), Scheme(8, None, symmetric=False)], ids=str)
+def test_inputs_are_multiplied_by_their_factors(tiny_model, quantize, multiplied, assert_exact, scheme, endings):
+    checkpoint = multiplied(quantize(tiny_model("llama"), scheme), *endings)
+    target = replace(TARGETS[scheme.bits], **({"accuracy_level": 0} if scheme.bits == 4 else {}))
+    check_plan(checkpoint, [], target)
+    assert_exact(target, checkpoint)
+
+
+def test_a_changed_factor_is_found(tiny_model, quantize, multiplied, lower, verified):
+    checkpoint = multiplied(quantize(tiny_model("llama"), Scheme(4, 32)), "down_proj")
+    artifact, _ = lower(OnnxInt4(), checkpoint)
+    name = "model.layers.1.mlp.down_proj.input_factors"
+    place = next(one for one in OnnxInt4().stored_tensors(artifact) if one.name == name)
+    content = bytearray((artifact.root / place.file).read_bytes())
+    content[place.end - 1] ^= 1
+    (artifact.root / place.file).write_bytes(content)
+    assert verified(OnnxInt4(), artifact, checkpoint).mismatches == ["model.layers.1.mlp.down_proj.weight"]
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])

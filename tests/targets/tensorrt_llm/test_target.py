@@ -1,6 +1,8 @@
 """trt-int4: the folder, its read-back, and what is refused before any work; test_algorithms.py has the others."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +11,12 @@ from safetensors.torch import load_file
 import compressor.writer
 from compressor.architecture import read_config
 from compressor.errors import InputError, RunError
-from compressor.quantized import Scheme
+from compressor.plan import Plan, check_plan, check_values
+from compressor.quantized import QuantizedWeight, Scheme
+from compressor.recipe import make_recipe
 from compressor.registry import make_target
+from compressor.source import open_model
+from compressor.verify import same_bits
 from targets.tensorrt_llm import TrtInt4, check_loadable
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
@@ -148,8 +154,68 @@ def test_a_changed_activation_scale_is_found(tiny_model, quantize, lower, verifi
     checkpoint = quantize(tiny_model("llama"), INT4)
     artifact, _ = lower(TrtInt4(), checkpoint)
     flip_byte(artifact.root / "model.safetensors", "model.layers.1.mlp.down_proj.pre_quant_scale")
-    with pytest.raises(RunError, match=r"model.layers.1.mlp.down_proj is not ones"):
-        verified(TrtInt4(), artifact, checkpoint)
+    assert verified(TrtInt4(), artifact, checkpoint).mismatches == ["model.layers.1.mlp.down_proj.weight"]
+
+
+def test_factors_of_inputs_are_the_activation_scales(tiny_model, quantize, multiplied, lower, verified):
+    checkpoint = multiplied(quantize(tiny_model("llama"), INT4), "o_proj", "layers.1.mlp.down_proj")
+    check_plan(checkpoint, [], TrtInt4())
+    artifact, notes = lower(TrtInt4(), checkpoint)
+    assert verified(TrtInt4(), artifact, checkpoint).mismatches == []
+    assert check_loadable(artifact.root) == []
+    stored = load_file(artifact.root / "model.safetensors")
+    factors = checkpoint.input_factors("model.layers.0.self_attn.o_proj")
+    assert torch.equal(stored["model.layers.0.self_attn.o_proj.pre_quant_scale"], factors.bfloat16())
+    assert bool((stored["model.layers.0.mlp.down_proj.pre_quant_scale"] == 1).all())
+    assert notes[-1].startswith("1 activation scales of ones added")
+
+
+def test_a_folder_with_activation_scales_goes_through_as_it_is(tiny_model, quantize, multiplied, lower, tmp_path):
+    """Scales of every bit, as ModelOpt computes them: neither of the 16-bit dtypes holds them."""
+    step = quantize(tiny_model("llama"), INT4, shared_scales=False)
+    first, _ = lower(TrtInt4(), multiplied(step, "o_proj", "down_proj"))
+    opened = open_model(str(first.root), tmp_path / "import", progress=lambda *_: None)
+    assert opened.imported.endswith("is held beside them")
+    plan = Plan.of(make_recipe({"model": str(first.root), "target": "trt-int4"}), opened.checkpoint, False)
+    assert plan.passes == []
+    again, notes = lower(plan.target, opened.checkpoint)
+    tensors = [load_file(artifact.root / "model.safetensors") for artifact in (first, again)]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(same_bits(tensors[0][name], tensors[1][name]) for name in tensors[0])
+    assert notes == [
+        "the scales of 14 layers are not exact in bfloat16; they are stored as they are, and TensorRT-LLM casts them "
+        "when it loads them"
+    ]
+
+
+def test_factors_that_would_be_lost_are_refused_before_work(tiny_model, quantize, multiplied, tmp_path):
+    step = quantize(tiny_model("llama"), INT4)
+    with pytest.raises(
+        InputError, match=r"q_proj: TensorRT-LLM multiplies inputs .* of int4 o_proj and down_proj only"
+    ):
+        check_plan(multiplied(step, "q_proj", "k_proj", "v_proj"), [], TrtInt4())
+    beyond = partial(with_part, name="o_proj", part="input_factors", value=2.0**20)
+    checkpoint = multiplied(step, "o_proj").rewrite(tmp_path / "large", beyond, {})
+    with pytest.raises(InputError, match=r"o_proj are not exact in float16, .* dtype=bfloat16 works"):
+        check_values(checkpoint, [], checkpoint.schemes, TrtInt4(dtype="float16"))
+    check_values(checkpoint, [], checkpoint.schemes, TrtInt4())
+
+
+def with_part(block, name, part, value):
+    """The block with one number everywhere in a part of its quantized weights of this name."""
+    changed = {
+        parameter: replace(weight, **{part: torch.full_like(getattr(weight, part), value)})
+        for parameter, weight in block.weights.items()
+        if f".{name}." in parameter and isinstance(weight, QuantizedWeight)
+    }
+    return block.with_weights(changed)
+
+
+def test_scales_that_the_other_dtype_holds(tiny_model, quantize, tmp_path):
+    edit = partial(with_part, name="up_proj", part="scales", value=1 + 2.0**-10)
+    checkpoint = quantize(tiny_model("llama"), INT4).rewrite(tmp_path / "step", edit, {})
+    with pytest.raises(InputError, match=r"up_proj are not exact in bfloat16, .* dtype=float16 works"):
+        check_values(checkpoint, [], checkpoint.schemes, TrtInt4())
 
 
 def test_a_folder_that_would_not_load_is_refused(tiny_model, quantize, lower, monkeypatch):
