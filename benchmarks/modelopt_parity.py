@@ -27,7 +27,7 @@ from compressor.quantized import QuantizedWeight
 from passes.rtn import RTN
 from targets.packing.output_pairs import pack_output_pairs
 from targets.tensorrt_llm import TrtInt4, check_loadable
-from targets.tensorrt_llm.reader import Header, read_activation_scales, read_folder, read_headers, unpack_nibbles
+from targets.tensorrt_llm.reader import Header, read_folder, read_headers, unpack_nibbles
 
 MODELOPT = Peer(".venv-modelopt", "modelopt_peer.py")
 SHAPES = ((2, 64), (16, 64), (32, 128), (130, 320), (192, 576), (1536, 576))
@@ -147,12 +147,9 @@ def logits_of(base: Path, exported: Path | None, tokens: torch.Tensor) -> torch.
 
 
 def effective_weights(exported: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights with the activation scales multiplied in."""
-    scales = dict(read_activation_scales(exported))
+    """Values of the weights, activation scales multiplied in."""
     for name, weight in read_folder(exported):
-        value = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
-        layer = name.removesuffix(".weight")
-        yield name, value * torch.from_numpy(scales[layer]) if layer in scales else value
+        yield name, weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
 
 
 def lower(base: Path, out: Path, group_size: int) -> Path:

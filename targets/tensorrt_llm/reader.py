@@ -111,13 +111,6 @@ def read_folder(root: Path) -> Iterator[tuple[str, Weight]]:
             yield name, _float_tensor(header)
 
 
-def read_activation_scales(root: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Layers whose inputs are scaled, and by what: float32 [in_features]."""
-    for name, header in _all_headers(root).items():
-        if name.endswith(".pre_quant_scale"):
-            yield name.removesuffix(".pre_quant_scale"), header.numbers()
-
-
 def _all_headers(root: Path) -> dict[str, Header]:
     paths = sorted(root.glob("*.safetensors"))
     return {name: header for path in paths for name, header in read_headers(path).items()}
