@@ -1,12 +1,13 @@
 """What do the recipes of examples/recipes give: size, speed in the target's runtime, accuracy, next to what is claimed?
 
     python benchmarks/recipes.py             # the embedded model and its texts
-    python benchmarks/recipes.py --model my-model --calibration train.jsonl --evaluation held-out.txt --adapter my-lora
+    python benchmarks/recipes.py --model my-model --calibration train.jsonl --evaluation held-out.txt \\
+        --adapter my-lora --samples 16 --length 128 --repeats 3 --results benchmarks/results/recipes_my-model.md
 
 A recipe is run by `llmc compress`, whose ledger says how large and how good the artifact is. Then the artifact and the
 uncompressed model take turns in the artifact's own runtime, a generation each. The embedded model's adapter is trained
 here, on a way of speaking that it does not know; for another model `task` needs --adapter. Recipes that are finished
-are kept in OUT and not run again. The table is printed and written to benchmarks/results/recipes.md.
+are kept in OUT and not run again. The table is printed and written to RESULTS.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "examples" / "demo"
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.md"
 LLMC = Path(sys.executable).with_name("llmc")
-WORKLOADS = (Workload(1, 128, 32, repeats=10, warmup=2), Workload(8, 128, 32, repeats=10, warmup=2))
+BATCHES = (1, 8)
 SPEED = "speed.json"
 UNTIMED = {"run": "not timed"}
 NOTE = (
@@ -74,8 +75,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except (LlmcError, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
         return 4
-    text = document(arguments.out, arguments.remark)
-    write_whole(RESULTS, text)
+    text = document(arguments.out, _called(arguments.model), arguments.remark)
+    write_whole(arguments.results, text)
     print(text)
     return 0
 
@@ -88,12 +89,20 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--adapter", type=Path, help="of `task`, which then reads the same texts as the others")
     names = [claim.recipe for claim in CLAIMS]
     parser.add_argument("--recipes", nargs="*", choices=names, default=names)
+    parser.add_argument("--samples", type=int, help="calibration windows, where not as many as the recipe says")
+    parser.add_argument("--length", type=int, help="tokens of a window, for calibration and evaluation")
+    parser.add_argument("--repeats", type=int, default=10, help="pairs of generations")
     parser.add_argument("--out", type=Path, default=Path("out/recipes"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--remark", default="", help="a sentence for the results, such as what else the machine did")
     arguments = parser.parse_args(words)
     if "task" in arguments.recipes and arguments.adapter is None and arguments.model != DEMO / "model":
         parser.error("task needs --adapter for another model than the embedded one")
     return arguments
+
+
+def _called(model: Path) -> str:
+    return "the embedded model" if model == DEMO / "model" else model.name
 
 
 def _run(claim: Claim, arguments: argparse.Namespace) -> None:
@@ -103,13 +112,18 @@ def _run(claim: Claim, arguments: argparse.Namespace) -> None:
         own = _task_words(arguments) if claim.recipe == "task" else _texts(arguments.calibration, arguments.evaluation)
         # The artifact is timed below, beside the uncompressed model; the ledger's own times are kept short.
         short = ["--prompt", "16", "--output-tokens", "2"]
-        _llmc("compress", arguments.model, "--recipe", recipe, *own, *short, "-o", out)
+        _llmc("compress", arguments.model, "--recipe", recipe, *own, *_size(arguments), *short, "-o", out)
     if not (out / SPEED).exists():
         write_json(out / SPEED, _speed(claim, arguments, out))
 
 
 def _texts(calibration: str | Path, evaluation: str | Path) -> list[str]:
     return ["--calibration", str(calibration), "--eval", str(evaluation)]
+
+
+def _size(arguments: argparse.Namespace) -> list[str]:
+    given = {"--samples": arguments.samples, "--length": arguments.length, "--eval-length": arguments.length}
+    return [word for option, number in given.items() if number for word in (option, str(number))]
 
 
 def _llmc(*words: Any) -> None:
@@ -127,10 +141,11 @@ def _speed(claim: Claim, arguments: argparse.Namespace, out: Path) -> dict[str, 
     except LlmcError as error:
         return about | {"problem": str(error)}
     with closing(session), closing(claim.baseline(arguments, out.with_name(f"{claim.recipe}-original"))) as original:
-        tokens = np.arange(max(one.prompt for one in WORKLOADS)) % shape.vocab_size
+        workloads = [Workload(batch, 128, 32, arguments.repeats, min(2, arguments.repeats)) for batch in BATCHES]
+        tokens = np.arange(workloads[0].prompt) % shape.vocab_size
         sessions = {"original": original, "artifact": session}
         ratios = []
-        for workload in WORKLOADS:
+        for workload in workloads:
             found = measure_latency(sessions, workload, tokens, lambda done, total: None).found
             ratio = Ratio.of(found["original"], found["artifact"])
             ratios.append(None if ratio is None else asdict(ratio))
@@ -224,19 +239,25 @@ def _batches(root: Path, lines: Sequence[str], size: int = 8, length: int = 128)
 # ---- the table
 
 
-def document(out: Path, remark: str = "") -> str:
+def document(out: Path, model: str, remark: str = "") -> str:
     """What is kept of all finished recipes, as Markdown."""
     finished = [claim for claim in CLAIMS if (out / claim.recipe / LEDGER_FILE).exists()]
     ledgers = {claim.recipe: load_ledger(out / claim.recipe) for claim in finished}
     files = {claim.recipe: out / claim.recipe / SPEED for claim in finished}
     speeds = {name: json.loads(path.read_text()) if path.exists() else UNTIMED for name, path in files.items()}
-    batches = [f"speed, batch {one.batch}" for one in WORKLOADS]
+    batches = [f"speed, batch {batch}" for batch in BATCHES]
     header = ["recipe", "runtime", "size", *batches, "perplexity", "KL (nats)", "top-1", "what is claimed"]
     rows = [[*_row(ledgers[one.recipe], speeds[one.recipe], one.recipe), one.said] for one in finished]
     lines = [header, ["---", "---", *["---:"] * (len(header) - 3), "---"], *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     runs = [_about(one.recipe, ledgers[one.recipe], speeds[one.recipe]) for one in finished]
-    parts = ["# Recipes", "Printed by `benchmarks/recipes.py`.", table, f"{NOTE} {remark}".strip(), "\n".join(runs)]
+    parts = [
+        f"# Recipes on {model}",
+        "Printed by `benchmarks/recipes.py`.",
+        table,
+        f"{NOTE} {remark}".strip(),
+        "\n".join(runs),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -247,7 +268,7 @@ def _row(ledger: Ledger, speed: dict[str, Any], name: str) -> list[str]:
     smaller = original.size_bytes / artifact.size_bytes
     size = f"{original.size_bytes / 2**20:.2f} → {artifact.size_bytes / 2**20:.2f} MiB, {smaller:.1f} × smaller"
     perplexity = f"{estimate(original.quality.perplexity)} → {estimate(quality.perplexity)}"
-    ratios = speed.get("ratios", [None] * len(WORKLOADS))
+    ratios = speed.get("ratios", [None] * len(BATCHES))
     assert quality.kl is not None and quality.top1 is not None
     divergence = [estimate(quality.kl), estimate(quality.top1, percent=True)]
     return [f"`{name}`", judged.runtime or "not run", size, *map(_faster, ratios), perplexity, *divergence]

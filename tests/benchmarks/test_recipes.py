@@ -23,3 +23,9 @@ def test_task_wants_an_adapter_of_another_model(capsys):
     with pytest.raises(SystemExit):
         recipes._parse(["--model", "elsewhere"])
     assert "--adapter" in capsys.readouterr().err
+
+
+def test_a_smaller_run_has_fewer_and_shorter_windows():
+    assert recipes._size(recipes._parse([])) == []
+    words = recipes._size(recipes._parse(["--samples", "16", "--length", "128"]))
+    assert words == ["--samples", "16", "--length", "128", "--eval-length", "128"]
