@@ -20,7 +20,7 @@ from compressor.decoder import Decoder
 from compressor.errors import InputError
 from compressor.low_rank import LowRank
 from compressor.options import option
-from compressor.pass_ import Need, PassContext
+from compressor.pass_ import Need, Pass, PassContext
 from compressor.quantized import Scheme, low_rank_scheme
 from passes.calibrated import check_finite
 from passes.cholesky import Factor
@@ -34,7 +34,6 @@ from passes.factors import (
     ranks_of_least_loss,
 )
 from passes.gptq import FEWEST_ORIGINALS, ORIGINALS_SHARE
-from passes.linears import ChosenLinears
 from passes.propagation import corrected
 from passes.pruning import refuse_cache_scales, refuse_rounded
 from passes.sequential import SequentialEdit
@@ -43,7 +42,7 @@ SHOWN = 3  # linears that the ledger names
 
 
 @dataclass(frozen=True)
-class _Options(ChosenLinears):
+class _Options(Pass):
     """Apart from `LowRankLinears` only so that listings show them first."""
 
     ratio: float = option(0.8, "share of the linears' parameters that their factors take together")

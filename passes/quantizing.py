@@ -42,6 +42,11 @@ class LinearPass(ChosenLinears):
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         chosen = self.chosen(architecture)
         rounded = [name for name in chosen if name in schemes]
+        if rounded and schemes[rounded[0]].type == "low-rank":
+            raise InputError(
+                f"{rounded[0]} is {schemes[rounded[0]]}, and {self.name} rounds no factors.",
+                f"skip={rounded[0]} leaves it out; low-rank:form=dense before {self.name} leaves an ordinary weight.",
+            )
         if rounded:
             raise InputError(
                 f"{rounded[0]} is already {schemes[rounded[0]]}; a weight is rounded once.",

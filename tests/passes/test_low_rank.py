@@ -146,6 +146,14 @@ def test_what_does_not_fit_is_refused_before_work(tiny_model, options, says):
         make_pass("low-rank", options).plan(Checkpoint.open(tiny_model("llama")).architecture, {})
 
 
+def test_a_quantizer_says_what_goes_before_it(tiny_model):
+    architecture = Checkpoint.open(tiny_model("llama")).architecture
+    schemes = make_pass("low-rank", {}).plan(architecture, {})
+    with pytest.raises(InputError, match="rtn rounds no factors") as refused:
+        make_pass("rtn", {"group_size": 32}).plan(architecture, schemes)
+    assert "form=dense" in refused.value.hint
+
+
 @pytest.mark.parametrize("following", ["gptq:group_size=32", "low-rank", "smoothquant", "prune-width", "rotate"])
 def test_what_would_change_factors_is_refused(tiny_model, following):
     architecture = Checkpoint.open(tiny_model("llama")).architecture
