@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -16,7 +17,6 @@ from compressor.checkpoint import Checkpoint
 from compressor.errors import LlmcError
 from compressor.measure.accuracy import Reference, Report, checkpoint_scores
 from compressor.measure.zeros import share_of_zeros
-from compressor.quantized import QuantizedWeight
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,8 @@ def linear_bits(checkpoint: Checkpoint) -> float:
     for index in range(checkpoint.architecture.layers):
         for name, weight in checkpoint.block(f"layers.{index}").weights.items():
             if name in linears:
-                quantized = isinstance(weight, QuantizedWeight)
-                bits += weight.storage_bits if quantized else 8 * weight.nbytes
-                weights += (weight.codes if quantized else weight).numel()
+                bits += 8 * weight.nbytes if isinstance(weight, torch.Tensor) else weight.storage_bits
+                weights += math.prod(checkpoint.architecture.linears()[name.removesuffix(".weight")])
     return bits / weights
 
 

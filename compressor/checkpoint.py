@@ -210,7 +210,7 @@ class Checkpoint:
             found = self.tensors[name].shape
             if wanted is not None and found != wanted and not (wanted == (1,) and found == ()):
                 raise InputError(f"Tensor {name} has shape {list(found)}; config.json says {list(wanted)}.")
-            if name in self.parameters:
+            if name in self.parameters or name.endswith(layout.LOW_RANK_PARTS):
                 self._check_dtype(name)
         unexpected = [name for name in self.tensors if name not in expected and not _is_ignorable(name, self)]
         if unexpected:

@@ -24,7 +24,7 @@ from compressor.quantized import EXTENSIONS, QuantizedWeight, Scheme
 
 METHOD = "llmc"
 KEY = "extensions"  # of a config group, beside the library's own
-DOWN, UP = "low_rank_down", "low_rank_up"
+DOWN, UP = LOW_RANK_PARTS = ("low_rank_down", "low_rank_up")
 
 
 def arguments(scheme: Scheme) -> dict[str, Any]:

@@ -99,6 +99,36 @@ def test_a_branch_computes_what_its_dense_value_does(tiny_model, tmp_path):
     torch.testing.assert_close(states(made), states(plain), rtol=1e-4, atol=1e-4)
 
 
+def test_the_whole_way(tiny_model, tmp_path, llmc):
+    text = tmp_path / "text.txt"
+    text.write_text("Some text that is read to see what linears read. " * 40)
+    asked = ["compress", tiny_model("llama"), "--pass", "rtn:group_size=32", "--pass", f"{NAME}:rank=4"]
+    asked += ["--calibration", text, "--samples", 4, "--length", 32, "--measure", "none"]
+    code, _, err = llmc(*asked, "--target", "hf", "-o", tmp_path / "refused")
+    assert code == 2
+    assert "low-rank factors, which this target has no place for; onnx-int4 and onnx-int8 have one" in " ".join(
+        err.split()
+    )
+    assert not (tmp_path / "refused").exists()
+    code, out, err = llmc(*asked, "--target", "onnx-int4", "-o", tmp_path / "run")
+    assert code == 0, err
+    assert "bit-identical" in out
+    code, out, _ = llmc("inspect", tmp_path / "run" / "steps" / f"02-{NAME}")
+    assert code == 0
+    assert "int4 g32 symmetric, low-rank r4 beside" in out
+
+
+def test_factors_that_are_no_floats_are_refused(tiny_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    made = apply(Checkpoint.open(tiny_model("llama")), tmp_path / "made", "rtn:group_size=32", f"{NAME}:rank=4")
+    tensors = load_file(made.root / "llmc.safetensors")
+    tensors["model.layers.0.mlp.up_proj.low_rank_up"] = tensors["model.layers.0.mlp.up_proj.low_rank_up"].int()
+    save_file(tensors, made.root / "llmc.safetensors")
+    with pytest.raises(InputError, match="low_rank_up has the unsupported dtype"):
+        Checkpoint.open(made.root)
+
+
 def plan_of(root, *specs):
     checkpoint = Checkpoint.open(root)
     passes = [make_pass(*parse_spec(spec)) for spec in specs]
