@@ -10,7 +10,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.ledger import StepRecord
 from compressor.pass_ import Need, Pass
-from compressor.plan import check_plan
+from compressor.plan import check_plan, has_rounded_linears
 from compressor.recipe import Recipe
 from compressor.reopen import Reopened
 from compressor.steps import Steps
@@ -58,12 +58,15 @@ class Workshop:
         check_plan(self.source, passes, recipe.build_target())
         steps = Steps(place, self._calibration(recipe, passes), self.original, recipe.seed, self.reopened.progress)
         checkpoint, made, seconds = self.source, [], 0.0
+        unrounded: Checkpoint | None = None
         for number, one in enumerate(passes[:count], start=1):
-            row = StepRecord(one.spelled(), key=steps.key(one, checkpoint))
+            if not has_rounded_linears(checkpoint.architecture, checkpoint.schemes):
+                unrounded = checkpoint
+            row = StepRecord(one.spelled(), key=steps.key(one, checkpoint, unrounded))
             if str(row.key) in self.kept:
                 checkpoint = Checkpoint.open(self.kept[str(row.key)])
             else:
-                checkpoint = steps.take(f"{number:02}-{one.name}", one, checkpoint, row)
+                checkpoint = steps.take(f"{number:02}-{one.name}", one, checkpoint, unrounded, row)
                 seconds += row.seconds or 0.0
             made.append((row, checkpoint))
         if count == len(passes):  # a pass that chooses schemes may leave what its plan did not show
