@@ -27,11 +27,13 @@ def main() -> None:
     options = ["--pass", given.spec, "--eval", str(given.evaluation), "--eval-length", str(given.eval_length), *SHORT]
     if given.calibration is not None:
         options += ["--calibration", str(given.calibration), "--samples", str(given.samples)]
+        options += ["--length", str(given.length)]
     compress = [*LLMC, "compress", str(given.model), "--target", given.target, *options, "-o", str(run)]
     made = None if (run / "ledger.json").is_file() else _measured(compress, given.work)
     limit = [f"--max-{given.limit.partition('=')[0]}", given.limit.partition("=")[2]]
     bisect = [*LLMC, "bisect", str(run), *limit, "--budget", str(given.budget)]
     found = _measured([*bisect, "--apply", str(mended), "--markdown", str(page)], given.work)
+    print("# A failed gate, bisected\n\nPrinted by `benchmarks/bisecting.py`.\n")
     print(f"`llmc compress {given.model.name} {' '.join(options[:2])}` for {given.target}, then `llmc bisect", end=" ")
     print(f"{' '.join(limit)} --apply`, on {given.evaluation.name} in windows of {given.eval_length} tokens.\n")
     print(page.read_text())
@@ -54,9 +56,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--limit", default="kl=0.4", help="metric=value, as in --max-kl 0.4")
     parser.add_argument("--pass", dest="spec", default="rtn:group_size=64")
-    parser.add_argument("--target", default="vllm-int4")
+    parser.add_argument("--target", default="trt-int4", help="which holds int8 layers too")
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--length", type=int, default=512, help="tokens of a calibration window")
     parser.add_argument("--eval-length", type=int, default=128)
     parser.add_argument("--budget", type=float, default=120, help="minutes")
     return parser.parse_args()
