@@ -36,6 +36,14 @@ class MissingExtra(InputError):  # noqa: N818 -- reads better where it is raised
         )
 
 
+BREAKS = (RunError, RuntimeError, MemoryError)  # what a runtime raises that breaks while it is asked
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, as the end of a sentence."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence fragment that helps with a misspelled name: the nearest one, or the list."""
     names = sorted(known)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from compressor.checkpoint import Checkpoint
-from compressor.errors import InputError, RunError
+from compressor.errors import BREAKS, InputError, RunError, first_line
 from compressor.files import digest_json
 from compressor.ledger import SamplesRecord, StepRecord
 from compressor.measure import samples
@@ -172,7 +172,11 @@ class Evaluator:
         tokens, tokenizer = self.standard.tokens, self.standard.tokenizer
         if tokens is not None and tokenizer is not None:
             for name, session in alive.items():
-                rows[name].continuations = continuations(session, prompts(tokens), tokenizer)
+                try:
+                    rows[name].continuations = continuations(session, prompts(tokens), tokenizer)
+                except BREAKS as error:
+                    rows[name].not_run = f"it broke when it was let write: {first_line(error)}"
+                    rows[name].measured_with = None
 
     def _time(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> dict[str, Session]:
         """The sessions that did not break."""

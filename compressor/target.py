@@ -70,6 +70,11 @@ class Session(Protocol):
 
     runtime: str  # name and version, as the ledger shows it
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens of a text that it has room for, generated ones among them; None: it knows of no limit."""
+        ...
+
     def logits(self, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Logits of every position of one sequence, in chunks, so that a large vocabulary does not eat the memory.
 
@@ -82,12 +87,17 @@ class Session(Protocol):
         """
         ...
 
-    def prefill(self, tokens: np.ndarray) -> int:
-        """Start anew with the prompt int64 [batch, length]; return the most likely next token of row 0."""
+    def prefill(self, tokens: np.ndarray, limit: int | None = None) -> int:
+        """Start anew with the prompt int64 [batch, length]; return the most likely next token of row 0.
+
+        Args:
+            limit: how many tokens will be asked for at most, this one among them; None: nobody knows yet. A runtime
+                that goes on by itself stops there, and one that sets memory aside makes room for so many.
+        """
         ...
 
     def decode(self, token: int) -> int:
-        """Append `token` to every row and return the most likely next one of row 0."""
+        """Append `token` to every row and return the most likely next one of row 0, once every row has its own."""
         ...
 
     def close(self) -> None: ...
@@ -102,13 +112,31 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """What a runtime rounds, beside what the weights' own schemes ask for, so that llmc's decoder can do the same.
+
+    Attributes:
+        dtype: of 16 bits, that everything between two operators is held in.
+        block: inputs of quantized linears are rounded to eight bits, so many under a scale, or fewer where fewer
+            weights share one.
+    """
+
+    dtype: str | None = None
+    block: int | None = None
+
+    def __str__(self) -> str:
+        inputs = None if self.block is None else f"inputs to int8 in blocks of {self.block}"
+        return "rounding " + " and ".join(filter(None, [self.dtype and f"to {self.dtype}", inputs]))
+
+
+@dataclass(frozen=True)
 class Runtime:
     """A program that runs an artifact.
 
     Attributes:
         why_not: the reason why it cannot be opened here, None where it can.
         label: of the variant, where the artifact can be run in several ways.
-        rounds_to: the 16-bit dtype that it computes in, if it does.
+        rounding: what it rounds; None where nothing is known of it.
     """
 
     name: str
@@ -116,7 +144,7 @@ class Runtime:
     open: Callable[[], Session]
     tolerance: Tolerance
     label: str = ""
-    rounds_to: str | None = None
+    rounding: Rounding | None = None
 
     def called(self, name: str) -> str:
         """A name that the runtime has, with that of the variant."""
@@ -219,12 +247,20 @@ class Target(Configurable, ABC):
         """How far apart the artifact's logits may be on two machines, when `open` runs it with these options."""
         return Tolerance(1e-3, "float32 sums are taken in another order")
 
+    def rounding(self, artifact: Artifact, **options: Any) -> Rounding | None:
+        """What the runtime rounds while it computes, when `open` runs the artifact with these options."""
+        return None
+
     def why_not_run(self) -> str | None:
         """None when the runtime can be opened here, else the reason it cannot."""
         return f"llmc does not run {self.runtime}"
 
     def open(self, artifact: Artifact, **options: Any) -> Session:
         """Open the artifact in its runtime.
+
+        Args:
+            options: those of a variant; and `batch` and `length`, how many texts of how many tokens will run at once,
+                for runtimes that set memory aside when they start.
 
         Raises:
             RunError: it cannot be opened here, for the reason that `why_not_run` gives.
@@ -240,6 +276,7 @@ class Target(Configurable, ABC):
                 partial(self.open, artifact, **variant.options),
                 self.tolerance(artifact, **variant.options),
                 variant.label,
+                self.rounding(artifact, **variant.options),
             )
             for variant in self.variants
         )

@@ -16,7 +16,7 @@ import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
-from compressor.errors import RunError
+from compressor.errors import BREAKS, RunError, first_line
 from compressor.measure.statistics import Estimate, exponential, mean
 from compressor.target import Session
 
@@ -121,8 +121,7 @@ class BrokenOff(RunError):  # noqa: N818 -- reads better where it is caught
     """A runtime that broke while it was asked; `scores` are of the windows before, None where there are none."""
 
     def __init__(self, done: int, windows: int, reason: BaseException, scores: TokenScores | None) -> None:
-        said = str(reason).strip().partition("\n")[0].rstrip(".") or type(reason).__name__
-        super().__init__(f"it broke after {done} of {windows} windows: {said}")
+        super().__init__(f"it broke after {done} of {windows} windows: {first_line(reason)}")
         self.scores = scores
 
 
@@ -169,7 +168,7 @@ def _compare(reference: Reference, candidate: Callable[[int], Iterator[tuple[int
     try:
         for at in range(len(reference.tokens)):
             windows.append(_compare_window(reference, original, at, candidate(at)))
-    except (RunError, RuntimeError, MemoryError) as error:
+    except BREAKS as error:
         told = _stacked(windows) if windows else None
         raise BrokenOff(len(windows), len(reference.tokens), error, told) from error
     return _stacked(windows)

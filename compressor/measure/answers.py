@@ -11,7 +11,7 @@ import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder, full_model
-from compressor.errors import RunError
+from compressor.errors import InputError, RunError
 from compressor.measure.accuracy import LOGITS_AT_ONCE, Report, log_probabilities
 from compressor.measure.torch_session import TorchSession, check_memory
 from compressor.target import Session
@@ -44,6 +44,11 @@ class Answerer(Protocol):
 
     runtime: str
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens of a text that its runtime has room for, see `Session.longest`."""
+        ...
+
     def likelihoods(self, texts: Sequence[Continuation], progress: Report) -> list[Likelihood]:
         """One for each text, in order."""
         ...
@@ -55,13 +60,27 @@ class Answerer(Protocol):
     def close(self) -> None: ...
 
 
+def check_room(answerer: Answerer, length: int) -> None:
+    """See that a text of so many tokens can be asked.
+
+    Raises:
+        InputError: the runtime has less room, whatever the model's context is.
+    """
+    if answerer.longest is not None and length > answerer.longest:
+        raise InputError(
+            f"A text takes {length} tokens, and {answerer.runtime} has room for {answerer.longest} here.",
+            "Shorten it, or take it out.",
+        )
+
+
 class SessionAnswerer:
     """An artifact in its own runtime, one text at a time. Implements `Answerer`."""
 
     def __init__(self, session: Session) -> None:
-        self.runtime, self._session = session.runtime, session
+        self.runtime, self.longest, self._session = session.runtime, session.longest, session
 
     def likelihoods(self, texts: Sequence[Continuation], progress: Report) -> list[Likelihood]:
+        check_room(self, max((len(text.tokens) for text in texts), default=0))
         found = []
         for number, text in enumerate(texts, start=1):
             found.append(self._likelihood(text))
@@ -81,7 +100,8 @@ class SessionAnswerer:
         return _joined(parts)
 
     def generate(self, prompt: Sequence[int], limit: int, ended: Ended) -> list[int]:
-        found = [self._session.prefill(np.array([prompt], np.int64))]
+        check_room(self, len(prompt) + limit)
+        found = [self._session.prefill(np.array([prompt], np.int64), limit)]
         while len(found) < limit and not ended(found):
             found.append(self._session.decode(found[-1]))
         return found
@@ -97,6 +117,7 @@ class CheckpointAnswerer:
     """
 
     runtime = "llmc, float32"
+    longest = None
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint

@@ -43,7 +43,7 @@ def continuations(session: Session, asked: list[np.ndarray], tokenizer: Decodes)
 
 def greedy(session: Session, prompt: np.ndarray, length: int) -> list[int]:
     """The `length` tokens that follow a prompt, int64 [1, tokens]."""
-    tokens = [session.prefill(prompt)]
+    tokens = [session.prefill(prompt, length)]
     while len(tokens) < length:
         tokens.append(session.decode(tokens[-1]))
     return tokens

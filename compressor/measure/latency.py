@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from compressor.errors import RunError
+from compressor.errors import BREAKS, first_line
 from compressor.measure.statistics import Estimate, interval, mean, percentiles
 from compressor.target import Session
 
@@ -88,7 +88,7 @@ def measure_latency(
         for name in [one for one in sessions if one not in broken]:
             try:
                 first, following = generate(sessions[name], prompt, workload.output)
-            except (RunError, RuntimeError, MemoryError) as error:
+            except BREAKS as error:
                 broken[name] = _why(error, workload, repeat)
                 continue
             if repeat >= 0:
@@ -100,14 +100,13 @@ def measure_latency(
 
 
 def _why(error: BaseException, workload: Workload, repeat: int) -> str:
-    reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-    return f"it broke after {max(repeat, 0)} of {workload.repeats} repeats ({workload}): {reason}"
+    return f"it broke after {max(repeat, 0)} of {workload.repeats} repeats ({workload}): {first_line(error)}"
 
 
 def generate(session: Session, prompt: np.ndarray, output: int) -> tuple[float, list[float]]:
     """Seconds to the first token, and to each of the further ones."""
     start = time.perf_counter()
-    token = session.prefill(prompt)
+    token = session.prefill(prompt, output)
     first = time.perf_counter() - start
     following = []
     for _ in range(output - 1):

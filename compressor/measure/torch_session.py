@@ -19,6 +19,8 @@ MEMORY_SHARE = 0.6  # of the memory that is free; a whole model must fit in it
 class TorchSession:
     """A whole model in transformers. The one place that needs a whole model in memory."""
 
+    longest = None
+
     def __init__(self, model: Any) -> None:
         import transformers
 
@@ -41,7 +43,7 @@ class TorchSession:
         with torch.no_grad():
             yield 0, self._model(torch.from_numpy(tokens).unsqueeze(0)).logits[0].float().numpy()
 
-    def prefill(self, tokens: np.ndarray) -> int:
+    def prefill(self, tokens: np.ndarray, limit: int | None = None) -> int:
         self._cache, self._batch = None, tokens.shape[0]
         return self._forward(torch.from_numpy(tokens))
 

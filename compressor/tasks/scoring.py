@@ -13,7 +13,7 @@ import numpy as np
 from compressor.architecture import Architecture
 from compressor.errors import InputError
 from compressor.measure.accuracy import Report
-from compressor.measure.answers import Answerer, Continuation
+from compressor.measure.answers import Answerer, Continuation, check_room
 from compressor.measure.statistics import Estimate
 from compressor.tasks import metrics
 from compressor.tasks.task import Classification, LoadedTask, QuestionAnswering, Sample, Task
@@ -159,6 +159,7 @@ def _generated(loaded: LoadedTask, answerer: Answerer, prompter: Prompter, progr
     assert not isinstance(task, Classification)
     predictions = []
     prompts = _prompts(loaded, prompter)
+    check_room(answerer, max(map(len, prompts)) + task.max_tokens)
     writer = Writer(prompter.tokenizer, prompter.ends, tuple(task.stop))
     for number, prompt in enumerate(prompts, start=1):
         tokens = answerer.generate(prompt, task.max_tokens, writer.ended)

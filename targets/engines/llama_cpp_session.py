@@ -35,7 +35,7 @@ class LlamaCppSession:
     def __init__(self, file: Path, length: int, cache: str = "f16", place: Place | None = None) -> None:
         place = place or LLAMA_CPP.place()
         self.runtime = f"llama.cpp (llama-cpp-python {place.version}) CPU"
-        self._length = length
+        self.longest = length
         command = [str(place.python), str(WORKER), str(file), str(length), cache]
         self._process = EngineProcess("llama.cpp", command, {}, piped=True)
         self._buffer = b""
@@ -52,9 +52,9 @@ class LlamaCppSession:
             head, content = found
             yield head["start"], np.frombuffer(content, np.float32).reshape(head["shape"]).copy()
 
-    def prefill(self, tokens: np.ndarray) -> int:
-        self._check(tokens.shape[1])
-        self._ask({"do": "prefill", "prompts": tokens.tolist()})
+    def prefill(self, tokens: np.ndarray, limit: int | None = None) -> int:
+        self._check(tokens.shape[1] + (limit or 1))
+        self._ask({"do": "prefill", "prompts": tokens.tolist(), "limit": limit})
         return int(self._answer()[0]["token"])
 
     def decode(self, token: int) -> int:
@@ -65,8 +65,8 @@ class LlamaCppSession:
         self._process.close()
 
     def _check(self, length: int) -> None:
-        if length > self._length:
-            raise RunError(f"llama.cpp has room for {self._length} tokens here, and the text has {length}.")
+        if length > self.longest:
+            raise RunError(f"llama.cpp has room for {self.longest} tokens here, and the text has {length}.")
 
     def _ask(self, request: dict[str, Any]) -> None:
         pipe = self._process.process.stdin

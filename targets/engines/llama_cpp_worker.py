@@ -1,7 +1,8 @@
 """Runs a GGUF file in llama.cpp; started by `llama_cpp_session` in the environment that has llama-cpp-python.
 
 Reads a request a line on standard input, as JSON: {"do": "logits", "tokens": [...]}, {"do": "prefill", "prompts":
-[[...], ...]} or {"do": "decode", "token": n}. Answers with lines of JSON, each followed by as many bytes as it says.
+[[...], ...], "limit": n or null} or {"do": "decode", "token": n}. Answers with lines of JSON, each followed by as
+many bytes as it says.
 Ends with its input. Imports nothing of llmc, which is not in that environment.
 """
 
@@ -27,33 +28,33 @@ class Model:
     """One file, and the context of the sequences that run now.
 
     Args:
-        length: tokens of a sequence that there is room for.
+        length: tokens of the longest sequence.
         cache: one of `CACHES`.
     """
 
     def __init__(self, path: str, length: int, cache: str) -> None:
         lib.llama_backend_init()
-        self._length, self._cache = -(-length // UNIT) * UNIT, cache
+        self._length, self._cache = length, cache
         self._model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
         if not self._model:
             raise SystemExit(f"Error: llama.cpp does not load {path}")
         self.vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
         self._batch = lib.llama_batch_init(BATCH, 0, 1)
         self._context: Any = None
-        self._rows = self._position = 0
+        self._rows = self._room = self._position = 0
 
     def logits(self, tokens: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """First position and float32 [positions, vocabulary], for all of one sequence."""
-        self._restart(1)
+        self._restart(1, len(tokens))
         size = max(1, min(BATCH, ROW_BYTES // (4 * self.vocabulary)))
         for start in range(0, len(tokens), size):
             part = tokens[start : start + size]
             self._process([(0, start + place, token, True) for place, token in enumerate(part)])
             yield start, np.stack([self._row(place) for place in range(len(part))])
 
-    def prefill(self, prompts: list[list[int]]) -> int:
-        """The most likely token after the first of some prompts of equal length."""
-        self._restart(len(prompts))
+    def prefill(self, prompts: list[list[int]], limit: int | None) -> int:
+        """The most likely token after the first of some prompts of equal length, behind which `limit` may come."""
+        self._restart(len(prompts), self._length if limit is None else len(prompts[0]) + limit)
         self._position = len(prompts[0])
         last = self._position - 1
         # The first prompt comes last, so that its logits are in the last batch.
@@ -72,22 +73,24 @@ class Model:
         self._position += 1
         return int(self._row(0).argmax())
 
-    def _restart(self, rows: int) -> None:
-        if rows == self._rows:
+    def _restart(self, rows: int, length: int) -> None:
+        """Forget what was, and see that there is room for so many sequences of so many tokens."""
+        if rows == self._rows and length <= self._room:
             lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
             return
         if self._context is not None:
             lib.llama_free(self._context)
+        room = -(-length // UNIT) * UNIT
         settings = lib.llama_context_default_params()
-        settings.n_ctx, settings.n_seq_max = rows * self._length, rows
+        settings.n_ctx, settings.n_seq_max = rows * room, rows
         settings.n_batch = settings.n_ubatch = BATCH
         settings.type_k = settings.type_v = CACHES[self._cache]
         if self._cache != "f16":  # values are quantized in fused attention only
             settings.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         settings.n_threads = settings.n_threads_batch = len(os.sched_getaffinity(0))
-        self._context, self._rows = lib.llama_init_from_model(self._model, settings), rows
+        self._context, self._rows, self._room = lib.llama_init_from_model(self._model, settings), rows, room
         if not self._context:
-            raise SystemExit(f"Error: llama.cpp makes no context of {rows} x {self._length} tokens")
+            raise SystemExit(f"Error: llama.cpp makes no context of {rows} x {room} tokens")
 
     def _process(self, entries: list[tuple[int, int, int, bool]]) -> None:
         """Run (sequence, position, token, whether its logits are wanted)."""
@@ -113,7 +116,7 @@ def answers(model: Model, request: dict[str, Any]) -> Iterator[tuple[dict[str, A
             yield {"start": start, "shape": rows.shape}, rows.tobytes()
         yield {"done": True}, b""
     elif request["do"] == "prefill":
-        yield {"token": model.prefill(request["prompts"])}, b""
+        yield {"token": model.prefill(request["prompts"], request["limit"])}, b""
     else:
         yield {"token": model.decode(request["token"])}, b""
 

@@ -67,7 +67,11 @@ class Client:
         return [*told, {int(token.removeprefix(PLACEHOLDER)): logprob for token, logprob in last.items()}]
 
     def generate(self, model: str, prompts: list[list[int]], tokens: int) -> Iterator[int]:
-        """The greedy continuation of the first prompt, token by token, while all of them go on."""
+        """The greedy continuation of the first prompt, a token as soon as every prompt has as many.
+
+        Raises:
+            RunError: the server refuses, or breaks off.
+        """
         asked = {
             "model": model,
             "prompt": prompts,
@@ -77,20 +81,34 @@ class Client:
             "stream": True,
             "return_token_ids": True,
         }
-        response = self._checked(self._request("POST", "/v1/completions", asked, ANSWER_TIMEOUT_S))
-        try:
-            for event in _events(response):
-                for choice in event["choices"]:
-                    if choice["index"] == 0:
-                        yield from choice["token_ids"] or ()
-        finally:
-            response.close()  # what is still being generated is given up by the server
+        first: list[int] = []
+        given, told = 0, [0] * len(prompts)
+        with self._answering("/v1/completions"):
+            response = self._checked(self._request("POST", "/v1/completions", asked, ANSWER_TIMEOUT_S))
+            try:
+                for event in _events(response):
+                    for choice in event["choices"]:
+                        found = choice["token_ids"] or []
+                        told[choice["index"]] += len(found)
+                        if choice["index"] == 0:
+                            first += found
+                    yield from first[given : min(told)]
+                    given = min(told)
+            finally:
+                response.close()  # what is still being generated is given up by the server
 
     def _json(self, method: str, path: str, body: Any = None) -> Any:
-        try:
+        with self._answering(path):
             return json.loads(self._checked(self._request(method, path, body, ANSWER_TIMEOUT_S)).read())
+
+    @contextlib.contextmanager
+    def _answering(self, path: str) -> Iterator[None]:
+        """Tell in one sentence that the server is gone, or went in the middle of a line."""
+        try:
+            yield
         except (OSError, HTTPException, ValueError) as error:
-            raise RunError(f"{self.url}{path} did not answer ({error or type(error).__name__}).") from error
+            said = str(error) or type(error).__name__
+            raise RunError(f"{self.url}{path} did not answer ({said}).") from error
 
     def _request(self, method: str, path: str, body: Any, timeout: float) -> HTTPResponse:
         parts = urlsplit(self.url)
@@ -111,7 +129,11 @@ class Client:
 
 
 def _events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The JSON values of a stream of server-sent events."""
+    """The JSON values of a stream of server-sent events.
+
+    Raises:
+        RunError: it tells of an error, or ends without saying that it is whole.
+    """
     for line in response:
         data = line.decode().strip().removeprefix("data: ")
         if data == "[DONE]":
@@ -121,3 +143,4 @@ def _events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
             if "error" in event:
                 raise RunError(f"The server broke off: {event['error'].get('message', event['error'])}.")
             yield event
+    raise RunError("The server broke off its answer.")

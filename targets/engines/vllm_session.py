@@ -25,7 +25,8 @@ CHUNK_BYTES = 64 << 20  # of rows that are held at a time
 START_TIMEOUT_S = float(os.environ.get("LLMC_ENGINE_TIMEOUT", "600"))  # 40 s on an idle machine, minutes on a busy one
 LOOK_S = 0.5
 END_LOOK_S = 5.0
-CACHED_SEQUENCES = 8  # of the served length, that the key-value cache has room for on a CPU
+CACHED_TOKENS = 8 * SERVED_LENGTH  # that the key-value cache has room for on a CPU, of all texts at once
+BLOCK = 128  # tokens of a text for which it is taken at a time
 OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 ON_CPU = {
     "VLLM_CPU_INT4_W4A8": "0",  # by default it rounds the inputs of int4 weights to int8
@@ -47,7 +48,8 @@ class VllmSession:
         place = place or VLLM.place()
         config = read_config(root)
         self._shape = resolve(config)
-        self._length = min(SERVED_LENGTH, self._shape.max_positions)
+        self.longest = min(SERVED_LENGTH, self._shape.max_positions)
+        self._room: int | None = None  # tokens of all texts at once; of another's server nobody knows
         self._process: EngineProcess | None = None
         self._answer: Iterator[int] = iter(())
         if place.url is not None:
@@ -62,10 +64,10 @@ class VllmSession:
 
     def _start(self, root: Path, place: Place, config: Mapping[str, Any]) -> Client:
         port = _free_port()
-        command = serve_command(root, place, port, config, self._length)
+        command = serve_command(root, place, port, config, self.longest)
         if place.is_for_cpu:
-            needed = CACHED_SEQUENCES * self._length * _cache_bytes(self._shape)
-            command += ["--enforce-eager", "--kv-cache-memory-bytes", str(needed)]
+            self._room = CACHED_TOKENS
+            command += ["--enforce-eager", "--kv-cache-memory-bytes", str(CACHED_TOKENS * _cache_bytes(self._shape))]
         process = EngineProcess("vLLM", command, {**OFFLINE, **(ON_CPU if place.is_for_cpu else {})})
         self._process, client = process, Client(f"http://127.0.0.1:{port}")
         try:
@@ -81,15 +83,15 @@ class VllmSession:
         if place.url is not None and Path(card["root"]).resolve() != root.resolve():
             raise RunError(f"{place.url} serves {card['root']}, which is not {root}.")
         self.model = card["id"]
-        self._length = min(self._length, card.get("max_model_len") or self._length)
+        self.longest = min(self.longest, card.get("max_model_len") or self.longest)
         kind = "server" if place.url is not None else "CPU" if place.is_for_cpu else "GPU"
         self.runtime = f"vLLM {self._client.version().partition('+')[0]} {served_dtype(config)} {kind}"
 
     def logits(self, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """See `Session.logits`; of a text as long as is served, the last position is left out."""
-        if len(tokens) > self._length:
-            raise RunError(f"vLLM serves {self._length} tokens here, and the text has {len(tokens)}.")
-        prompt = tokens[: self._length - 1].tolist()  # one token is always generated
+        self._check(len(tokens))
+        self._stop_answer()
+        prompt = tokens[: self.longest - 1].tolist()  # one token is always generated
         with self._blamed():
             told = self._client.likely(self.model, prompt, min(self._likely, self._shape.vocab_size))
         size = max(1, CHUNK_BYTES // (4 * self._shape.vocab_size))
@@ -104,10 +106,11 @@ class VllmSession:
         with self._blamed():
             return self._client.chat(self.model, content, tokens)
 
-    def prefill(self, tokens: np.ndarray) -> int:
+    def prefill(self, tokens: np.ndarray, limit: int | None = None) -> int:
+        wanted = limit or self.longest - tokens.shape[1]
+        self._check(tokens.shape[1] + wanted, len(tokens))
         self._stop_answer()
-        left = self._length - tokens.shape[1]
-        self._answer = self._client.generate(self.model, tokens.tolist(), left)
+        self._answer = self._client.generate(self.model, tokens.tolist(), wanted)
         return self._next()
 
     def decode(self, token: int) -> int:
@@ -121,11 +124,18 @@ class VllmSession:
         if self._process is not None:
             self._process.close()
 
+    def _check(self, length: int, batch: int = 1) -> None:
+        if length > self.longest:
+            raise RunError(f"vLLM serves {self.longest} tokens here, and the text has {length}.")
+        if self._room is not None and batch * -(-length // BLOCK) * BLOCK > self._room:
+            # It would stop some texts and start them again later, which is no batch any more.
+            raise RunError(f"vLLM's cache has room for {self._room} tokens here, and {batch} texts take {length} each.")
+
     def _next(self) -> int:
         with self._blamed():
             found = next(self._answer, None)
-        if found is None:
-            raise RunError("vLLM ended the generation.")
+            if found is None:
+                raise RunError("vLLM ended the generation.")
         self._last = found
         return found
 
@@ -148,10 +158,8 @@ class _Blame:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RunError | OSError) and self._process is not None and self._died(self._process):
+        if isinstance(error, RunError) and self._process is not None and self._died(self._process):
             raise self._process.death() from error
-        if isinstance(error, OSError):
-            raise RunError(f"vLLM did not answer ({error}).") from error
 
     @staticmethod
     def _died(process: EngineProcess) -> bool:

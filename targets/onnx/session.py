@@ -27,6 +27,8 @@ class OnnxSession:
         threads: of onnxruntime's pool; None is its default, one a core.
     """
 
+    longest = None
+
     def __init__(self, root: Path, accuracy_level: int | None = None, threads: int | None = None) -> None:
         self.runtime = f"onnxruntime {onnxruntime.__version__} CPU"
         self._root, self._level, self._threads = root, accuracy_level, threads
@@ -45,7 +47,7 @@ class OnnxSession:
             logits, cache = run(session, chunk, mask, cache)
             yield start, logits[0].astype(np.float32, copy=False)
 
-    def prefill(self, tokens: np.ndarray) -> int:
+    def prefill(self, tokens: np.ndarray, limit: int | None = None) -> int:
         self._mask = np.ones_like(tokens, np.int64)
         self._cache = empty_cache(self._session(every_position=False), len(tokens))
         return self._step(tokens)

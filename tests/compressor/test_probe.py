@@ -26,7 +26,7 @@ class FakeSession:
         for start in range(0, len(tokens), 5):  # chunks that do not end where the prompt does
             yield start, self._table[tokens[start : start + 5]]
 
-    def prefill(self, tokens):
+    def prefill(self, tokens, limit):
         assert tokens.shape == (1, 16)
         return int(self._table[tokens[0, -1]].argmax())
 
@@ -109,7 +109,7 @@ def test_a_token_outside_of_the_largest_is_no_tie_with_a_clear_winner():
 
 def test_a_short_context_is_not_exceeded():
     class Short(FakeSession):
-        def prefill(self, tokens):
+        def prefill(self, tokens, limit):
             assert tokens.shape == (1, 5)
             return 1
 

@@ -19,10 +19,10 @@ class Clock:
     """A session on a clock of its own: `cost(batch)` seconds a call."""
 
     def __init__(self, time, cost, dies_at=None):
-        self.runtime, self._time, self._cost, self._dies_at = "clock", time, cost, dies_at
+        self.runtime, self.longest, self._time, self._cost, self._dies_at = "clock", None, time, cost, dies_at
         self._batch = 0
 
-    def prefill(self, tokens):
+    def prefill(self, tokens, limit):
         self._batch = len(tokens)
         if self._batch == self._dies_at:
             raise RunError("The server ended with code 9.")

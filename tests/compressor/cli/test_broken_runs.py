@@ -89,12 +89,12 @@ def test_a_runtime_that_dies_keeps_what_it_told_and_the_row_says_so(
     honest = {name: getattr(OnnxSession, name) for name in calls}
 
     def dying(name, after):
-        def call(self, tokens):
+        def call(self, tokens, *limit):
             if (self._root.name, self._level) == ("artifact", None):
                 calls[name] += 1
                 if calls[name] > after:
                     raise RunError("The server ended with code 9.")
-            return honest[name](self, tokens)
+            return honest[name](self, tokens, *limit)
 
         return call
 

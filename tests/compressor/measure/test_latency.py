@@ -9,12 +9,12 @@ from compressor.measure.statistics import interval
 class Counter:
     """A session that records how it is called."""
 
-    runtime = "counter"
+    runtime, longest = "counter", None
 
     def __init__(self, log, name):
         self.log, self.name = log, name
 
-    def prefill(self, tokens):
+    def prefill(self, tokens, limit):
         self.log.append((self.name, "prefill", tokens.shape))
         return 5
 
@@ -70,7 +70,7 @@ def test_a_session_that_dies_keeps_what_it_did_and_the_others_go_on():
 
 def test_a_session_that_dies_at_once_has_no_latency():
     class Dead(Counter):
-        def prefill(self, tokens):
+        def prefill(self, tokens, limit):
             raise MemoryError
 
     timings = measure_latency({"dead": Dead([], "dead")}, Workload(1, 4, 4, 5), np.arange(8), lambda *_: None)

@@ -1,7 +1,8 @@
 """Stands in for vLLM's server: the same requests and answers, from a table of logits by the last token.
 
 Installed as the module `vllm.entrypoints.openai.api_server` of a virtual environment. What the key `fake` of the
-served config.json says goes wrong.
+served config.json says goes wrong. FAKE_STARTS is a file that has a line for each start; after FAKE_REQUESTS
+generations or texts it breaks, in the middle of an answer.
 """
 
 import argparse
@@ -27,6 +28,7 @@ def log_probabilities(token, vocabulary):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     given = config = None
+    left = float(os.environ.get("FAKE_REQUESTS", "inf"))
 
     def do_GET(self):
         card = {"id": "it", "root": self.given.model, "max_model_len": self.given.max_model_len}
@@ -35,8 +37,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.config.get("fake") == "breaks":
-            sys.stderr.write("RuntimeError: kernel fault\n")
-            os._exit(3)
+            self.end()
+        Handler.left -= 1
         if self.path == "/v1/chat/completions":
             self.answer({"choices": [{"message": {"content": asked["messages"][0]["content"].upper()}}]})
         elif asked.get("stream"):
@@ -67,12 +69,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Connection", "close")
         self.end_headers()
-        token = asked["prompt"][0][-1]
+        last = [prompt[-1] for prompt in asked["prompt"]]
         for _ in range(asked["max_tokens"]):
-            row = logits(token, self.config["vocab_size"])
-            token = row.index(max(row))
-            other = {"choices": [{"index": 1, "token_ids": [0]}]}
-            for event in (other, {"choices": [{"index": 0, "token_ids": [token]}]}):
+            if self.left < 0:
+                self.wfile.write(b'data: {"choices": [{"ind')
+                self.end()
+            for index, token in reversed(list(enumerate(last))):
+                row = logits(token, self.config["vocab_size"])
+                last[index] = row.index(max(row))
+                event = {"choices": [{"index": index, "token_ids": [last[index]]}]}
                 self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
 
@@ -81,7 +86,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(code)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        if self.left < 0:
+            self.wfile.write(content[:9])
+            self.end()
         self.wfile.write(content)
+
+    def end(self):
+        sys.stderr.write("RuntimeError: kernel fault\n")
+        os._exit(3)
 
     def log_message(self, *_):
         pass
@@ -93,6 +105,9 @@ def main():
     parser.add_argument("--port", type=int)
     parser.add_argument("--max-model-len", type=int)
     Handler.given, _ = parser.parse_known_args()
+    if "FAKE_STARTS" in os.environ:
+        with Path(os.environ["FAKE_STARTS"]).open("a") as starts:
+            starts.write(f"{Handler.given.model}\n")
     Handler.config = json.loads((Path(Handler.given.model) / "config.json").read_text())
     if Handler.config.get("fake") == "dies":
         sys.stderr.write("INFO loading\nNotImplementedError: no kernel for int3\nINFO bye\n")

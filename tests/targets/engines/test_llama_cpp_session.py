@@ -35,7 +35,7 @@ for line in sys.stdin:
             say({"start": start, "shape": [len(part), 3]}, struct.pack(f"{len(rows)}f", *rows))
         say({"done": True})
     elif asked["do"] == "prefill":
-        say({"token": len(asked["prompts"]) * 10 + len(asked["prompts"][0])})
+        say({"token": len(asked["prompts"]) * 10 + len(asked["prompts"][0]) + 100 * (asked["limit"] or 0)})
     else:
         say({"token": asked["token"] + 1})
 """
@@ -58,6 +58,7 @@ def test_answers_are_passed_on(session):
         assert np.array_equal(rows, np.arange(5)[:, None] * (np.arange(3) + 1) + np.arange(5)[:, None])
         assert opened.prefill(np.zeros((2, 4), np.int64)) == 24
         assert opened.decode(24) == 25
+        assert opened.prefill(np.zeros((2, 4), np.int64), 3) == 324
 
 
 def test_a_file_that_does_not_load_is_told_in_one_sentence(session):
@@ -72,8 +73,8 @@ def test_a_worker_that_breaks_is_told_in_one_sentence(session):
 
 
 def test_a_worker_that_stops_answering_is_ended(session, monkeypatch):
-    monkeypatch.setattr(llama_cpp_session, "ANSWER_TIMEOUT_S", 0.5)
     opened = session()
+    monkeypatch.setattr(llama_cpp_session, "ANSWER_TIMEOUT_S", 0.5)
     with pytest.raises(RunError, match=r"did not answer in 0\.5 s"):
         list(opened.logits(np.array([98])))
     assert opened._process.has_ended
@@ -82,5 +83,7 @@ def test_a_worker_that_stops_answering_is_ended(session, monkeypatch):
 
 
 def test_a_text_that_is_too_long_is_refused(session):
-    with closing(session()) as opened, pytest.raises(RunError, match="room for 16 tokens here, and the text has 17"):
-        list(opened.logits(np.zeros(17, np.int64)))
+    with closing(session()) as opened:
+        for ask in (lambda: list(opened.logits(np.zeros(17, np.int64))), lambda: opened.prefill(np.zeros((1, 9)), 8)):
+            with pytest.raises(RunError, match="room for 16 tokens here, and the text has 17"):
+                ask()

