@@ -21,7 +21,7 @@ from compressor.architecture import Architecture, read_config
 from compressor.checkpoint import Block, Checkpoint, Weight
 from compressor.errors import InputError, RunError
 from compressor.quantized import QuantizedWeight, Scheme
-from compressor.target import Artifact, Runtime, Session, Tolerance
+from compressor.target import Artifact, Rounding, Runtime, Session, Tolerance
 from targets.engines import VLLM
 from targets.packing import compressed_folder
 from targets.packing.stored import in_memory
@@ -71,6 +71,9 @@ class VllmFolder(ServedFolder):
 
     def tolerance(self, artifact: Artifact, **options: Any) -> Tolerance:
         return served_tolerance(read_config(artifact.root))
+
+    def rounding(self, artifact: Artifact, **options: Any) -> Rounding:
+        return served_rounding(read_config(artifact.root))
 
     def why_not_run(self) -> str | None:
         return VLLM.why_missing()
@@ -209,11 +212,9 @@ def check_fused_scales(block: Block, architecture: Architecture) -> None:
 
 def vllm_runtime(artifact: Artifact) -> Runtime:
     """vLLM, serving a folder whichever target wrote it."""
-    from targets.engines.vllm_session import served_dtype
-
     config = read_config(artifact.root)
-    tolerance, dtype = served_tolerance(config), served_dtype(config)
-    return Runtime(VllmFolder.runtime, VLLM.why_missing(), partial(_serve, artifact), tolerance, rounds_to=dtype)
+    tolerance, rounding = served_tolerance(config), served_rounding(config)
+    return Runtime(VllmFolder.runtime, VLLM.why_missing(), partial(_serve, artifact), tolerance, rounding=rounding)
 
 
 def _serve(artifact: Artifact) -> Session:
@@ -231,6 +232,13 @@ def served_tolerance(config: Mapping[str, Any]) -> Tolerance:
     if 4 in bits:
         return ROUNDED_TO_FOUR
     return ROUNDED if bits or layout.reads_kv_cache(config) else BY_DTYPE[getattr(torch, served_dtype(config))]
+
+
+def served_rounding(config: Mapping[str, Any]) -> Rounding:
+    """What vLLM rounds when it serves a folder with this config.json."""
+    from targets.engines.vllm_session import served_dtype
+
+    return Rounding(served_dtype(config))
 
 
 def packed_reasons(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:

@@ -21,7 +21,7 @@ from compressor.gguf.architectures import gain_shift
 from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
-from compressor.target import Artifact, Session, Target, Tolerance, Variant
+from compressor.target import Artifact, Rounding, Session, Target, Tolerance, Variant
 from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, dtype_name, float_problems, scale_problems
 from targets.engines import LLAMA_CPP
 from targets.gguf.metadata import LONGROPE, RUNTIME, architecture_problems, context_length, rope_problems, served_length
@@ -98,6 +98,9 @@ class GgufTarget(Target):
 
     def tolerance(self, artifact: Artifact, **options: Any) -> Tolerance:
         return ROUNDED  # its kernels multiply blocks of eight bits with blocks of eight bits
+
+    def rounding(self, artifact: Artifact, **options: Any) -> Rounding:
+        return Rounding(block=BLOCK)
 
     def why_not_run(self) -> str | None:
         return LLAMA_CPP.why_missing()

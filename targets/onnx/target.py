@@ -15,11 +15,11 @@ from compressor.checkpoint import Checkpoint, Weight
 from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
-from compressor.target import Artifact, Tolerance, Variant
+from compressor.target import Artifact, Rounding, Tolerance, Variant
 from targets.casting import Caster, dtype_name, float_problems
 from targets.onnx.folder import OnnxFolder, require_packages
 from targets.onnx.limits import by_kind, group_problems, have, shape_problems, table_problems
-from targets.onnx.plan import Plan
+from targets.onnx.plan import BLOCK_SIZES, Plan
 from targets.tolerances import BY_DTYPE, ROUNDED
 
 if TYPE_CHECKING:
@@ -77,6 +77,9 @@ class _Onnx(OnnxFolder):
 
         exact = options.get("accuracy_level") == EXACT
         return ROUNDED if not exact and rounds_activations(artifact.root) else BY_DTYPE[self.compute]
+
+    def rounding(self, artifact: Artifact, **options: Any) -> Rounding | None:
+        return Rounding(block=BLOCK_SIZES[0]) if self.tolerance(artifact, **options) is ROUNDED else None
 
 
 @dataclass(frozen=True)

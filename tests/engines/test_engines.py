@@ -39,20 +39,19 @@ def compared(run, capsys):
     return found
 
 
-def row_of(found, name, mean=0.1):
+def check_row(found, name):
+    """The runtime agrees: it is as far from the weights as its rounding explains, which was tried."""
     (row,) = [row for row in found["runtimes"] if row["runtime"].startswith(name)]
     assert row["verdict"] == "agrees"
-    assert 0 < row["difference"]["mean"] < mean
+    assert row["difference"]["mean"] > 0
+    assert row["control"]["mean"] > 0
     assert row["difference"]["top1"]["value"] > 0.9
-    return row
 
 
 @pytest.mark.parametrize(("target", "spec", "words"), FOR_VLLM)
 def test_vllm_serves_and_computes_what_is_stored(engine, compress, capsys, target, spec, words):
     engine("vllm")
-    run = compress(target, spec, "--measure", "none", *words)
-    # In bfloat16 other integers come out of rounded inputs now and then; beyond 0.25 the runtime would be blamed.
-    row_of(compared(run, capsys), "vLLM", 0.25 if "activations=static" in spec else 0.1)
+    check_row(compared(compress(target, spec, "--measure", "none", *words), capsys), "vLLM")
 
 
 def test_vllm_answers_over_its_chat_endpoint_and_is_gone_after(engine, compress):
@@ -73,15 +72,19 @@ def test_vllm_answers_over_its_chat_endpoint_and_is_gone_after(engine, compress)
 @pytest.mark.parametrize(("target", "spec"), FOR_LLAMA_CPP)
 def test_llama_cpp_loads_and_computes_what_is_stored(engine, compress, capsys, target, spec):
     engine("llama-cpp")
-    row_of(compared(compress(target, spec, "--measure", "none"), capsys), "llama.cpp")
+    check_row(compared(compress(target, spec, "--measure", "none"), capsys), "llama.cpp")
 
 
-def test_a_run_measures_its_artifact_in_llama_cpp_and_verify_replays_it(engine, compress):
-    engine("llama-cpp")
+@pytest.mark.parametrize(
+    ("name", "target", "spec"),
+    [("vllm", "vllm-int4", "rtn:group_size=64"), ("llama-cpp", "gguf-q4_0", "rtn:group_size=32")],
+)
+def test_a_run_measures_its_artifact_in_its_runtime_and_verify_replays_it(engine, compress, name, target, spec):
+    engine(name)
     words = ("--eval", str(DEMO / "evaluation.txt"), "--eval-length", "64", "--prompt", "16", "--output-tokens", "8")
-    out = compress("gguf-q4_0", "rtn:group_size=32", *words)
+    out = compress(target, spec, *words)
     step, shipped = json.loads((out / "ledger.json").read_text())["steps"][-2:]
-    assert shipped["runtime"].startswith("llama.cpp")
+    assert shipped["runtime"].startswith({"vllm": "vLLM", "llama-cpp": "llama.cpp"}[name])
     assert shipped["not_run"] is None
     assert shipped["quality"]["kl"]["value"] == pytest.approx(step["quality"]["kl"]["value"], abs=0.01)
     assert shipped["latency"][0]["itl_ms"]["p50"] > 0
