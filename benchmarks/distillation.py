@@ -38,6 +38,7 @@ from compressor.tokenizer import load_tokenizer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "distillation.md"
 RECOVERED_BAR = 0.7  # of the perplexity that pruning lost
+BUDGET_CPU_S = 1800  # of pruning and training together: a quarter of an hour of two cores
 ABOUT = "about.json"
 
 
@@ -207,8 +208,10 @@ def _bars(model: _Model) -> Iterator[tuple[str, str, bool]]:
     for name in ("depth", "depth lora"):
         if name in model.rows:
             share = recovered(model.windows(name, 0), model.windows(name, 1))
+            spent = model.rows[name]["cost"]["cpu_s"]
             claim = f"{name}: at least {RECOVERED_BAR:.0%} of the perplexity that pruning lost comes back"
             yield claim, estimate(share, percent=True), share.value >= RECOVERED_BAR
+            yield f"{name}: within {BUDGET_CPU_S} CPU seconds", f"{spent:.0f}", spent <= BUDGET_CPU_S
     known = [name for name in AFTERWARDS if name in model.rows]
     if TRAINED in model.rows and known:
         best = min(known, key=lambda name: model.windows(name, 0)[:, 2].mean())

@@ -47,10 +47,11 @@ def test_bars(kept: Any) -> None:
             kept(depth=[(1.0, 0.5), (0.2, 0.2)], gptq=[(0.1, 0.09)], tune=[(0.1, 0.08)], qat=[(0.1, 0.07)])
         )
     )
-    assert [holds for _, _, holds in bars] == [True, True]
-    assert bars[1][0].endswith("tune")
+    assert [holds for _, _, holds in bars] == [True, True, True]
+    assert bars[1][:2] == ("depth: within 1800 CPU seconds", "60")
+    assert bars[2][0].endswith("tune")
     bars = list(distillation._bars(kept(depth=[(1.0, 0.5), (0.6, 0.2)], qat=[(0.1, 0.085)])))
-    assert [holds for _, _, holds in bars] == [False, False]
+    assert [holds for _, _, holds in bars] == [False, True, False]
 
 
 def test_the_section_has_a_line_a_step(kept: Any) -> None:
