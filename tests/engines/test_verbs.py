@@ -61,7 +61,7 @@ def test_tasks_score_as_the_step_does(name, run, said):
     ((runtime, shipped),) = said("score", run / "artifact", *words).items()
     (step,) = said("score", run / "steps" / "01-rtn", *words).values()
     assert NAMES[name] in runtime
-    assert step["days"]["accuracy"]["value"] > 0.5, "a model that knows nothing would tell nothing"
+    assert step["days"]["accuracy"]["value"] > 0.3, "a model that knows nothing would tell nothing"
     for task, metrics in step.items():
         for metric, known in metrics.items():
             if metric != "auc":
@@ -75,7 +75,7 @@ def test_lm_eval_scores_as_the_step_does(name, run, said, tmp_path, monkeypatch)
     words = ("--tasks", "days", "--include-path", tmp_path)
     shipped = said("lm-eval", run / "artifact", *words)["days"]
     step = said("lm-eval", run / "steps" / "01-rtn", *words)["days"]
-    assert step["acc,none"] > 0.5
+    assert step["acc,none"] > 0.3  # by chance 0.14
     assert shipped["acc,none"] == pytest.approx(step["acc,none"], abs=SHARE)
 
 
