@@ -72,6 +72,12 @@ def layers_with_other_scales(checkpoint: Checkpoint, dtype: torch.dtype) -> Iter
             yield layer
 
 
+def layer_with_scales_beyond(checkpoint: Checkpoint, dtype: torch.dtype) -> str | None:
+    """The first layer, quantized already, of which a dtype makes a scale infinite."""
+    integers = (layer for layer, scheme in checkpoint.schemes.items() if scheme.type == "int")
+    return next((one for one in integers if bool(checkpoint.scales(one).to(dtype).isinf().any())), None)
+
+
 def factor_problems(checkpoint: Checkpoint, held_in: torch.dtype, remedy: str) -> Iterator[str]:
     """Which layer has factors of its inputs that a dtype would round; the first of them."""
     for layer, scheme in checkpoint.schemes.items():

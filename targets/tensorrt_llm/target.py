@@ -26,6 +26,7 @@ from targets.casting import (
     cast_dtype,
     dtype_name,
     factor_problems,
+    layer_with_scales_beyond,
     layers_with_other_scales,
     other_half,
 )
@@ -93,8 +94,10 @@ class _TensorRTLLM(ServedFolder):
         dtype = cast_dtype(self.dtype, checkpoint.dtype)
         other = other_half(dtype)
         works = f"dtype={dtype_name(other)} works."
+        if (beyond := layer_with_scales_beyond(checkpoint, dtype)) is not None:
+            yield f"The scales of {beyond} are beyond {dtype_name(dtype)}, in which they are served. {works}"
         # Where neither dtype holds them, as of most folders that ModelOpt makes, the loader rounds them in any case.
-        if (rounded := _rounded_scales(checkpoint, dtype)) and not _rounded_scales(checkpoint, other):
+        elif (rounded := _rounded_scales(checkpoint, dtype)) and not _rounded_scales(checkpoint, other):
             yield f"The scales of {rounded[0]} are not exact in {dtype_name(dtype)}, in which they are served. {works}"
         yield from factor_problems(checkpoint, dtype, works)
 

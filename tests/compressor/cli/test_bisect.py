@@ -109,9 +109,9 @@ def test_damage_that_eight_bits_do_not_mend_is_left_out(llmc, run):
 
 
 def test_a_target_that_cannot_hold_it_says_why(llmc, run):
-    out = run(1, passes=("rtn:bits=4,group_size=32",), target="gguf-q4_0")
+    out = run(1, passes=("rtn:bits=4,group_size=32",), target="vllm-int4")
     found = bisected(llmc, out, "--max-kl", 0.8 * kl(out, INT4))
-    assert "gguf-q4_0 cannot take this" in repairs(found)["bits"]["reason"]
+    assert "vllm-int4 cannot take this" in repairs(found)["bits"]["reason"]
     assert (repairs(found)["bits"]["measured"], found["repair"]["kind"]) == (None, "skip")
 
 

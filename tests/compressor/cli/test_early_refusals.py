@@ -77,25 +77,52 @@ def test_what_a_pass_rounds_or_changes_is_not_judged_before(tiny_model, llmc, re
     assert llmc("compress", root, *words)[0] == 0
 
 
+@pytest.fixture
+def with_scale(tiny_model, llmc, tmp_path):
+    """A quantized model of which one scale is another number."""
+
+    def make(scale):
+        words = ("-t", "hf", "--pass", "rtn:group_size=64", "--measure", "none", "-o", tmp_path / "made")
+        assert llmc("compress", tiny_model("llama"), *words)[0] == 0
+        root = tmp_path / "made" / "artifact"
+        (root / "llmc-manifest.json").unlink()
+        scales = load_file(root / "model.safetensors")[f"{LAYER}.weight_scale"].clone()
+        scales[3, 0] = scale
+        return replace_tensors(root, **{f"{LAYER}.weight_scale": scales})
+
+    return make
+
+
 @pytest.mark.parametrize("scale", [1e5, 2.0**-26, 1 / 3])
-@pytest.mark.parametrize(
-    ("target", "dtype"), [("gptq", "float16"), ("gguf-q4_0", "float16"), ("trt-int4", "bfloat16"), ("awq", "float16")]
-)
-def test_scales_of_a_quantized_model(tiny_model, llmc, refused, tmp_path, target, dtype, scale):
-    """Beyond float16, below its steps, between them. bfloat16 reaches as far as float32."""
-    words = ("-t", "hf", "--pass", "rtn:group_size=64", "--measure", "none", "-o", tmp_path / "made")
-    assert llmc("compress", tiny_model("llama"), *words)[0] == 0
-    root = tmp_path / "made" / "artifact"
-    (root / "llmc-manifest.json").unlink()
-    scales = load_file(root / "model.safetensors")[f"{LAYER}.weight_scale"].clone()
-    scales[3, 0] = scale
-    replace_tensors(root, **{f"{LAYER}.weight_scale": scales})
-    if dtype == "bfloat16" and scale == 2.0**-26:
-        assert llmc("compress", root, "-t", target, "--measure", "none", "-o", tmp_path / "out")[0] == 0
-        return
-    err = refused(root, "-t", target)
-    assert f"The scales of {LAYER} are not exact in {dtype}" in err
+@pytest.mark.parametrize("target", ["gptq", "gguf-q4_0", "awq"])
+def test_scales_of_a_quantized_model(with_scale, refused, target, scale):
+    """Beyond float16, below its steps, between them."""
+    err = refused(with_scale(scale), "-t", target)
+    assert f"The scales of {LAYER} are not exact in float16" in err
     assert "--requantize" in err
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "says"),
+    [
+        ("float16", 1e5, f"The scales of {LAYER} are beyond float16, in which they are served. dtype=bfloat16 works."),
+        ("float16", 2.0**-26, f"The scales of {LAYER} are not exact in float16, in which they are served."),
+        ("bfloat16", 1025 / 1024, f"The scales of {LAYER} are not exact in bfloat16, in which they are served."),
+    ],
+)
+def test_scales_that_tensorrt_llm_need_not_round(with_scale, refused, dtype, scale, says):
+    assert says in refused(with_scale(scale), "-t", f"trt-int4:dtype={dtype}")
+
+
+@pytest.mark.parametrize("scale", [1e5, 2.0**-26, 1 / 3])
+def test_scales_that_tensorrt_llm_rounds_in_any_case_are_stored_as_they_are(with_scale, llmc, tmp_path, scale):
+    """bfloat16 reaches as far as float32; what neither it nor float16 holds is said."""
+    out = tmp_path / "out"
+    assert llmc("compress", with_scale(scale), "-t", "trt-int4", "--measure", "none", "-o", out)[0] == 0
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert ledger["artifact"]["verified"]["mismatches"] == []
+    said = any("the scales of 1 layers are not exact in bfloat16" in note for note in ledger["steps"][-1]["notes"])
+    assert said == (scale != 2.0**-26)
 
 
 # ---- runtimes
