@@ -38,8 +38,8 @@ lint: $(READY) ## Style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## Lint, then every fast test
-	$(BIN)/pytest -m "not slow and not engines"
+test: lint ## Lint, then every fast test, a file at a time on each core
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow and not engines"
 
 test-slow: $(READY) ## The end-to-end checks that are too slow for every commit
 	$(BIN)/pytest -m "slow and not engines"
