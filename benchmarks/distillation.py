@@ -67,9 +67,10 @@ ROWS = (
     Row("depth lora", (PRUNE, "distill:lora_rank=16,batch_size=2")),
     Row("gptq", ("gptq:group_size=64",)),
     Row("tune", ("tune:group_size=64",)),
+    Row("tune light", ("tune:group_size=64,iterations=50",)),
     Row("qat", ("qat:group_size=64,epochs=4",)),
 )
-TRAINED, AFTERWARDS = "qat", ("gptq", "tune")  # rows of equal bits
+TRAINED, AFTERWARDS = "qat", ("gptq", "tune", "tune light")  # rows of equal bits
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.earlier import EarlierRows
-from compressor.errors import InputError, LlmcError
+from compressor.errors import InputError
 from compressor.evaluator import Standard
-from compressor.files import TEMPORARY_PREFIX, remove_leftovers
+from compressor.files import TEMPORARY_PREFIX, is_disk_full, remove_leftovers
+from compressor.interrupted import interrupted
 from compressor.ledger import LEDGER_FILE, STEPS_FOLDER, Ledger, runs_in
 from compressor.measure.samples import SAMPLES_FOLDER
 from compressor.pass_ import Progress
@@ -37,14 +38,20 @@ class RunSettings:
     trust_remote_code: bool = False
 
 
-def execute(recipes: Sequence[Recipe], settings: RunSettings, texts: Texts, progress: Progress) -> list[Ledger]:
+def execute(
+    recipes: Sequence[Recipe], settings: RunSettings, texts: Texts, progress: Progress
+) -> list[Ledger | Exception]:
     """Run recipes that differ in their target, and in the passes for it.
 
     One recipe's run is the folder `settings.out` itself. Each of several has a folder in it, see `run_folders`, and
     their steps lie side by side: passes that targets share run once.
 
+    Returns:
+        The ledger of each run, or what one of several broke on: the others go on.
+
     Raises:
         InputError: a recipe cannot be run; nothing was done.
+        Exception: the only run broke, or the disk is full.
     """
     folders = run_folders(recipes, settings.out)
     for recipe in recipes:
@@ -56,13 +63,13 @@ def execute(recipes: Sequence[Recipe], settings: RunSettings, texts: Texts, prog
             source = _open_source(recipes[0], settings, progress)
             plans = [Plan.of(recipe, source.checkpoint, settings.allow_pickle) for recipe in recipes]
             shared = _prepare(plans, source, settings, texts, tasks, scratch, progress)
-        ledgers = []
+        outcomes: list[Ledger | Exception] = []
         for number, (plan, names) in enumerate(zip(plans, step_names(plans), strict=True)):
             out = folders[number]
             out.mkdir(exist_ok=True)
-            with _blamed(plan.target.name if len(plans) > 1 else None):
-                ledgers.append(Run(plan, names, out, shared, EarlierRows.of(out, folders[:number])).execute())
-    return ledgers
+            run = Run(plan, names, out, shared, EarlierRows.of(out, folders[:number]))
+            outcomes.append(_outcome(run) if len(plans) > 1 else run.execute())
+    return outcomes
 
 
 def run_folders(recipes: Sequence[Recipe], out: Path) -> list[Path]:
@@ -121,15 +128,14 @@ def _check_output(settings: RunSettings, folders: Sequence[Path]) -> None:
         raise InputError(f"{out} holds a run for one target.", "Give that target, or another folder.")
 
 
-@contextmanager
-def _blamed(target: str | None) -> Iterator[None]:
-    """Say of an error which of several targets it came with."""
+def _outcome(run: Run) -> Ledger | Exception:
+    """The run's ledger, or what it broke on."""
     try:
-        yield
-    except LlmcError as error:
-        if target is not None and target not in str(error):
-            error.args = (f"{target}: {error}",)
-        raise
+        return run.execute()
+    except Exception as error:
+        if interrupted.is_set() or is_disk_full(error):  # no other run is wanted, or would get further
+            raise
+        return error
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Shipment:
 
     def __post_init__(self) -> None:
         unmeasured = None if self.evaluator.standard.enabled else "measuring was switched off when it was made"
-        self._lowering = Lowering(self.target, self.final, self.evaluator.standard.progress, unmeasured)
+        self._lowering = Lowering(self.target, self.final, self._progress, unmeasured)
         self._artifact = Artifact(self.evaluator.out / "artifact", self.target.name)
         self.shipped = self._row(self.target.name)
 
@@ -69,6 +69,9 @@ class Shipment:
                 self.shipped.not_run = str(error)
         return rows
 
+    def _progress(self, what: str, done: int, total: int) -> None:
+        self.evaluator.standard.progress(f"{self.target.name}: {what}", done, total)
+
     def _rows(self) -> list[StepRecord]:
         baseline = [self._row(f"{self.target.baseline}, original")] if self.target.baseline else []
         others = [self._row(f"{self.target.name}, {one.label}") for one in self.target.variants[:-1]]
@@ -96,6 +99,6 @@ class Shipment:
         folder = self.evaluator.standard.scratch / target.name
         if not folder.exists():  # a run for another target beside this one may have made it
             with whole_folder(folder) as temporary:
-                target.lower(original, temporary, self.evaluator.standard.progress)
+                target.lower(original, temporary, self._progress)
         row.size_bytes, row.bits_per_weight = folder_bytes(folder), artifact_bits(folder, original)
         return target.open(Artifact(folder, target.name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from compressor.checkpoint import Checkpoint
@@ -22,13 +22,19 @@ from compressor.writer import STEP_FILE
 
 @dataclass(frozen=True)
 class Steps:
-    """The folder that steps lie in, and what decides their bytes beside the passes."""
+    """The folder that steps lie in, and what decides their bytes beside the passes.
+
+    Attributes:
+        original: what rows are compared with.
+        broken: what steps broke on, by their names: another target that needs one does not try it again.
+    """
 
     folder: Path
     calibration: TokenSet | None
-    original: Checkpoint  # what rows are compared with
+    original: Checkpoint
     seed: int
     progress: Progress
+    broken: dict[str, Exception] = field(default_factory=dict)
 
     def key(self, one: Pass, checkpoint: Checkpoint, unrounded: Checkpoint | None) -> str:
         """Digest of everything that decides the bytes of a step.
@@ -57,7 +63,10 @@ class Steps:
 
         Raises:
             InputError: another step lies there.
+            Exception: the pass breaks, or broke before.
         """
+        if name in self.broken:
+            raise self.broken[name]
         folder = self.folder / name
         if folder.exists():
             return _finished(folder, str(row.key))
@@ -69,8 +78,12 @@ class Steps:
             folder, provenance, tokens, self.seed, self.progress, row.notes, self.original, row.losses, unrounded
         )
         start = time.perf_counter()
-        with PeakMemory() as peak:
-            result = one.apply(checkpoint, context)
+        try:
+            with PeakMemory() as peak:
+                result = one.apply(checkpoint, context)
+        except Exception as error:
+            self.broken[name] = error
+            raise
         row.seconds, row.peak_rss_bytes = time.perf_counter() - start, peak.bytes
         return result
 

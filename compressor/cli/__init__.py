@@ -6,7 +6,6 @@ import signal
 import sys
 import traceback
 from importlib import import_module
-from threading import Event
 from typing import Any
 
 import click
@@ -14,6 +13,7 @@ import click
 from compressor import __version__
 from compressor.errors import LlmcError, nearest
 from compressor.files import is_disk_full
+from compressor.interrupted import interrupted
 
 # verb -> (module, one line of help)
 VERBS = {
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     0 done, 1 gate failed or artifact damaged, 2 bad usage or bad input, 3 gate inconclusive, 4 a run that broke.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    interrupted = _catch_interrupts()
+    _catch_interrupts()
     try:
         code = cli.main(words, prog_name="llmc", standalone_mode=False) or 0
     except click.ClickException as error:
@@ -79,14 +79,13 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if "--debug" in words:
             traceback.print_exc()
-        # An extension that was interrupted in the middle may report an error of its own instead.
-        code = _fail(INTERRUPTED, None, 4) if interrupted.is_set() else _explain(error)
+        code = _fail(INTERRUPTED, None, 4) if interrupted.is_set() else explain(error)
     sys.exit(code)
 
 
-def _catch_interrupts() -> Event:
+def _catch_interrupts() -> None:
     """Make Ctrl-C and SIGTERM a KeyboardInterrupt, and an event that tells later that one came."""
-    interrupted = Event()
+    interrupted.clear()
 
     def interrupt(*_: object) -> None:
         interrupted.set()
@@ -94,16 +93,17 @@ def _catch_interrupts() -> Event:
 
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, interrupt)
-    return interrupted
 
 
-def _explain(error: Exception) -> int:
+def explain(error: Exception, target: str | None = None) -> int:
+    """Say on stderr what a command broke on, and for which of several targets; the exit code that goes with it."""
     if isinstance(error, LlmcError):
-        return _fail(str(error), error.hint, error.exit_code)
+        return _fail(f"{target}: {error}" if target else str(error), error.hint, error.exit_code)
     if is_disk_full(error):
         return _fail("The disk is full; nothing half-written was left behind.", "Free some space and run again.", 4)
     reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    return _fail(f"The run broke: {type(error).__name__}: {reason}", "llmc --debug ... shows where.", 4)
+    where = f"The run for {target}" if target else "The run"
+    return _fail(f"{where} broke: {type(error).__name__}: {reason}", "llmc --debug ... shows where.", 4)
 
 
 def _fail(sentence: str, hint: str | None, code: int) -> int:

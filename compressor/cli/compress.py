@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,20 +120,29 @@ def compress_command(
     out = output or _default_output(recipes)
     outcomes = _run(recipes, out, options)
     _present(outcomes, as_json)
-    codes = [0 if one.decision is None else one.decision.verdict.exit_code for one in outcomes]
-    return min(filter(None, codes), default=0)  # a gate that failed comes before one that cannot tell
+    broken = [_explain(one.ledger, one.target) for one in outcomes if isinstance(one.ledger, Exception)]
+    codes = [one.decision.verdict.exit_code for one in outcomes if one.decision is not None]
+    # A run that broke comes first, then a gate that failed, then one that cannot tell.
+    return broken[0] if broken else min(filter(None, codes), default=0)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one target, and the verdict of the recipe's gate; None without a gate."""
+    """What came of one target.
+
+    Attributes:
+        ledger: of its run, or what the run broke on.
+        decision: of the recipe's gate; None without a gate.
+    """
 
     target: str
-    ledger: Ledger
-    decision: Decision | None
+    ledger: Ledger | Exception
+    decision: Decision | None = None
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
+        if isinstance(self.ledger, Exception):
+            return {"error": str(self.ledger)}
         return self.ledger.plain() | ({} if self.decision is None else {"gate": self.decision.plain()})
 
 
@@ -152,7 +162,11 @@ def _run(recipes: Sequence[Recipe], out: Path, options: Mapping[str, Any]) -> li
         ledgers = execute(recipes, settings, RecipeTexts(), progress)
     outcomes = []
     for recipe, folder, ledger in zip(recipes, run_folders(recipes, out), ledgers, strict=True):
-        outcomes.append(Outcome(recipe.build_target().name, ledger, _gated(recipe, folder)))
+        target = recipe.build_target().name
+        if isinstance(ledger, Exception):
+            outcomes.append(Outcome(target, ledger))
+            continue
+        outcomes.append(Outcome(target, ledger, _gated(recipe, folder)))
         write_reports(folder)
     if len(ledgers) > 1:
         write_reports(out)
@@ -183,8 +197,18 @@ def _present(outcomes: Sequence[Outcome], as_json: bool) -> None:
     from compressor.gate import terminal
     from compressor.report.terminal import show
 
-    show([one.ledger for one in outcomes], Console())
+    if ledgers := [one.ledger for one in outcomes if not isinstance(one.ledger, Exception)]:
+        show(ledgers, Console())
     for one in outcomes:
         if one.decision is not None:
             click.echo(f"\n{one.target}:" if len(outcomes) > 1 else "")
             terminal.show(one.decision, Console())
+
+
+def _explain(error: Exception, target: str) -> int:
+    """Say what the run for one of several targets broke on; the exit code that goes with it."""
+    from compressor.cli import explain
+
+    if click.get_current_context().find_root().params["debug"]:
+        traceback.print_exception(error)
+    return explain(error, target)

@@ -218,6 +218,45 @@ def test_an_error_says_which_target_it_came_with(llmc, tiny_model, tmp_path, mon
     assert "Error: The disk is worn out." in err
 
 
+def test_one_target_that_breaks_stops_no_other(llmc, tiny_model, tmp_path, monkeypatch):
+    from targets.huggingface import HuggingFace
+
+    def broken(*_, **__):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(HuggingFace, "lower", broken)
+    out = tmp_path / "out"
+    words = ("compress", tiny_model("llama"), "-t", "hf", "-t", "gguf-q4_0", "--pass", INT4, "--measure", "none")
+    code, shown, err = llmc(*words, "-o", out, "--json")
+    assert code == 4
+    assert "Error: The run for hf broke: RuntimeError: out of luck" in err
+    found = json.loads(shown)["targets"]
+    assert found["hf"] == {"error": "out of luck"}
+    assert found["gguf-q4_0"]["artifact"]["verified"]["mismatches"] == []
+    assert llmc("verify", out / "gguf-q4_0")[0] == 0
+    assert (out / "gguf-q4_0" / "report.md").is_file() and (out / "report.md").is_file()
+    monkeypatch.undo()
+    assert llmc(*words, "-o", out, "--resume")[0] == 0
+    assert llmc("verify", out / "hf")[0] == 0
+
+
+def test_a_pass_that_breaks_is_tried_once(llmc, tiny_model, tmp_path, monkeypatch):
+    from passes.rtn import RTN
+
+    def broken(*_, **__):
+        tried.append(1)
+        raise RuntimeError("out of luck")
+
+    tried = []
+    monkeypatch.setattr(RTN, "apply", broken)
+    words = ("compress", tiny_model("llama"), "-t", "hf", "-t", "gguf-q4_0", "--pass", INT4, "--measure", "none")
+    code, _, err = llmc(*words, "-o", tmp_path / "out")
+    assert (code, tried) == (4, [1])
+    assert [line for line in err.splitlines() if "broke" in line] == [
+        f"Error: The run for {target} broke: RuntimeError: out of luck" for target in ("hf", "gguf-q4_0")
+    ]
+
+
 def test_runs_for_one_target_and_for_several_do_not_mix(llmc, tiny_model, tmp_path):
     root, one, several = tiny_model("llama"), tmp_path / "one", tmp_path / "several"
     words = ("compress", root, "--pass", INT4, "--measure", "none", "--resume")
