@@ -44,7 +44,7 @@ test: lint ## Lint, then every fast test, a file at a time on each core
 test-slow: $(READY) ## The end-to-end checks that are too slow for every commit
 	$(BIN)/pytest -m "slow and not engines"
 
-engines: $(READY) ## Make the environments of the real runtimes: gigabytes, and up to an hour; ENGINES="vllm" for some
+engines: $(READY) ## Make the environments of the real runtimes: 6.3 GB, and an hour or two on two cores; ENGINES="vllm" for some
 	$(BIN)/python benchmarks/environments.py $(ENGINES)
 
 test-engines: $(READY) ## Open artifacts in the real runtimes that `make engines` has made

@@ -2,8 +2,8 @@
 
     python benchmarks/environments.py [NAME ...]
 
-Makes those that are not there yet: 2.5 GB for vllm, 1.8 GB each for modelopt and edgellm, a compiler's work of ten
-minutes for llama-cpp. `llmc` finds vllm and llama-cpp there (`llmc doctor`).
+Makes those that are not there yet, which may be links to others: 2.5 GB for vllm, 1.8 GB each for modelopt and edgellm,
+0.2 GB for llama-cpp, but half an hour of one core to compile it. `llmc` finds vllm and llama-cpp there (`llmc doctor`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parent
 TORCH = "torch==2.13.0"  # first and pinned, so that nothing pulls a CUDA build
+UNFINISHED = ".unfinished"  # lies in an environment that is being made
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,22 @@ class Environment:
 
     def make(self) -> None:
         """Make the environment unless it is there; a failed or interrupted installation is removed again."""
-        if self.python.is_file():
+        if is_whole(self.root):
             return
+        if self.root.is_symlink():
+            sys.exit(f"{self.root} is a link to {self.root.readlink()}, where no environment is; remove the link")
+        shutil.rmtree(self.root, ignore_errors=True)  # of an earlier process that was killed
+        self.root.mkdir()
+        (self.root / UNFINISHED).touch()
         try:
-            subprocess.run([sys.executable, "-m", "venv", self.root], check=True)
+            without = [] if self.packages else ["--without-pip"]
+            subprocess.run([sys.executable, "-m", "venv", *without, self.root], check=True)
             for packages in self.packages:
                 self._run("-m", "pip", "install", "--quiet", *packages)
             if self.known_as is not None:
                 self._introduce(*self.known_as)
             self._run("-c", self.check)
+            (self.root / UNFINISHED).unlink()
         except BaseException:
             shutil.rmtree(self.root, ignore_errors=True)
             raise
@@ -69,6 +78,11 @@ class Environment:
         folder = packages / f"{name}-{version}.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def is_whole(root: Path) -> bool:
+    """Whether an environment is there, or a link to one, and was made to its end."""
+    return (root / "bin" / "python").is_file() and not (root / UNFINISHED).exists()
 
 
 def _llama_cpp_flags() -> str:
@@ -113,8 +127,13 @@ def main() -> int:
     for name in sys.argv[1:] or ENVIRONMENTS:
         if name not in ENVIRONMENTS:
             sys.exit(f"Unknown environment {name!r}; known: {', '.join(ENVIRONMENTS)}")
-        print(f"{name}: {'is there' if ENVIRONMENTS[name].python.is_file() else 'making it'}", flush=True)
+        if is_whole(ENVIRONMENTS[name].root):
+            print(f"{name}: is there", flush=True)
+            continue
+        print(f"{name}: making it", flush=True)
+        start = time.monotonic()
         ENVIRONMENTS[name].make()
+        print(f"{name}: made in {(time.monotonic() - start) / 60:.0f} minutes", flush=True)
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from environments import ENVIRONMENTS, Environment
+from environments import ENVIRONMENTS, Environment, is_whole
 
 BENCHMARKS = Path(__file__).resolve().parent
 
@@ -38,7 +38,7 @@ class Peer:
     def command(self, *arguments: object) -> list[str]:
         """The command line that runs the script with these arguments, once its environment is there."""
         root = BENCHMARKS.parent / self.environment
-        if not (root / "bin" / "python").is_file():
+        if not is_whole(root):
             self._make()
         return [str(part) for part in (root / "bin" / "python", BENCHMARKS / "peers" / self.script, *arguments)]
 

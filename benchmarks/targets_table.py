@@ -13,6 +13,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -159,12 +160,23 @@ def beside(target: Target, shape: Architecture) -> Iterator[str]:
             yield f"some layers may be {' or '.join(others)}"
         if fits(target, shape, own, lm_head=own):
             yield "`lm_head` too"
+        if "input_factors" in target.holds:
+            yield factors(target, shape, own)
     if "rank" in target.holds:
         yield f"low-rank factors {'in the place of linears' if own is None else 'beside'}"
     if target.holds_quantized_embedding:
         yield "a quantized embedding"
     if target.holds_cache_scales:
         yield "scales of an fp8 cache"
+
+
+def factors(target: Target, shape: Architecture, own: Scheme) -> str:
+    """Which layers may have factors of their inputs."""
+    multiplied = replace(own, input_factors=True)
+    layers = [name for name in shape.linears() if name != "lm_head"]
+    taken = [name for name in layers if fits(target, shape, own, **{name: multiplied})]
+    names = " and ".join(f"`{name.rpartition('.')[2]}`" for name in taken)
+    return "factors of inputs (`pre_quant_scale`)" + ("" if taken == layers else f" of {names}")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ def _model(path: Path) -> dict[str, Any]:
     checkpoint = PackedFolder.open(path) if is_prequantized(path) else Checkpoint.open(path)
     quantized = str(checkpoint.layout) if isinstance(checkpoint, PackedFolder) else "quantized"
     schemes = Counter(map(str, checkpoint.schemes.values())) or {"none": len(checkpoint.architecture.linears())}
+    layers = checkpoint.with_factors if isinstance(checkpoint, PackedFolder) else []
+    factors = {"pre_quant_scale": dict(Counter(layer.rpartition(".")[2] for layer in layers))} if layers else {}
     cached = {"key-value cache": "fp8"} if checkpoint.kv_cache else {}
     return {
         "kind": f"{quantized} model folder" if checkpoint.schemes else "model folder",
@@ -72,6 +74,7 @@ def _model(path: Path) -> dict[str, Any]:
         "dtype": str(checkpoint.dtype).removeprefix("torch."),
         "weights": f"{size(checkpoint.nbytes)} in {len({info.shard for info in checkpoint.tensors.values()})} shards",
         "quantized linears": dict(schemes),
+        **factors,
         **cached,
     }
 

@@ -109,10 +109,16 @@ class PackedFolder:
                 if name not in self._cache_scales
             }
 
+    @property
+    def with_factors(self) -> list[str]:
+        """Layers that have factors of their inputs, which may be ones."""
+        ending = f".{ACTIVATION_SCALE}"
+        return [name.removesuffix(ending) for name in self.tensors if name.endswith(ending)]
+
     @cached_property
     def factors(self) -> Literal["none", "folded", "held"]:
         """What becomes of factors of inputs: folded into the layers before where all of them can be, exactly."""
-        named = [name for name in self.tensors if name.endswith(f".{ACTIVATION_SCALE}")]
+        named = [f"{layer}.{ACTIVATION_SCALE}" for layer in self.with_factors]
         if all(bool((scale == 1).all()) for scale in read_tensors(self.root, self.tensors, named).values()):
             return "none"
         return "held" if any(fold(weights, self.architecture) is None for weights in self._blocks()) else "folded"

@@ -194,6 +194,15 @@ def test_ones_change_nothing(modelopt, take):
     assert_holds(take(root).checkpoint, numbers)
 
 
+def test_inspect_tells_which_layers_have_them(modelopt, take):
+    """In the folder by the name that it has there, in the step by what it means."""
+    inexact = {f"{DOWN}.pre_quant_scale": torch.full((128,), 1 / 3)}
+    root, _ = modelopt(extra=inexact | ones(OUT, 64))
+    assert describe(root)["pre_quant_scale"] == {"down_proj": 1, "o_proj": 1}
+    schemes = describe(take(root).checkpoint.root)["quantized linears"]
+    assert schemes == {"int4 g32 symmetric": 13, "int4 g32 symmetric, inputs multiplied": 1}
+
+
 def test_exact_factors_go_into_the_layer_before(modelopt, take):
     """Query heads 0 and 1 read the values of head 0, and their inputs 0 to 15 are its rows."""
     heads = [2.0, 0.5, 1.5] + 13 * [1.0]
@@ -304,5 +313,6 @@ def test_inspect_and_the_checkpoint_say_what_it_is(modelopt):
     root, _ = modelopt()
     facts = describe(root)
     assert (facts["kind"], facts["quantized linears"]) == ("ModelOpt model folder", {"int4 g32 symmetric": 14})
+    assert "pre_quant_scale" not in facts
     with pytest.raises(InputError, match="shape"):
         Checkpoint.open(root)
