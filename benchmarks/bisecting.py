@@ -3,19 +3,26 @@
     python benchmarks/bisecting.py MODEL --eval TEXT --work FOLDER [--limit kl=0.4] [--pass rtn:group_size=64]
 
 Rounds the model, judges it by a limit that it fails, and prints as Markdown what `llmc bisect --apply` says, with the
-time and the memory of both commands. FOLDER keeps the run; a run that is there is not made again.
+time and the memory of both commands. FOLDER keeps the run and what it took; a run that is there is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from process import Usage, measure
 
+from compressor.checkpoint import Checkpoint
+from compressor.files import write_json
+from compressor.ledger import environment, load_ledger
+
 LLMC = (sys.executable, "-c", "from compressor.cli import main; main()")
 MIB = 1 << 20
+BUSY = 2  # times as much wall time as CPU time, from which on others had the CPU
 SHORT = ("--prompt", "8", "--output-tokens", "2")  # latency is not looked at here
 
 
@@ -29,19 +36,37 @@ def main() -> None:
         options += ["--calibration", str(given.calibration), "--samples", str(given.samples)]
         options += ["--length", str(given.length)]
     compress = [*LLMC, "compress", str(given.model), "--target", given.target, *options, "-o", str(run)]
-    made = None if (run / "ledger.json").is_file() else _measured(compress, given.work)
+    cost = given.work / "compress.json"
+    if not cost.is_file():
+        write_json(cost, asdict(_measured(compress, given.work)))
     limit = [f"--max-{given.limit.partition('=')[0]}", given.limit.partition("=")[2]]
     bisect = [*LLMC, "bisect", str(run), *limit, "--budget", str(given.budget)]
     found = _measured([*bisect, "--apply", str(mended), "--markdown", str(page)], given.work)
-    print("# A failed gate, bisected\n\nPrinted by `benchmarks/bisecting.py`.\n")
-    print(f"`llmc compress {given.model.name} {' '.join(options[:2])}` for {given.target}, then `llmc bisect", end=" ")
-    print(f"{' '.join(limit)} --apply`, on {given.evaluation.name} in windows of {given.eval_length} tokens.\n")
-    print(page.read_text())
-    print("| command | wall s | CPU s | peak memory, MiB |\n|---|---:|---:|---:|")
-    for name, usage in (("compress", made), ("bisect --apply", found)):
-        if usage is not None:
-            print(f"| {name} | {usage.wall_s:.0f} | {usage.cpu_s:.0f} | {usage.peak_rss_bytes / MIB:.0f} |")
-    print(f"\nThe repaired run is judged by the same gate: PASS (the command ended with code 0; {mended.name}).")
+    costs = {"compress": Usage(**json.loads(cost.read_text())), "bisect --apply": found}
+    print(_document(given, run, page.read_text(), costs))
+
+
+def _document(given: argparse.Namespace, run: Path, page: str, costs: dict[str, Usage]) -> str:
+    facts, shape, texts = environment(), Checkpoint.open(given.model).architecture, load_ledger(run).texts
+    measured = "; ".join(f"{name}: {one.windows} × {one.length} tokens of {Path(one.source).name}"
+                         for name, one in texts.items())  # fmt: skip
+    limit = f"--max-{given.limit.replace('=', ' ')}"
+    rows = [f"| {name} | {usage.wall_s:.0f} | {usage.cpu_s:.0f} | {usage.peak_rss_bytes / MIB:.0f} |"
+            for name, usage in costs.items()]  # fmt: skip
+    waited = any(usage.wall_s > BUSY * usage.cpu_s for usage in costs.values())
+    parts = [
+        "# A failed gate, bisected",
+        "Printed by `benchmarks/bisecting.py`.",
+        f"Model: {given.model.resolve().name}, {shape.parameters:,} parameters in {shape.layers} layers of width "
+        f"{shape.hidden_size}. {measured}. {facts['cpu']}, torch {facts['packages']['torch']}.",
+        f"`llmc compress --target {given.target} --pass {given.spec}`, then "
+        f"`llmc bisect {limit} --budget {given.budget:g} --apply`:",
+        page.strip(),
+        "\n".join(["| command | wall s | CPU s | peak memory, MiB |\n|---|---:|---:|---:|", *rows]),
+        *(["The machine was busy with other work: wall times say little."] if waited else []),
+        "The repaired run is judged by the same gate: PASS.",  # else the command does not end with 0
+    ]
+    return "\n\n".join(parts)
 
 
 def _measured(command: list[str], work: Path) -> Usage:

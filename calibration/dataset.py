@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from calibration.sources import Corpus, Document, open_corpus
-from compressor.errors import InputError
+from compressor.errors import InputError, TooFewWindows
 
 PASSAGE_CHARACTERS = 1 << 16  # plain text is sampled in passages of about this length
 ORDERED_CHARACTERS = 1 << 20  # and tokenized in pieces of this length when it is read in order
@@ -92,9 +92,10 @@ def pack(
         windows, origins, tally = _drawn_windows(corpus, tokenizer, samples, length, seed)
         wanted = samples
     if len(windows) < wanted:
-        raise InputError(
+        raise TooFewWindows(
             f"Only {len(windows)} windows of {length} tokens in {source}, {wanted} asked.",
             f"Give more text or samples={len(windows)}." if len(windows) else f"Give more text than {length} tokens.",
+            len(windows),
         )
     tokens = torch.from_numpy(windows)
     known = None if "running" in tally.kinds else torch.from_numpy(origins)

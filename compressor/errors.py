@@ -22,6 +22,21 @@ class InputError(LlmcError):
     exit_code = 2
 
 
+class TooFewWindows(InputError):  # noqa: N818 -- reads better where it is caught
+    """A text holds only so many `windows` of the length that was asked for, and more were asked for (exit code 2)."""
+
+    def __init__(self, sentence: str, hint: str, windows: int) -> None:
+        super().__init__(sentence, hint)
+        self.windows = windows
+
+
+class Interrupted(LlmcError):  # noqa: N818 -- it is none of the program's
+    """Ctrl-C or SIGTERM, where another command than the same one goes on (exit code 4)."""
+
+    def __init__(self, hint: str | None) -> None:
+        super().__init__("Interrupted. Nothing half-written was left behind.", hint)
+
+
 class RunError(LlmcError):
     """The run broke although its input was accepted (exit code 4)."""
 

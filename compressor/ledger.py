@@ -221,8 +221,8 @@ def together(ledgers: Sequence[Ledger]) -> Ledger:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The runs for several targets that lie in this folder beside their steps, by name."""
-    if not (folder / STEPS_FOLDER).is_dir():
+    """The runs for several targets that lie in this folder beside their steps, by name; none in that of one run."""
+    if not (folder / STEPS_FOLDER).is_dir() or (folder / LEDGER_FILE).is_file():
         return []
     return sorted(path.parent for path in folder.glob(f"*/{LEDGER_FILE}"))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from compressor.bisect.candidates import candidates
+from compressor.bisect.kept import KeptScores
 from compressor.bisect.layers import Judge, LayerBlame, LayerSearch
 from compressor.bisect.passes import FailedGate, RowBlame, RowLoss, blame_row
 from compressor.bisect.remade import Workshop
@@ -102,7 +103,8 @@ class _Trials:
 
         tokens = _held_out(run, original, sources.evaluation).tokens
         reference = Reference.make(original, tokens, reopened.scratch / "reference-states.npy", report)
-        judge = Judge(failed, reference, failed.subject(rows.guilty.row).tokens())
+        kept = KeptScores(reopened.scratch, reference)
+        judge = Judge(failed, reference, failed.subject(rows.guilty.row).tokens(), kept)
         return cls(Workshop(reopened, source, original, sources.texts, reopened.kept_steps()), judge, rows, budget)
 
     def told(self, told: Bisection) -> Bisection:

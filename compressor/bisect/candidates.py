@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from compressor.bisect.layers import LayerBlame
-from compressor.bisect.remade import with_more_text, with_passes
+from compressor.bisect.remade import with_passes, with_samples
 from compressor.errors import InputError
 from compressor.families import HEAD
 from compressor.pass_ import Need, Pass
 from compressor.recipe import Recipe
 
 BITS, SKIP, SAMPLES = "bits", "skip", "samples"
-MORE_TEXT = 2  # times as many calibration windows
+MORE_TEXT = 2  # times as many calibration windows: errors of statistics shrink with the root of their number
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,23 @@ class Candidate:
     recipe: Recipe | None = None
     reason: str | None = None
 
+    @property
+    def windows(self) -> int | None:
+        """How much calibration text it has, where that is what it changes."""
+        if self.kind != SAMPLES or self.recipe is None or self.recipe.calibration is None:
+            return None
+        return self.recipe.calibration.samples
+
+    def with_windows(self, windows: int) -> Candidate:
+        """The same with another amount of calibration text."""
+        assert self.recipe is not None
+        return replace(self, change=_samples(windows), recipe=with_samples(self.recipe, windows))
+
 
 def candidates(recipe: Recipe, at: int, blame: LayerBlame) -> list[Candidate]:
-    """What is to be tried for the pass number `at`: the first two cost bytes, the last one time."""
+    """What is to be tried for the pass number `at`: the first two cost bytes, the last one time. Of more text it is the
+    least amount; where that does not mend, there may be more.
+    """
     ways = {BITS: _more_bits, SKIP: _skipped, SAMPLES: _more_text}
     return [_candidate(kind, way, recipe, at, blame) for kind, way in ways.items()]
 
@@ -105,9 +119,12 @@ def _more_text(recipe: Recipe, at: int, blame: LayerBlame) -> tuple[str, Recipe]
     one = recipe.build_passes()[at]
     if Need.CALIBRATION not in one.needs or recipe.calibration is None:
         raise InputError(f"{one.name} looks at no calibration text.")
-    changed = with_more_text(recipe, MORE_TEXT)
-    assert changed.calibration is not None
-    return f"--samples {changed.calibration.samples}", changed
+    windows = MORE_TEXT * recipe.calibration.samples
+    return _samples(windows), with_samples(recipe, windows)
+
+
+def _samples(windows: int) -> str:
+    return f"--samples {windows}"
 
 
 def _changed(recipe: Recipe, at: int, **options: Any) -> tuple[str, Recipe]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from compressor.bisect.kept import KeptScores
 from compressor.bisect.passes import FailedGate
 from compressor.bisect.search import most_trials, smallest
 from compressor.bisect.swapped import Swapped
@@ -32,15 +33,18 @@ class Judge:
     Attributes:
         reference: the original on the run's held-out text.
         pairs: those of a row of the run, for the documents that the tokens are of, and for the baseline's losses.
+        kept: what has been measured already.
     """
 
     gate: FailedGate
     reference: Reference
     pairs: TokenPairs
+    kept: KeptScores
 
     def decide(self, checkpoint: Checkpoint, name: str, report: Report) -> tuple[Decision, TokenPairs]:
         """The verdict on a checkpoint, and what it rests on."""
-        pairs = self._paired(checkpoint_scores(checkpoint, self.reference, report))
+        scores = self.kept.take(checkpoint, lambda: checkpoint_scores(checkpoint, self.reference, report))
+        pairs = self._paired(scores)
         limits, judged = self.gate.limits, self.gate.judged
         findings = decide(list(of_tokens(pairs, limits)), limits.alpha)
         return Decision(judged.ledger, name, judged.against, limits.alpha, findings), pairs

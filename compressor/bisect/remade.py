@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compressor.checkpoint import Checkpoint
+from compressor.earlier import EarlierRows
 from compressor.errors import InputError
 from compressor.ledger import StepRecord
 from compressor.pass_ import Need, Pass
@@ -48,27 +49,31 @@ class Workshop:
     kept: Mapping[str, Path]
 
     def make(self, recipe: Recipe, count: int, place: Path) -> Made:
-        """The steps of the first `count` passes; new ones lie in the folder `place`.
+        """The steps of the first `count` passes; new ones lie in the folder `place`, with a ledger of their rows.
 
         Raises:
             InputError: a pass's options do not fit, the target does not take the outcome, or the calibration text is
-                not the run's any more, or too short.
+                not the run's any more.
+            TooFewWindows: the calibration text is too short.
         """
         passes = recipe.build_passes()
         check_plan(self.source, passes, recipe.build_target())
         steps = Steps(place, self._calibration(recipe, passes), self.original, recipe.seed, self.reopened.progress)
         checkpoint, made, seconds = self.source, [], 0.0
         unrounded: Checkpoint | None = None
+        earlier = EarlierRows.of(place, [])
         for number, one in enumerate(passes[:count], start=1):
             if not has_rounded_linears(checkpoint.architecture, checkpoint.schemes):
                 unrounded = checkpoint
-            row = StepRecord(one.spelled(), key=steps.key(one, checkpoint, unrounded))
+            row = earlier.take(StepRecord(one.spelled(), key=steps.key(one, checkpoint, unrounded)))
             if str(row.key) in self.kept:
                 checkpoint = Checkpoint.open(self.kept[str(row.key)])
             else:
                 checkpoint = steps.take(f"{number:02}-{one.name}", one, checkpoint, unrounded, row)
                 seconds += row.seconds or 0.0
             made.append((row, checkpoint))
+            place.mkdir(exist_ok=True)
+            replace(self.reopened.run.ledger, steps=[row for row, _ in made], artifact=None).save(place)
         if count == len(passes):  # a pass that chooses schemes may leave what its plan did not show
             check_plan(checkpoint, [], recipe.build_target())
         return Made(made, seconds)
@@ -81,7 +86,7 @@ class Workshop:
         asked = recipe.calibration
         assert asked is not None  # the run had it
         if asked.samples != known.windows:
-            self._check_same(self.texts.calibration(_with_samples(recipe, known.windows), tokenizer), known.digest)
+            self._check_same(self.texts.calibration(with_samples(recipe, known.windows), tokenizer), known.digest)
             return self.texts.calibration(recipe, tokenizer)
         return self._check_same(self.texts.calibration(recipe, tokenizer), known.digest)
 
@@ -91,15 +96,10 @@ class Workshop:
         return found
 
 
-def _with_samples(recipe: Recipe, samples: int) -> Recipe:
+def with_samples(recipe: Recipe, samples: int) -> Recipe:
+    """The recipe with so many calibration windows."""
     assert recipe.calibration is not None
     return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"samples": samples})})
-
-
-def with_more_text(recipe: Recipe, factor: int) -> Recipe:
-    """The recipe with so many times as many calibration windows."""
-    assert recipe.calibration is not None
-    return _with_samples(recipe, factor * recipe.calibration.samples)
 
 
 def with_passes(recipe: Recipe, passes: list[Pass]) -> Recipe:

@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compressor.bisect.candidates import SAMPLES, Candidate, said
+from compressor.bisect.candidates import MORE_TEXT, Candidate, said
 from compressor.bisect.layers import GOAL, Judge
 from compressor.bisect.remade import Made, Workshop
 from compressor.checkpoint import Checkpoint
-from compressor.errors import InputError, RunError
+from compressor.errors import InputError, RunError, TooFewWindows
+from compressor.files import digest_json
 from compressor.gate.decide import Decision, Verdict
 from compressor.gate.evidence import Evidence, of_tokens
 from compressor.gate.growing import Budget
 from compressor.gate.limits import Limits
 from compressor.gate.subject import TokenPairs
 from compressor.measure.statistics import Estimate
+from compressor.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -86,31 +88,54 @@ class Bench:
     budget: Budget
 
     def repairs(self, candidates: Sequence[Candidate]) -> list[Repair]:
-        """All of them, made one after the other; the folders of those that are not the best are taken away again."""
+        """All of them, made one after the other; of more text twice as much each time, until it is enough or the text
+        ends. The folders of those that are not the best are taken away again.
+        """
         tried: list[Repair] = []
-        for number, one in enumerate(candidates):
-            tried.append(self._tried(one, self.workshop.reopened.scratch / f"repair-{number}"))
-            kept = cheapest(tried)
-            for other, repair in enumerate(tried):
-                if repair is not kept:
-                    shutil.rmtree(self.workshop.reopened.scratch / f"repair-{other}", ignore_errors=True)
+        waiting = list(candidates)
+        while waiting:
+            tried.append(last := self._tried(waiting.pop(0)))
+            self._keep_only(cheapest(tried), tried)
+            if last.candidate.windows is not None and last.trial is not None and not last.mends:
+                waiting.insert(0, last.candidate.with_windows(MORE_TEXT * last.candidate.windows))
         return tried
 
-    def _tried(self, one: Candidate, place: Path) -> Repair:
+    def _keep_only(self, best: Repair | None, tried: Sequence[Repair]) -> None:
+        for repair in tried:
+            if repair is not best and repair.candidate.recipe is not None:
+                shutil.rmtree(self._place(repair.candidate.recipe), ignore_errors=True)
+
+    def _place(self, recipe: Recipe) -> Path:
+        return self.workshop.reopened.scratch / f"repair-{digest_json(recipe.model_dump(mode='json'))[:8]}"
+
+    def _tried(self, one: Candidate) -> Repair:
         if one.recipe is None:
             return Repair(one, reason=one.reason)
-        expected = self.failed.seconds * (2 if one.kind == SAMPLES else 1)
+        expected = self.failed.seconds * self._times_the_text(one)
         if expected >= self.budget.left:
             left = f"{max(0.0, self.budget.left):.0f} s of --budget are left"
             return Repair(one, reason=f"not tried: it takes about {expected:.0f} s, and {left}")
         try:
-            made = self.workshop.make(one.recipe, self._count(one), place)
+            made = self.workshop.make(one.recipe, self._count(one), self._place(one.recipe))
+        except TooFewWindows as error:
+            return self._with_all_text(one, error)
         except InputError as error:
             return Repair(one, reason=said(error))
         except RunError as error:
             return Repair(one, reason=f"it broke: {error}")
         trial = self._measured(one, made)
         return Repair(one, trial, mends=trial.decision.verdict in GOAL[self.goal])
+
+    def _with_all_text(self, one: Candidate, error: TooFewWindows) -> Repair:
+        """The repair where the text has less than was asked: all that it has, if that is more than was tried before."""
+        assert one.windows is not None
+        if error.windows * MORE_TEXT > one.windows:
+            return self._tried(one.with_windows(error.windows))
+        return Repair(one, reason=f"the text has no more than {error.windows} windows")
+
+    def _times_the_text(self, one: Candidate) -> float:
+        used = self.workshop.reopened.run.ledger.texts.get("calibration")
+        return 1.0 if used is None or one.windows is None else one.windows / used.windows
 
     def _count(self, one: Candidate) -> int:
         """How many of its passes lead to where the failed one is: one fewer where it leaves a pass out."""

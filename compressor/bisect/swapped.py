@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.families import HEAD
+from compressor.files import digest_json
 
 
 @dataclass(frozen=True)
 class Swapped(Checkpoint):
-    """A step in which some parameters are those of the step before. It has no folder of its own, and no digest of use.
+    """A step in which some parameters are those of the step before. It has no folder of its own.
 
     Attributes:
         step, before: the two. Whether their parameters fit together is the caller's to know.
@@ -32,6 +34,10 @@ class Swapped(Checkpoint):
             step.root, step.config, step.architecture, step.tensors, others | same, step.kv_cache,
             step=step, before=before, taken=prefixes,
         )  # fmt: skip
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_json({"step": self.step.digest, "before": self.before.digest, "taken": sorted(self.taken)})
 
     @property
     def nbytes(self) -> int:

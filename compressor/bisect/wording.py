@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compressor.bisect.bisect import Bisection
-from compressor.bisect.candidates import BITS, SAMPLES, SKIP
+from compressor.bisect.candidates import BITS, SAMPLES, SKIP, Candidate
 from compressor.bisect.layers import LayerBlame
 from compressor.bisect.passes import RowLoss
 from compressor.bisect.repair import Repair, Trial
@@ -52,7 +52,7 @@ def remarks(found: Bisection) -> list[str]:
     said = []
     if found.layers is not None:
         said.append(_taken_back(found.layers))
-    reasons = [f"{NAMES[one.candidate.kind]}: {one.reason}" for one in found.repairs if one.reason is not None]
+    reasons = [f"{_name(one.candidate)}: {one.reason}" for one in found.repairs if one.reason is not None]
     said += [reason if reason.endswith((".", "!", "?")) else f"{reason}." for reason in reasons]
     if any(one.trial is not None for one in found.repairs):
         said.append(
@@ -102,10 +102,14 @@ def _repairs(made: list[tuple[Repair, Trial]]) -> Table:
             shown = MISSING if effect is None else estimate(effect, percent=one.unit != "nats")
             cells += [wording.amount(one, one.change), shown]
         rows.append(
-            (NAMES[repair.candidate.kind], *cells, _added(trial.added_bytes), duration(trial.made.seconds),
+            (_name(repair.candidate), *cells, _added(trial.added_bytes), duration(trial.made.seconds),
              str(trial.decision.verdict))
         )  # fmt: skip
     return Table("Repairs", headers, rows)
+
+
+def _name(one: Candidate) -> str:
+    return NAMES[one.kind] + ("" if one.windows is None else f", {one.windows} windows")
 
 
 def _added(count: int) -> str:

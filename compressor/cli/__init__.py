@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from compressor import __version__
-from compressor.errors import LlmcError, nearest
+from compressor.errors import Interrupted, LlmcError, nearest
 from compressor.files import is_disk_full
 from compressor.interrupted import interrupted
 
@@ -36,7 +36,12 @@ VERBS = {
     "track": ("compressor.cli.track", "Put a run into MLflow or Weights & Biases."),
     "doctor": ("compressor.cli.doctor", "Tell what is installed and which targets can run here."),
 }
-INTERRUPTED = "Interrupted. Finished steps are kept, nothing half-written is; --resume goes on from there."
+KEPT = {  # what an interrupted verb leaves to go on from
+    "compress": "Finished steps are kept; --resume goes on from there.",
+    "gate": "What --more-samples has measured of more text is kept; the same command goes on from there.",
+    "score": "In a run, finished tasks are kept; the same command goes on from there.",
+    "bisect": "Layers and repairs that were tried are kept; the same command goes on from there.",
+}
 
 
 class LazyGroup(click.Group):
@@ -75,11 +80,13 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         code = 2
     except (KeyboardInterrupt, click.Abort):
-        code = _fail(INTERRUPTED, None, 4)
+        code = _interrupted(words)
     except Exception as error:
         if "--debug" in words:
             traceback.print_exc()
-        code = _fail(INTERRUPTED, None, 4) if interrupted.is_set() else explain(error)
+        # An extension that was interrupted in the middle may report an error of its own instead.
+        is_known = isinstance(error, Interrupted) or not interrupted.is_set()
+        code = explain(error) if is_known else _interrupted(words)
     sys.exit(code)
 
 
@@ -93,6 +100,11 @@ def _catch_interrupts() -> None:
 
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, interrupt)
+
+
+def _interrupted(words: list[str]) -> int:
+    verb = next((word for word in words if word in VERBS), None)
+    return explain(Interrupted(KEPT.get(verb or "")))
 
 
 def explain(error: Exception, target: str | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.gate import limit_options
-from compressor.errors import InputError
+from compressor.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
     from compressor.bisect.bisect import Bisection
@@ -59,8 +59,7 @@ def bisect_command(
     Exit code 0: something is to blame, or the gate passes and nothing is; 3: the gate cannot tell; 2: something is
     missing. With --apply, the gate's on the repaired run.
     """
-    import tempfile
-
+    from compressor.bisect.kept import workplace
     from compressor.cli.gate import limits_of
     from compressor.cli.progress import ConsoleProgress
     from compressor.gate.subject import Run
@@ -71,10 +70,10 @@ def bisect_command(
     budget, original = options.pop("budget"), options.pop("original")
     limits = limits_of(options, run.ledger.recipe)
     decision = None
-    with tempfile.TemporaryDirectory(prefix="llmc-") as scratch:
+    failed, notes = _gate(run, base, limits, row)
+    with workplace(run.folder) as scratch:
         with ConsoleProgress(after=2.0) as progress:
-            failed, notes = _gate(run, base, limits, row)
-            found = _bisect(failed, notes, Path(scratch), (progress, budget, original))
+            found = _bisect(failed, notes, scratch, (progress, budget, original))
         if row is None:
             _keep(run.folder, found)
         if out is not None and found.rows is not None:
@@ -119,8 +118,14 @@ def _apply(run: Run, failed: FailedGate, found: Bisection, out: Path, model: str
 
     if found.repair is None:
         raise InputError("There is no repair to apply.", found.notes[-1])
-    with ConsoleProgress() as progress:
-        repaired = apply(run, found.repair, out, RecipeTexts(), progress, model)
+    try:
+        with ConsoleProgress() as progress:
+            repaired = apply(run, found.repair, out, RecipeTexts(), progress, model)
+    except KeyboardInterrupt as stopped:
+        if not (out / "recipe.yaml").is_file():
+            raise
+        hint = f"`llmc compress --recipe {out / 'recipe.yaml'} -o {out} --resume` goes on with the repaired run."
+        raise Interrupted(hint) from stopped
     decision = gate(repaired, failed.limits, failed.base, base_row=failed.judged.row if failed.base else None)
     keep_decision(out, decision)
     return decision

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -91,23 +92,28 @@ class Reference:
         """Run the original once and keep its final states in the file `store`."""
         shape = (*tokens.shape, checkpoint.architecture.hidden_size)
         states = torch.from_numpy(np.lib.format.open_memmap(store, mode="w+", dtype=np.float32, shape=shape))
-        states.copy_(_final_states(checkpoint, tokens, progress))
-        return cls(checkpoint, tokens, states)
+        found = cls(checkpoint, tokens, states)
+        states.copy_(_final_states(found.decoder, tokens, progress))
+        return found
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The original's. It holds no weights, so that it may be kept."""
+        return Decoder(self.checkpoint)
 
     def log_probabilities(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """What gives the log-probabilities [positions, vocab_size] of final states [positions, hidden_size]."""
-        decoder = Decoder(self.checkpoint)
-        head = decoder.head()
-        return lambda states: torch.log_softmax(decoder.logits(states, head), dim=-1)
+        head = self.decoder.head()
+        return lambda states: torch.log_softmax(self.decoder.logits(states, head), dim=-1)
 
 
 def checkpoint_scores(checkpoint: Checkpoint, reference: Reference, progress: Report) -> TokenScores:
     """Scores of a step, run block by block with transformers' layer code in float32."""
     if checkpoint is reference.checkpoint:
-        states = reference.states
+        decoder, states = reference.decoder, reference.states
     else:
-        states = _final_states(checkpoint, reference.tokens, progress)
-    decoder = Decoder(checkpoint)
+        decoder = Decoder(checkpoint)
+        states = _final_states(decoder, reference.tokens, progress)
     head = decoder.head()
 
     def chunks(window: int) -> Iterator[tuple[int, torch.Tensor]]:
@@ -157,9 +163,9 @@ def summarize(windows: np.ndarray) -> Quality:
     )
 
 
-def _final_states(checkpoint: Checkpoint, tokens: torch.Tensor, progress: Report) -> torch.Tensor:
-    layers = checkpoint.architecture.layers
-    return Decoder(checkpoint).final_states(tokens, lambda index: progress(index, layers))
+def _final_states(decoder: Decoder, tokens: torch.Tensor, progress: Report) -> torch.Tensor:
+    layers = decoder.architecture.layers
+    return decoder.final_states(tokens, lambda index: progress(index, layers))
 
 
 def _compare(reference: Reference, candidate: Callable[[int], Iterator[tuple[int, torch.Tensor]]]) -> TokenScores:

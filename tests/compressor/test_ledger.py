@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import InputError
-from compressor.ledger import SCHEMA, Ledger, SamplesRecord, StepRecord, TextRecord, load_ledger
+from compressor.ledger import SCHEMA, Ledger, SamplesRecord, StepRecord, TextRecord, load_ledger, runs_in
 from compressor.ledger_schema import schema
 from compressor.measure.accuracy import Quality
 from compressor.measure.latency import Latency
@@ -70,3 +70,13 @@ def test_what_is_no_ledger(tmp_path):
     (tmp_path / "ledger.json").write_text('{"model": 3')
     with pytest.raises(InputError, match="is not a ledger"):
         load_ledger(tmp_path)
+
+
+def test_what_is_kept_beside_a_run_is_no_run_for_another_target(ledger, tmp_path):
+    for folder in ("steps", "hf", "more-samples"):
+        (tmp_path / folder).mkdir()
+    ledger.save(tmp_path / "hf")
+    ledger.save(tmp_path / "more-samples")
+    assert len(runs_in(tmp_path)) == 2
+    ledger.save(tmp_path)
+    assert runs_in(tmp_path) == []

@@ -6,7 +6,9 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from compressor.bisect import layers
 from compressor.ledger import load_ledger
+from compressor.measure.memory import PeakMemory
 
 LAYERS = 3
 INT8 = "rtn:bits=8,group_size=32"
@@ -119,10 +121,24 @@ def test_more_calibration_text_is_tried(llmc, run):
     spec = "gptq:group_size=32"
     out = run(1, passes=(spec,))
     found = bisected(llmc, out, "--max-kl", 0.8 * kl(out, spec))
-    more = repairs(found)["samples"]
-    assert more["change"] == "--samples 16"
-    assert more["recipe"]["calibration"]["samples"] == 16
-    assert (more["added_bytes"], more["measured"] is not None) == (0, True)
+    more = [one for one in found["repairs"] if one["kind"] == "samples"]
+    assert more[0]["change"] == "--samples 16"
+    assert more[0]["recipe"]["calibration"]["samples"] == 16
+    assert (more[0]["added_bytes"], more[0]["measured"] is not None) == (0, True)
+
+
+def test_more_text_is_doubled_until_the_text_ends(llmc, run):
+    """Twice as much, then all that there is; the statistics of this damage do not get better by it."""
+    spec = "gptq:group_size=32"
+    out = run(1, passes=(spec,), words=("--samples", 48))
+    found = bisected(llmc, out, "--max-kl", 0.02 * kl(out, spec))
+    more = [one for one in found["repairs"] if one["kind"] == "samples"]
+    made = [int(one["change"].split()[1]) for one in more if one["measured"]]
+    all_there_is = made[-1]
+    assert made[:-1] == [96 * 2**number for number in range(len(made) - 1)]
+    assert made[-2] < all_there_is < 2 * made[-2]
+    assert more[-1]["reason"] == f"the text has no more than {all_there_is} windows"
+    assert [one["mends"] for one in more] == [False] * len(more)
 
 
 def test_the_first_pass_that_fails_is_blamed_with_its_part_of_the_loss(llmc, run):
@@ -223,23 +239,48 @@ def test_without_the_steps_the_pass_is_blamed_and_its_layers_are_not_looked_for(
     assert "--resume` makes it again" in found["notes"][0]
 
 
-def test_an_interrupted_bisection_leaves_nothing(llmc, run, monkeypatch, tmp_path):
-    out = run(1)
+def test_an_interrupted_bisection_goes_on_with_what_it_has_tried(llmc, run, monkeypatch, tmp_path):
+    """The run is as it was; the same command judges and makes only what was not, and finds the same."""
+    out, spec = run(1, passes=("embeddings:group_size=32", INT4)), INT4
     before = {path: path.stat().st_mtime_ns for path in sorted(out.rglob("*"))}
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    words = ("bisect", out, "--max-kl", 0.5 * kl(out, spec))
+    scores, made = [], []
 
-    def interrupted(*_):
-        assert list(scratch.iterdir())
+    def broken_off(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("compressor.bisect.repair.Bench._measured", interrupted)
-    code, _, _ = llmc("bisect", out, "--max-kl", 0.02 * kl(out), "--apply", tmp_path / "mended")
-    assert code != 0
-    assert {path: path.stat().st_mtime_ns for path in sorted(out.rglob("*"))} == before
-    assert not list(scratch.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr("compressor.bisect.repair.Bench._measured", broken_off)
+        code, _, said = llmc(*words, "--apply", tmp_path / "mended")
+    assert (code, "the same command goes on from there" in said, "--resume" in said) == (4, True, False)
     assert not (tmp_path / "mended").exists()
+    trials = out / "bisect-trials"
+    assert {path: path.stat().st_mtime_ns for path in before if path != out} == {
+        path: at for path, at in before.items() if path != out
+    }
+    assert len(list(trials.glob("scores-*.npz"))) > 1
+    assert list(trials.glob("repair-*/02-rtn"))
+
+    class Counted(PeakMemory):
+        def __enter__(self):
+            made.append(self)
+            return super().__enter__()
+
+    judged = layers.checkpoint_scores
+    monkeypatch.setattr(layers, "checkpoint_scores", lambda *given: scores.append(given[0]) or judged(*given))
+    monkeypatch.setattr("compressor.steps.PeakMemory", Counted)
+    found = bisected(llmc, *words[1:])
+    tried = [one for one in found["repairs"] if one["measured"]]
+    assert len(scores) == len(tried)
+    assert len(made) == len(tried) - 1, "the first one was made before"
+    assert tried[0]["seconds"] > 0
+    assert not trials.exists()
+    monkeypatch.undo()
+    assert without_seconds(bisected(llmc, *words[1:])) == without_seconds(found)
+
+
+def without_seconds(found):
+    return found | {"repairs": [one | {"seconds": None} for one in found["repairs"]], "repair": found["repair"]["kind"]}
 
 
 def test_a_repair_is_run_from_the_steps_before_and_judged(llmc, run, tmp_path):
