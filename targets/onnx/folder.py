@@ -61,13 +61,14 @@ class OnnxFolder(Target):
         import onnx
 
         from targets.onnx import genai, weights
+        from targets.onnx.interface import session_entries
 
         with closing(weights.DataFile(out)) as data:
             model, notes = self.build(checkpoint, data, progress)
         model.graph.initializer.extend(data.initializers)
         onnx.save(model, out / GRAPH)
-        shape = checkpoint.architecture
-        genai.write_config(checkpoint.root, checkpoint.config, shape, out, self.compute, self.shares_cache)
+        cache, entries = genai.Cache(self.compute, self.shares_cache), session_entries(model.graph)
+        genai.write_config(checkpoint.root, checkpoint.config, checkpoint.architecture, out, cache, entries)
         write_json(out / "config.json", served_config(checkpoint, self.compute))
         copy_companions(checkpoint.root, out)
         return notes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,37 +35,48 @@ GENERIC = "llama"
 LARGEST_SHARED_CACHE = 1 << 30
 
 
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of a graph.
+
+    Attributes:
+        is_shared: whether the graph can write the new part into the buffer that holds the old one.
+    """
+
+    dtype: torch.dtype
+    is_shared: bool
+
+
 def write_config(
     model: Path,
     config: Mapping[str, Any],
     architecture: Architecture,
     out: Path,
-    cache_dtype: torch.dtype = torch.float32,
-    shares_cache: bool = True,
+    cache: Cache,
+    session_entries: Mapping[str, str],
 ) -> None:
     """Write genai_config.json for the model folder `model` into `out`.
 
     Args:
-        shares_cache: whether the graph can write the new part of the cache into the buffer that holds the old one.
+        session_entries: further settings of the onnxruntime session.
     """
     generation = _read_json(model / "generation_config.json")
     value = {
         "model": {
             **_special_tokens(model, config, generation),
             "context_length": architecture.max_positions,
-            "decoder": _decoder(architecture),
+            "decoder": _decoder(architecture, session_entries),
             "type": architecture.model_type if architecture.rotary_dim else GENERIC,
             "vocab_size": architecture.vocab_size,
         },
-        "search": _search(architecture, generation, cache_dtype),
+        "search": _search(architecture, generation, cache),
     }
-    value["search"]["past_present_share_buffer"] &= shares_cache
     write_json(out / CONFIG_FILE, value)
 
 
-def _decoder(architecture: Architecture) -> dict[str, Any]:
+def _decoder(architecture: Architecture, session_entries: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **session_entries},
         "filename": "model.onnx",
         "head_size": architecture.head_dim,
         "hidden_size": architecture.hidden_size,
@@ -85,16 +97,16 @@ def _decoder(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def _search(architecture: Architecture, generation: Mapping[str, Any], cache_dtype: torch.dtype) -> dict[str, Any]:
+def _search(architecture: Architecture, generation: Mapping[str, Any], cache: Cache) -> dict[str, Any]:
     chosen = {key: generation.get(key) for key in SEARCH_DEFAULTS}
     values = {key: default if chosen[key] is None else chosen[key] for key, default in SEARCH_DEFAULTS.items()}
-    per_token = 2 * cache_dtype.itemsize * architecture.layers * architecture.kv_heads * architecture.head_dim
+    per_token = 2 * cache.dtype.itemsize * architecture.layers * architecture.kv_heads * architecture.head_dim
     return values | {
         "diversity_penalty": 0.0,
         "early_stopping": True,
         "max_length": architecture.max_positions,
         "min_length": 0,
-        "past_present_share_buffer": per_token * architecture.max_positions <= LARGEST_SHARED_CACHE,
+        "past_present_share_buffer": cache.is_shared and per_token * architecture.max_positions <= LARGEST_SHARED_CACHE,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from targets.onnx.interface import LAST_TOKEN
+from targets.onnx.interface import LAST_TOKEN, session_entries
 
 LOGITS_BYTES = 128 << 20  # of one chunk: what is held is twice this, onnxruntime's buffer and the caller's view
 POSITIONS_PER_CHUNK = 512  # beyond this longer chunks are no faster, and attention scores grow with them
@@ -86,12 +87,18 @@ class OnnxSession:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._root))
         return onnxruntime.InferenceSession(model.SerializeToString(), options, PROVIDERS)
 
+    @cached_property
+    def _entries(self) -> dict[str, str]:
+        return session_entries(onnx.load(self._root / "model.onnx", load_external_data=False).graph)
+
     def _options(self) -> Any:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads or 0
         options.log_severity_level = 3
         # Of products with dequantized weights, which become MatMulNBits: no rounding of activations.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        for key, value in self._entries.items():
+            options.add_session_config_entry(key, value)
         return options
 
 

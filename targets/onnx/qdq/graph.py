@@ -30,7 +30,8 @@ from targets.onnx.qdq.positions import Positions
 OPSET = 21  # the first with blocks and four bits in DequantizeLinear
 IR_VERSION = 10
 
-CODES, SCALES, INPUT_SCALE = ".codes", ".scales", ".input_scale"  # behind the name of a quantized weight
+# Behind the name of a quantized weight.
+CODES, SCALES, ZEROS, INPUT_SCALE = ".codes", ".scales", ".zeros", ".input_scale"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Plan:
     architecture: Architecture
     schemes: Mapping[str, Scheme]
     compute: torch.dtype
+
+
+def has_zeros(schemes: Mapping[str, Scheme], scheme: Scheme) -> bool:
+    """Whether a weight has zero points, all of them 0: onnxruntime wants them for exact products of rounded inputs."""
+    return scheme.bits == 8 and any(one.activations is not None for one in schemes.values())
 
 
 def build(plan: Plan) -> ModelProto:
@@ -232,7 +238,8 @@ class Decoder:
         weight = name + ".weight"
         block = block_size(scheme, self._linears[name][1])
         blocks = {"axis": 1} if block is None else {"axis": 0, "block_size": block}
-        matrix = self._add("DequantizeLinear", weight, weight + CODES, weight + SCALES, **blocks)
+        zeros = weight + ZEROS if has_zeros(self._schemes, scheme) else ""
+        matrix = self._add("DequantizeLinear", weight, weight + CODES, weight + SCALES, zeros, **blocks)
         self._nodes.nodes[-1].metadata_props.add(key=GROUP_SIZE, value=str(scheme.group_size or "channel"))
         return matrix
 

@@ -73,6 +73,8 @@ class _Graph:
 
     def weight_of(self, node: NodeProto) -> QuantizedWeight:
         """The weight in its integers, [out_features, in_features]."""
+        if any(self.load(name).any() for name in node.input[2:]):
+            raise RunError(f"{node.input[0]} has zero points other than 0.", "Lower the model again.")
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
         bits, scales = BITS[self.stored[node.input[0]].data_type], self.load(node.input[1])
         codes = self._codes(node.input[0], scales, attributes)

@@ -13,7 +13,7 @@ from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight
 from targets.casting import Caster
 from targets.onnx.parts import stored_rotary_tables
-from targets.onnx.qdq.graph import CODES, INPUT_SCALE, SCALES, Plan
+from targets.onnx.qdq.graph import CODES, INPUT_SCALE, SCALES, ZEROS, Plan, has_zeros
 from targets.onnx.qdq.limits import block_size
 from targets.onnx.weights import DataFile
 
@@ -39,7 +39,7 @@ def _write_float(data: DataFile, name: str, tensor: torch.Tensor) -> None:
 
 
 def _write_quantized(plan: Plan, name: str, weight: QuantizedWeight, data: DataFile) -> None:
-    """Write codes int4 or int8 [K, N], scales [K / block, N] or [N], and the input scale [] if there is one."""
+    """Write codes int4 or int8 [K, N], scales [K / block, N] or [N], zero points like these, an input scale []."""
     rows, columns = weight.codes.shape
     _check_scales(plan, name, weight)
     kind = TensorProto.INT4 if weight.scheme.bits == 4 else TensorProto.INT8
@@ -50,6 +50,9 @@ def _write_quantized(plan: Plan, name: str, weight: QuantizedWeight, data: DataF
     else:
         scales = weight.scales.T.repeat_interleave(columns // block // weight.scales.shape[1], dim=0)
     _write_float(data, name + SCALES, scales.to(plan.compute))
+    if has_zeros(plan.schemes, weight.scheme):
+        zeros = torch.zeros(scales.shape, dtype=torch.int8)
+        data.append({name + ZEROS: tuple(zeros.shape)}, TensorProto.INT8, zeros.nbytes, [zeros])
     if weight.input_scale is not None:
         _write_float(data, name + INPUT_SCALE, weight.input_scale.to(plan.compute))
 

@@ -15,7 +15,7 @@ import torch
 from compressor.checkpoint import Checkpoint
 from compressor.families import FAMILIES
 from compressor.quantized import Scheme
-from targets.onnx.genai import write_config
+from targets.onnx.genai import Cache, write_config
 from targets.onnx.target import OnnxFp16, OnnxFp32, OnnxInt4
 
 EMBEDDING = "model.embed_tokens"
@@ -25,6 +25,7 @@ og = pytest.importorskip("onnxruntime_genai")
 PROMPTS = ("Once upon a time", "Hello")
 NEW_TOKENS = 12
 PAD = 258
+CACHE = Cache(torch.float32, is_shared=True)
 
 
 def genai_greedy(root, prompts: list[list[int]], length: int) -> list[list[int]]:
@@ -115,7 +116,7 @@ def test_a_long_context_does_not_allocate_its_whole_cache(tiny_model, tmp_path):
     architecture = Checkpoint.open(root).architecture
     shares = []
     for positions in (512, 3 << 20):
-        write_config(root, {}, replace(architecture, max_positions=positions), tmp_path)
+        write_config(root, {}, replace(architecture, max_positions=positions), tmp_path, CACHE, {})
         shares.append(json.loads((tmp_path / "genai_config.json").read_text())["search"]["past_present_share_buffer"])
     assert shares == [True, False]
 
@@ -124,6 +125,6 @@ def test_a_folder_without_special_tokens(tiny_model, tmp_path):
     root = tiny_model("llama")
     architecture = Checkpoint.open(root).architecture
     (tmp_path / "bare").mkdir()
-    write_config(tmp_path / "bare", {}, architecture, tmp_path)
+    write_config(tmp_path / "bare", {}, architecture, tmp_path, CACHE, {})
     model = json.loads((tmp_path / "genai_config.json").read_text())["model"]
     assert (model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == (1, [], 0)

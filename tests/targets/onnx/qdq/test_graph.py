@@ -19,8 +19,6 @@ FLOAT32 = {"dtype": "float32"}
 INT4, INT8 = OnnxQdqInt4(**FLOAT32), OnnxQdqInt8(**FLOAT32)
 CHANNEL = Scheme(8, None)
 STATIC = replace(CHANNEL, activations=Activations(dynamic=False))
-CPU = torch.cpu.get_capabilities()
-SATURATES = CPU.get("avx2") and not (CPU.get("avx512_vnni") or CPU.get("avx_vnni"))
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
     ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -84,7 +82,6 @@ def test_some_layers_int8_or_float_and_a_quantized_head(tiny_model, quantize, ex
     exact(INT4, quantize(tiny_model("llama", tied=False), Scheme(4, 32), but))
 
 
-@pytest.mark.skipif(SATURATES, reason="onnxruntime's int8 products saturate at 16 bits on AVX2 without VNNI")
 def test_static_activations(tiny_model, quantize, lower, verified, computed, logits_of):
     """Rounded as compressed-tensors rounds them in transformers."""
     checkpoint = quantize(tiny_model("llama"), STATIC)
