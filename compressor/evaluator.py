@@ -69,7 +69,8 @@ class Standard:
     def key(self) -> str:
         """Digest of what decides a measurement, apart from the thing measured."""
         tokens = None if self.tokens is None else sha256(self.tokens.numpy().tobytes()).hexdigest()
-        settings = self.settings.model_dump(exclude={"tasks"})  # which have digests of their own
+        # Tasks have digests of their own.
+        settings = self.settings.model_dump(exclude={"tasks", "batch_size"})
         measured = {"settings": settings, "tokens": tokens, "original": self.original.digest}
         if self.origins is not None:
             measured["origins"] = sha256(self.origins.tobytes()).hexdigest()

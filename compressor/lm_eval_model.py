@@ -18,6 +18,8 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from compressor.errors import InputError
+from compressor.measure import BATCH_SIZE
+from compressor.measure.accuracy import Report
 from compressor.measure.answers import Continuation
 from compressor.open_folder import open_folder
 from compressor.tasks.scoring import Prompter, Writer
@@ -29,26 +31,34 @@ Progress = Callable[[str, int, int], None]
 
 @register_model("llmc")
 class LlmcLM(TemplateLM):
-    """Asks a folder through `compressor.measure.answers`, one sample at a time.
+    """Asks a folder through `compressor.measure.answers`.
 
     Args:
         pretrained: a model folder, a step of a run, or an artifact.
         progress: called as (what, done, total).
-        others: what lm-eval gives every model: batch size and device, which do not matter here.
+        batch_size: texts that a runtime is asked at once, where it takes several; `auto` is the default.
+        others: what lm-eval gives every model: largest batch size and device, which do not matter here.
 
     Raises:
         InputError: the folder is none of these.
         RunError: the artifact's runtime is not here.
     """
 
-    def __init__(self, pretrained: str, progress: Progress = lambda *_: None, **others: Any) -> None:
+    def __init__(
+        self,
+        pretrained: str,
+        progress: Progress = lambda *_: None,
+        batch_size: int | str | None = None,
+        **others: Any,
+    ) -> None:
         super().__init__()
-        unknown = others.keys() - {"batch_size", "max_batch_size", "device"}
+        unknown = others.keys() - {"max_batch_size", "device"}
         if unknown:
             raise InputError(f"The model type llmc knows no argument {sorted(unknown)[0]!r}; it takes pretrained.")
         self._scratch = tempfile.TemporaryDirectory(prefix="llmc-")
         path = Path(pretrained)
-        self._answerer, self.tokenizer, architecture = open_folder(path, Path(self._scratch.name), progress)
+        scratch, size = Path(self._scratch.name), _size(batch_size)
+        self._answerer, self.tokenizer, architecture = open_folder(path, scratch, progress, size)
         self._prompter = Prompter.of(self.tokenizer, path, architecture)
         self._progress = progress
         self.runtime = self._answerer.runtime
@@ -125,14 +135,20 @@ class LlmcLM(TemplateLM):
         return found
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        found = []
-        for number, (context, settings) in enumerate((request.args for request in requests), start=1):
-            found.append(self._generated(context, settings))
-            self.cache_hook.add_partial("generate_until", (context, settings), found[-1])
-            self._progress("asking", number, len(requests))
-        return found
+        """One text a request. Those with the same settings, of which a task has one, are asked together."""
+        alike: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            alike.setdefault(repr(request.args[1]), []).append(number)
+        found: dict[int, str] = {}
+        for numbers in alike.values():
+            contexts, settings = [requests[number].args[0] for number in numbers], requests[numbers[0]].args[1]
+            texts = self._generated(contexts, settings, lambda done, _: self._progress("asking", done, len(requests)))
+            for number, text in zip(numbers, texts, strict=True):
+                found[number] = text
+                self.cache_hook.add_partial("generate_until", requests[number].args, text)
+        return [found[number] for number in range(len(requests))]
 
-    def _generated(self, context: str, settings: dict[str, Any]) -> str:
+    def _generated(self, contexts: Sequence[str], settings: dict[str, Any], report: Report) -> list[str]:
         asked: dict[str, Any] = dict(normalize_gen_kwargs(settings, DEFAULT_TOKENS))
         if asked.get("do_sample"):
             raise InputError("llmc generates greedily; the task asks for sampling (do_sample, temperature).")
@@ -140,7 +156,18 @@ class LlmcLM(TemplateLM):
         limit = asked["max_gen_toks"]
         if limit >= self.max_length:
             raise InputError(f"The task asks for {limit} tokens, and the model's context is {self.max_length}.")
-        prompt = self.tok_encode(context)[-(self.max_length - limit) :]
+        prompts = [self.tok_encode(context)[-(self.max_length - limit) :] for context in contexts]
         writer = Writer(self.tokenizer, self._prompter.ends, tuple(until))
-        tokens = self._answerer.generate(prompt, limit, writer.ended)
-        return postprocess_generated_text(self.tokenizer.decode(tokens, skip_special_tokens=True), until, None)
+        written = self._answerer.generate(prompts, limit, writer.ended, report)
+        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
+        return [postprocess_generated_text(text, until, None) for text in texts]
+
+
+def _size(batch_size: int | str | None) -> int:
+    """lm-eval gives what its command line was told: a number, or `auto` with or without one behind a colon."""
+    if batch_size is None or str(batch_size).startswith("auto"):
+        return BATCH_SIZE
+    try:
+        return max(1, int(batch_size))
+    except ValueError as error:
+        raise InputError(f"The batch size {batch_size!r} is no number.", "batch_size=8, or auto") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from compressor.architecture import Architecture, resolve
 from compressor.manifest import read_manifest
+from compressor.measure import BATCH_SIZE
 from compressor.measure.answers import Answerer, CheckpointAnswerer, SessionAnswerer
 from compressor.pass_ import Progress
 from compressor.probe import open_session
@@ -17,11 +18,14 @@ from compressor.target import MANIFEST, Artifact
 from compressor.tokenizer import load_tokenizer
 
 
-def open_folder(path: Path, scratch: Path, progress: Progress) -> tuple[Answerer, Any, Architecture]:
+def open_folder(
+    path: Path, scratch: Path, progress: Progress, batch_size: int = BATCH_SIZE
+) -> tuple[Answerer, Any, Architecture]:
     """What answers for a folder, its tokenizer and its shape.
 
     Args:
         scratch: where a model that has to be converted goes.
+        batch_size: of what is asked at once.
 
     Raises:
         InputError: it is neither a model nor an artifact.
@@ -29,12 +33,12 @@ def open_folder(path: Path, scratch: Path, progress: Progress) -> tuple[Answerer
     """
     if not (path / MANIFEST).is_file():
         checkpoint = open_model(str(path), scratch / "import", progress=progress).checkpoint
-        return CheckpointAnswerer(checkpoint), load_tokenizer(checkpoint.root), checkpoint.architecture
+        return CheckpointAnswerer(checkpoint, batch_size), load_tokenizer(checkpoint.root), checkpoint.architecture
     manifest = read_manifest(path)
     artifact = Artifact(path, manifest.target)
     tokenizer = artifact_tokenizer(path)
     session = open_session(make_target(manifest.target, manifest.options), artifact)
-    return SessionAnswerer(session), tokenizer, resolve(artifact_config(path))
+    return SessionAnswerer(session, batch_size), tokenizer, resolve(artifact_config(path))
 
 
 def artifact_tokenizer(root: Path) -> Any:

@@ -13,6 +13,7 @@ from compressor import registry
 from compressor.errors import InputError, nearest
 from compressor.families import EMBEDDINGS, HEAD
 from compressor.gate.limits import Limits
+from compressor.measure import BATCH_SIZE
 from compressor.pass_ import Pass
 from compressor.quantized import Scheme
 from compressor.target import Target
@@ -55,10 +56,12 @@ class MeasureSection(_Section):
 
     Attributes:
         tasks: files that the original and the artifact are asked; see `compressor.tasks`.
+        batch_size: of what they are asked at once.
     """
 
     texts: str | None = None
     tasks: list[str] = []
+    batch_size: int = Field(BATCH_SIZE, ge=1)
     length: int = Field(512, ge=8)
     effort: Literal["quick", "full", "none"] = "quick"
     latency: LatencySection = LatencySection()

@@ -127,12 +127,13 @@ class Run:
             return
         asking = partial(ask, self.out, self.ledger, tasks=standard.tasks, prompter=standard.prompter)
         asking = partial(asking, progress=standard.progress)
-        asking(rows[0], answerer=lambda: CheckpointAnswerer(standard.original))
+        size = standard.settings.batch_size
+        asking(rows[0], answerer=lambda: CheckpointAnswerer(standard.original, size))
         if target.why_not_run() is None:
             artifact = Artifact(self.out / "artifact", target.name)
-            asking(rows[-1], answerer=lambda: SessionAnswerer(open_session(target, artifact)))
+            asking(rows[-1], answerer=lambda: SessionAnswerer(open_session(target, artifact), size))
         elif steps := [row for row in rows[1:-1] if ", " not in row.name]:
-            asking(steps[-1], answerer=lambda: CheckpointAnswerer(final))
+            asking(steps[-1], answerer=lambda: CheckpointAnswerer(final, size))
 
     def _record(self, fresh: StepRecord, checkpoint: Checkpoint) -> None:
         self._measured(self.earlier.take(fresh), checkpoint)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePath
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -101,6 +101,28 @@ class Session(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+Ended = Callable[[list[int]], bool]  # whether a generation that has come so far is to end
+
+
+@runtime_checkable
+class BatchSession(Session, Protocol):
+    """A session whose runtime takes several texts of any lengths at once. What it says of one is what it says of it
+    alone, but for the rounding of sums that its kernels add up in another order.
+    """
+
+    def logits_of(self, texts: Sequence[np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:
+        """As `logits`, of several sequences int64 [length] each.
+
+        Yields:
+            (number of the sequence, first position, float32 [positions, vocab_size]), those of a sequence in order.
+        """
+        ...
+
+    def generate(self, prompts: Sequence[np.ndarray], limit: int, ended: Ended) -> list[list[int]]:
+        """Greedy tokens behind each prompt int64 [length]: at most `limit`, or until `ended`."""
+        ...
 
 
 @dataclass(frozen=True)

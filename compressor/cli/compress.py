@@ -13,6 +13,7 @@ import click
 from compressor.cli.dry_run import show_plans
 from compressor.cli.engines import engine_option
 from compressor.cli.request import recipes_of
+from compressor.measure import BATCH_SIZE
 
 if TYPE_CHECKING:
     from compressor.gate.decide import Decision
@@ -78,6 +79,11 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="FILE",
     help="A task to score the original and the artifact on; repeatable.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help=f"Texts of tasks that a runtime is asked at once, where it takes several.  [default: {BATCH_SIZE}]",
 )
 @click.option("--eval-length", type=click.IntRange(8), help="Tokens of an evaluation window.  [default: 512]")
 @click.option(

@@ -1,4 +1,4 @@
-"""The option `--engine`: where runtimes are that live in environments of their own."""
+"""Options of verbs that ask runtimes: where those are that live in environments of their own, and how much at once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from compressor.measure import BATCH_SIZE
 
 if TYPE_CHECKING:
     from compressor.engine import Engine
@@ -21,6 +23,17 @@ def engine_option(command: Callable[..., Any]) -> Callable[..., Any]:
         expose_value=False,
         callback=lambda context, option, given: _take(given),
         help="A runtime's environment (folder or interpreter), vLLM's URL, or none; repeat for several.",
+    )(command)
+
+
+def batch_size_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb that asks tasks the option."""
+    return click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=BATCH_SIZE,
+        show_default=True,
+        help="Texts that a runtime is asked at once, where it takes several.",
     )(command)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from compressor.cli.engines import engine_option
+from compressor.cli.engines import batch_size_option, engine_option
 from compressor.errors import InputError, MissingExtra
 
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
@@ -26,6 +26,7 @@ OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
     "-o", "--output", type=click.Path(path_type=Path), help="Folder for the logs, which `llmc gate --lm-eval` reads."
 )
 @click.option("--network", is_flag=True, help="Let lm_eval fetch data sets and metrics.")
+@batch_size_option
 @engine_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def lm_eval_command(model: Path, tasks: str, network: bool, as_json: bool, **options: Any) -> None:
@@ -76,7 +77,7 @@ def _evaluate(model: Path, tasks: str, options: dict[str, Any]) -> dict[str, Any
         raise InputError(
             f"lm_eval knows no task {error.args[0]!r}.", "--include-path names a folder of yours."
         ) from error
-    with ConsoleProgress(after=2.0) as progress, closing(LlmcLM(str(model), progress)) as asked:
+    with ConsoleProgress(after=2.0) as progress, closing(LlmcLM(str(model), progress, options["batch_size"])) as asked:
         found = lm_eval.simple_evaluate(
             model=asked,
             model_args=f"pretrained={model}",

@@ -68,6 +68,7 @@ def _given(model: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     measure = {
         "texts": options["evaluation"],
         "tasks": list(options["tasks"]) or None,
+        "batch_size": options["batch_size"],
         "length": options["eval_length"],
         "effort": options["measure"],
         "latency": _set(latency) or None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compressor.cli.engines import engine_option
+from compressor.cli.engines import batch_size_option, engine_option
 
 if TYPE_CHECKING:
     from compressor.ledger import StepRecord
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 )
 @click.option("--row", "rows", multiple=True, metavar="NAME", help="Rows of the run.  [default: original, artifact]")
 @click.option("--original", metavar="MODEL", help="Where the run's model is now.  [default: where it was]")
+@batch_size_option
 @engine_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def score_command(
-    model: Path, tasks: tuple[Path, ...], rows: tuple[str, ...], original: str | None, as_json: bool
+    model: Path, tasks: tuple[Path, ...], rows: tuple[str, ...], original: str | None, batch_size: int, as_json: bool
 ) -> None:
     """Score tasks on your own data (JSON lines and a prompt template; see docs/tasks.md).
 
@@ -54,9 +55,9 @@ def score_command(
         raise InputError(f"{model} holds runs for several targets.", hint)
     with ConsoleProgress(after=2.0) as progress:
         if (model / LEDGER_FILE).is_file() or model.name == LEDGER_FILE:
-            found = _score_run(model, loaded, rows, original, progress)
+            found = _score_run(model, loaded, rows, original, batch_size, progress)
         else:
-            found = _score_folder(model, loaded, progress)
+            found = _score_folder(model, loaded, batch_size, progress)
     if as_json:
         emit_json(_plain(found))
     else:
@@ -67,7 +68,12 @@ Found = dict[str, dict[str, "dict[str, Estimate]"]]  # metrics by row and task
 
 
 def _score_run(
-    path: Path, loaded: Sequence[LoadedTask], names: Sequence[str], model: str | None, progress: Progress
+    path: Path,
+    loaded: Sequence[LoadedTask],
+    names: Sequence[str],
+    model: str | None,
+    batch_size: int,
+    progress: Progress,
 ) -> Found:
     import tempfile
     from functools import partial
@@ -86,7 +92,7 @@ def _score_run(
         original = reopened.original()
         prompter = Prompter.of(load_tokenizer(original.root), original.root, original.architecture)
         for row in rows:
-            ask(run.folder, run.ledger, row, loaded, prompter, progress, partial(_answerer, reopened, row))
+            ask(run.folder, run.ledger, row, loaded, prompter, progress, partial(_answerer, reopened, row, batch_size))
     write_reports(run.folder)
     return {row.name: {one.name: one.metrics for one in row.tasks if one.name in _names(loaded)} for row in rows}
 
@@ -95,23 +101,23 @@ def _names(loaded: Sequence[LoadedTask]) -> set[str]:
     return {one.name for one in loaded}
 
 
-def _answerer(reopened: Reopened, row: StepRecord) -> Answerer:
+def _answerer(reopened: Reopened, row: StepRecord, batch_size: int) -> Answerer:
     from compressor.gate.subject import ORIGINAL
     from compressor.measure.answers import CheckpointAnswerer, SessionAnswerer
 
     if reopened.is_artifact(row):
-        return SessionAnswerer(reopened.session())
-    return CheckpointAnswerer(reopened.original() if row.name == ORIGINAL else reopened.step(row))
+        return SessionAnswerer(reopened.session(), batch_size)
+    return CheckpointAnswerer(reopened.original() if row.name == ORIGINAL else reopened.step(row), batch_size)
 
 
-def _score_folder(path: Path, loaded: Sequence[LoadedTask], progress: Progress) -> Found:
+def _score_folder(path: Path, loaded: Sequence[LoadedTask], batch_size: int, progress: Progress) -> Found:
     import tempfile
 
     from compressor.open_folder import open_folder
     from compressor.tasks.scoring import Prompter, score
 
     with tempfile.TemporaryDirectory(prefix="llmc-") as scratch:
-        answerer, tokenizer, architecture = open_folder(path, Path(scratch), progress)
+        answerer, tokenizer, architecture = open_folder(path, Path(scratch), progress, batch_size)
         prompter = Prompter.of(tokenizer, path, architecture)
         with closing(answerer):
             found = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,9 +12,11 @@ import torch
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder, full_model
 from compressor.errors import InputError, RunError
+from compressor.measure import BATCH_SIZE
 from compressor.measure.accuracy import LOGITS_AT_ONCE, Report, log_probabilities
+from compressor.measure.batches import in_groups, padded_behind
 from compressor.measure.torch_session import TorchSession, check_memory
-from compressor.target import Session
+from compressor.target import BatchSession, Ended, Session
 
 STATES_BYTES = 256 << 20  # of hidden states that go through the blocks together
 LENGTH_STEP = 1.25  # texts that go together are at most so many times as long as the shortest
@@ -36,9 +38,6 @@ class Likelihood:
     greedy: bool
 
 
-Ended = Callable[[list[int]], bool]  # whether a generation that has come so far is to end
-
-
 class Answerer(Protocol):
     """A model that tasks can be asked of."""
 
@@ -53,8 +52,8 @@ class Answerer(Protocol):
         """One for each text, in order."""
         ...
 
-    def generate(self, prompt: Sequence[int], limit: int, ended: Ended) -> list[int]:
-        """Greedy tokens behind a prompt: at most `limit` of them, or until `ended`."""
+    def generate(self, prompts: Sequence[Sequence[int]], limit: int, ended: Ended, progress: Report) -> list[list[int]]:
+        """Greedy tokens behind each prompt, in order: at most `limit` of them, or until `ended`."""
         ...
 
     def close(self) -> None: ...
@@ -74,34 +73,60 @@ def check_room(answerer: Answerer, length: int) -> None:
 
 
 class SessionAnswerer:
-    """An artifact in its own runtime, one text at a time. Implements `Answerer`."""
+    """An artifact in its own runtime: several texts at once where that takes them, else one. Implements `Answerer`.
 
-    def __init__(self, session: Session) -> None:
+    Args:
+        batch_size: of texts.
+    """
+
+    def __init__(self, session: Session, batch_size: int = BATCH_SIZE) -> None:
         self.runtime, self.longest, self._session = session.runtime, session.longest, session
+        self._together = batch_size if isinstance(session, BatchSession) else 1
 
     def likelihoods(self, texts: Sequence[Continuation], progress: Report) -> list[Likelihood]:
-        check_room(self, max((len(text.tokens) for text in texts), default=0))
-        found = []
-        for number, text in enumerate(texts, start=1):
-            found.append(self._likelihood(text))
-            progress(number, len(texts))
-        return found
+        lengths = [len(text.tokens) for text in texts]
+        check_room(self, max(lengths, default=0))
+        found: dict[int, Likelihood] = {}
+        for rows in in_groups(lengths, lambda count, shortest, longest: count <= self._together):
+            found |= dict(zip(rows, self._likelihoods([texts[row] for row in rows]), strict=True))
+            progress(len(found), len(texts))
+        return [found[row] for row in range(len(texts))]
 
-    def _likelihood(self, text: Continuation) -> Likelihood:
-        tokens = np.array(text.tokens, np.int64)
-        parts = []
-        for start, logits in self._session.logits(tokens):
+    def _likelihoods(self, texts: Sequence[Continuation]) -> list[Likelihood]:
+        parts: list[list[tuple[float, bool]]] = [[] for _ in texts]
+        for number, start, logits in self._logits([np.array(text.tokens, np.int64) for text in texts]):
+            text = texts[number]
             # The logits of a position are of the token behind it.
             skipped = max(0, text.first - 1 - start)
-            kept = torch.from_numpy(logits[skipped : len(tokens) - 1 - start])
+            kept = torch.from_numpy(logits[skipped : len(text.tokens) - 1 - start])
             first = start + skipped + 1
             if len(kept):
-                parts.append(_judge(kept, torch.from_numpy(tokens[first : first + len(kept)])))
-        return _joined(parts)
+                parts[number].append(_judge(kept, torch.tensor(text.tokens[first : first + len(kept)])))
+        return [_joined(part) for part in parts]
 
-    def generate(self, prompt: Sequence[int], limit: int, ended: Ended) -> list[int]:
-        check_room(self, len(prompt) + limit)
-        found = [self._session.prefill(np.array([prompt], np.int64), limit)]
+    def _logits(self, texts: Sequence[np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:
+        """See `BatchSession.logits_of`."""
+        if isinstance(self._session, BatchSession):
+            return self._session.logits_of(texts)
+        return ((number, *part) for number, text in enumerate(texts) for part in self._session.logits(text))
+
+    def generate(self, prompts: Sequence[Sequence[int]], limit: int, ended: Ended, progress: Report) -> list[list[int]]:
+        lengths = [len(prompt) for prompt in prompts]
+        check_room(self, max(lengths, default=0) + limit)
+        found: dict[int, list[int]] = {}
+        for rows in in_groups(lengths, lambda count, shortest, longest: count <= self._together):
+            asked = [np.array(prompts[row], np.int64) for row in rows]
+            found |= dict(zip(rows, self._generated(asked, limit, ended), strict=True))
+            progress(len(found), len(prompts))
+        return [found[row] for row in range(len(prompts))]
+
+    def _generated(self, prompts: Sequence[np.ndarray], limit: int, ended: Ended) -> list[list[int]]:
+        if isinstance(self._session, BatchSession):
+            return self._session.generate(prompts, limit, ended)
+        return [self._one(prompt, limit, ended) for prompt in prompts]
+
+    def _one(self, prompt: np.ndarray, limit: int, ended: Ended) -> list[int]:
+        found = [self._session.prefill(prompt[None], limit)]
         while len(found) < limit and not ended(found):
             found.append(self._session.decode(found[-1]))
         return found
@@ -113,14 +138,18 @@ class SessionAnswerer:
 class CheckpointAnswerer:
     """A step, as it is defined: in float32, its inputs rounded as its schemes say. Implements `Answerer`.
 
-    Likelihoods go through it block by block. A generation needs the whole model in memory.
+    Likelihoods go through it block by block, as many texts together as STATES_BYTES hold. A generation needs the whole
+    model in memory.
+
+    Args:
+        batch_size: of prompts that are gone on with together.
     """
 
     runtime = "llmc, float32"
     longest = None
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, batch_size: int = BATCH_SIZE) -> None:
+        self._checkpoint, self._batch_size = checkpoint, batch_size
         self._decoder = Decoder(checkpoint)
         self._whole: SessionAnswerer | None = None
 
@@ -129,10 +158,8 @@ class CheckpointAnswerer:
         head = self._decoder.head()
         for rows in self._groups(texts):
             group = [texts[row] for row in rows]
-            tokens = torch.zeros(len(group), max(len(one.tokens) for one in group), dtype=torch.int64)
-            for row, one in zip(tokens, group, strict=True):
-                row[: len(one.tokens)] = torch.tensor(one.tokens)
-            states = self._decoder.final_states(tokens)  # what stands behind a text does not change it
+            tokens = padded_behind([np.array(text.tokens, np.int64) for text in group])
+            states = self._decoder.final_states(torch.from_numpy(tokens))
             found |= {row: self._likelihood(texts[row], states[at], head) for at, row in enumerate(rows)}
             progress(len(found), len(texts))
         return [found[row] for row in range(len(texts))]
@@ -140,16 +167,11 @@ class CheckpointAnswerer:
     def _groups(self, texts: Sequence[Continuation]) -> Iterator[list[int]]:
         """Numbers of texts of about the same length, as many as go through the blocks together."""
         width = 4 * self._checkpoint.architecture.hidden_size
-        group: list[int] = []
-        for row in sorted(range(len(texts)), key=lambda row: len(texts[row].tokens)):
-            length = len(texts[row].tokens)
-            full = (len(group) + 1) * length * width > STATES_BYTES
-            if group and (full or length > LENGTH_STEP * len(texts[group[0]].tokens)):
-                yield group
-                group = []
-            group.append(row)
-        if group:
-            yield group
+
+        def fits(count: int, shortest: int, longest: int) -> bool:
+            return count * longest * width <= STATES_BYTES and longest <= LENGTH_STEP * shortest
+
+        return in_groups([len(text.tokens) for text in texts], fits)
 
     def _likelihood(self, text: Continuation, states: torch.Tensor, head: torch.Tensor) -> Likelihood:
         positions = states[text.first - 1 : len(text.tokens) - 1]
@@ -158,10 +180,10 @@ class CheckpointAnswerer:
         pairs = zip(positions.split(size), targets.split(size), strict=True)
         return _joined([_judge(self._decoder.logits(part, head), expected) for part, expected in pairs])
 
-    def generate(self, prompt: Sequence[int], limit: int, ended: Ended) -> list[int]:
+    def generate(self, prompts: Sequence[Sequence[int]], limit: int, ended: Ended, progress: Report) -> list[list[int]]:
         if self._whole is None:
-            self._whole = SessionAnswerer(self._open())
-        return self._whole.generate(prompt, limit, ended)
+            self._whole = SessionAnswerer(self._open(), self._batch_size)
+        return self._whole.generate(prompts, limit, ended, progress)
 
     def _open(self) -> Session:
         if self._checkpoint.kv_cache:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,17 @@ import torch
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import full_model
 from compressor.errors import RunError
+from compressor.measure.batches import greedy_rows, padded_in_front
+from compressor.target import Ended
 
 MEMORY_SHARE = 0.6  # of the memory that is free; a whole model must fit in it
 
 
 class TorchSession:
-    """A whole model in transformers. The one place that needs a whole model in memory."""
+    """A whole model in transformers. The one place that needs a whole model in memory.
+
+    Implements `compressor.target.BatchSession`.
+    """
 
     longest = None
 
@@ -43,6 +48,28 @@ class TorchSession:
         with torch.no_grad():
             yield 0, self._model(torch.from_numpy(tokens).unsqueeze(0)).logits[0].float().numpy()
 
+    def logits_of(self, texts: Sequence[np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:
+        """One after the other: they are logits of all positions, which is what takes the memory."""
+        for number, text in enumerate(texts):
+            for start, rows in self.logits(text):
+                yield number, start, rows
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[np.ndarray], limit: int, ended: Ended) -> list[list[int]]:
+        rows, seen = padded_in_front(prompts)
+        mask, self._cache = torch.from_numpy(seen), None
+
+        def following(tokens: torch.Tensor) -> np.ndarray:
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+            return self._logits(tokens, attention_mask=mask, position_ids=positions).argmax(-1).numpy()
+
+        def appended(last: np.ndarray) -> np.ndarray:
+            nonlocal mask
+            mask = torch.cat([mask, torch.ones(len(last), 1, dtype=mask.dtype)], 1)
+            return following(torch.from_numpy(last)[:, None])
+
+        return greedy_rows(following(torch.from_numpy(rows)), appended, limit, ended)
+
     def prefill(self, tokens: np.ndarray, limit: int | None = None) -> int:
         self._cache, self._batch = None, tokens.shape[0]
         return self._forward(torch.from_numpy(tokens))
@@ -55,9 +82,13 @@ class TorchSession:
 
     @torch.no_grad()
     def _forward(self, tokens: torch.Tensor) -> int:
-        output = self._model(tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        return int(self._logits(tokens)[0].argmax())
+
+    def _logits(self, tokens: torch.Tensor, **padding: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, vocab_size] behind tokens [batch, current], which go into the cache."""
+        output = self._model(tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1, **padding)
         self._cache = output.past_key_values
-        return int(output.logits[0, -1].argmax())
+        return output.logits[:, -1]
 
 
 def check_memory(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from compressor.architecture import Architecture
 from compressor.errors import InputError
 from compressor.measure.accuracy import Report
-from compressor.measure.answers import Answerer, Continuation, check_room
+from compressor.measure.answers import Answerer, Continuation
 from compressor.measure.statistics import Estimate
 from compressor.tasks import metrics
 from compressor.tasks.task import Classification, LoadedTask, QuestionAnswering, Sample, Task
@@ -157,14 +157,9 @@ def _area(truth: np.ndarray, likelihoods: np.ndarray) -> Estimate | None:
 def _generated(loaded: LoadedTask, answerer: Answerer, prompter: Prompter, progress: Report) -> Scores:
     task = loaded.task
     assert not isinstance(task, Classification)
-    predictions = []
-    prompts = _prompts(loaded, prompter)
-    check_room(answerer, max(map(len, prompts)) + task.max_tokens)
     writer = Writer(prompter.tokenizer, prompter.ends, tuple(task.stop))
-    for number, prompt in enumerate(prompts, start=1):
-        tokens = answerer.generate(prompt, task.max_tokens, writer.ended)
-        predictions.append(writer.text(tokens).strip())
-        progress(number, len(prompts))
+    written = answerer.generate(_prompts(loaded, prompter), task.max_tokens, writer.ended, progress)
+    predictions = [writer.text(tokens).strip() for tokens in written]
     answers = [one.answers for one in loaded.samples if not isinstance(one.answers, int)]
     if isinstance(task, QuestionAnswering):
         columns = {

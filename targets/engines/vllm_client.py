@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
@@ -50,24 +50,42 @@ class Client:
         asked = {"model": model, "messages": messages, "max_tokens": tokens, "temperature": 0}
         return str(self._json("POST", "/v1/chat/completions", asked)["choices"][0]["message"]["content"])
 
-    def likely(self, model: str, prompt: list[int], count: int) -> list[Likely]:
-        """Of each position of the prompt, the `count` likeliest tokens to follow, and the one that follows."""
+    def likely(self, model: str, prompts: Sequence[list[int]], count: int) -> list[list[Likely]]:
+        """Of each position of each prompt, the `count` likeliest tokens to follow, and the one that follows."""
         asked = {
             "model": model,
-            "prompt": prompt,
+            "prompt": prompts,
             "max_tokens": 1,
             "temperature": 0,
             "prompt_logprobs": count,
             "logprobs": count,
             "return_tokens_as_token_ids": True,
         }
-        choice = self._json("POST", "/v1/completions", asked)["choices"][0]
+        timeout = ANSWER_TIMEOUT_S * len(prompts)
+        choices = self._json("POST", "/v1/completions", asked, timeout)["choices"]
+        return [self._told(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]
+
+    @staticmethod
+    def _told(choice: dict[str, Any]) -> list[Likely]:
         told = [{int(token): entry["logprob"] for token, entry in row.items()} for row in choice["prompt_logprobs"][1:]]
         (last,) = choice["logprobs"]["top_logprobs"]
         return [*told, {int(token.removeprefix(PLACEHOLDER)): logprob for token, logprob in last.items()}]
 
     def generate(self, model: str, prompts: list[list[int]], tokens: int) -> Iterator[int]:
         """The greedy continuation of the first prompt, a token as soon as every prompt has as many.
+
+        Raises:
+            RunError: as `rows`.
+        """
+        given = 0
+        with contextlib.closing(self.rows(model, prompts, tokens)) as told:
+            for rows in told:
+                complete = min(map(len, rows))
+                yield from rows[0][given:complete]
+                given = complete
+
+    def rows(self, model: str, prompts: Sequence[list[int]], tokens: int) -> Generator[list[list[int]], None, None]:
+        """The greedy continuations of all prompts, as far as they have come: the same lists, longer each time.
 
         Raises:
             RunError: the server refuses, or breaks off.
@@ -81,25 +99,20 @@ class Client:
             "stream": True,
             "return_token_ids": True,
         }
-        first: list[int] = []
-        given, told = 0, [0] * len(prompts)
+        rows: list[list[int]] = [[] for _ in prompts]
         with self._answering("/v1/completions"):
             response = self._checked(self._request("POST", "/v1/completions", asked, ANSWER_TIMEOUT_S))
             try:
                 for event in _events(response):
                     for choice in event["choices"]:
-                        found = choice["token_ids"] or []
-                        told[choice["index"]] += len(found)
-                        if choice["index"] == 0:
-                            first += found
-                    yield from first[given : min(told)]
-                    given = min(told)
+                        rows[choice["index"]] += choice["token_ids"] or []
+                    yield rows
             finally:
                 response.close()  # what is still being generated is given up by the server
 
-    def _json(self, method: str, path: str, body: Any = None) -> Any:
+    def _json(self, method: str, path: str, body: Any = None, timeout: float = ANSWER_TIMEOUT_S) -> Any:
         with self._answering(path):
-            return json.loads(self._checked(self._request(method, path, body, ANSWER_TIMEOUT_S)).read())
+            return json.loads(self._checked(self._request(method, path, body, timeout)).read())
 
     @contextlib.contextmanager
     def _answering(self, path: str) -> Iterator[None]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import numpy as np
 from compressor.architecture import Architecture, read_config, resolve
 from compressor.engine import Place
 from compressor.errors import RunError
+from compressor.target import Ended
 from targets.engines import VLLM
 from targets.engines.process import EngineProcess
-from targets.engines.vllm_client import Client
+from targets.engines.vllm_client import Client, Likely
 from targets.serving import SERVED_LENGTH
 
 LIKELY = 100  # tokens told of each position; a vocabulary of them would be a gigabyte of JSON a text
@@ -35,7 +37,7 @@ ON_CPU = {
 
 
 class VllmSession:
-    """Implements `compressor.target.Session`. Rows of `logits` are log-probabilities, of the likeliest tokens only.
+    """Implements `compressor.target.BatchSession`. Logits are log-probabilities, of the likeliest tokens only.
 
     Args:
         root: the artifact's folder.
@@ -89,17 +91,40 @@ class VllmSession:
 
     def logits(self, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """See `Session.logits`; of a text as long as is served, the last position is left out."""
-        self._check(len(tokens))
+        return ((start, rows) for _, start, rows in self.logits_of([tokens]))
+
+    def logits_of(self, texts: Sequence[np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:
+        self._check(max(map(len, texts)))
         self._stop_answer()
-        prompt = tokens[: self.longest - 1].tolist()  # one token is always generated
+        prompts = [text[: self.longest - 1].tolist() for text in texts]  # one token is always generated
         with self._blamed():
-            told = self._client.likely(self.model, prompt, min(self._likely, self._shape.vocab_size))
+            found = self._client.likely(self.model, prompts, min(self._likely, self._shape.vocab_size))
+        for number, told in enumerate(found):
+            for start, rows in self._chunks(told):
+                yield number, start, rows
+
+    def _chunks(self, told: Sequence[Likely]) -> Iterator[tuple[int, np.ndarray]]:
         size = max(1, CHUNK_BYTES // (4 * self._shape.vocab_size))
         for start in range(0, len(told), size):
             rows = np.full((len(told[start : start + size]), self._shape.vocab_size), -np.inf, np.float32)
             for row, likely in zip(rows, told[start:], strict=False):
                 row[list(likely)] = list(likely.values())
             yield start, rows
+
+    def generate(self, prompts: Sequence[np.ndarray], limit: int, ended: Ended) -> list[list[int]]:
+        """The server takes them in as its cache has room, and is told to stop when all have ended."""
+        self._check(max(map(len, prompts)) + limit)
+        self._stop_answer()
+        found: list[list[int]] = [[] for _ in prompts]
+        running = set(range(len(prompts)))
+        with self._blamed(), closing(self._client.rows(self.model, [one.tolist() for one in prompts], limit)) as told:
+            for rows in told:
+                for number in list(running):
+                    if _follow(found[number], rows[number], limit, ended):
+                        running.remove(number)
+                if not running:
+                    return found
+        raise RunError("vLLM ended the generation.")
 
     def chat(self, content: str, tokens: int = 32) -> str:
         """The greedy answer to a user's message, through the model's own chat template."""
@@ -168,6 +193,15 @@ class _Blame:
         while not process.has_ended and time.monotonic() < limit:
             time.sleep(LOOK_S)
         return process.has_ended
+
+
+def _follow(found: list[int], told: Sequence[int], limit: int, ended: Ended) -> bool:
+    """Take over what was told of a text, as far as it goes; whether it is at its end."""
+    for token in told[len(found) :]:
+        found.append(token)
+        if len(found) == limit or ended(found):
+            return True
+    return False
 
 
 def serve_command(root: Path, place: Place, port: int, config: Mapping[str, Any], length: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from compressor.measure.batches import greedy_rows, in_groups, padded_behind, padded_in_front
+from compressor.target import Ended
 from targets.onnx.interface import LAST_TOKEN, session_entries
 
 LOGITS_BYTES = 128 << 20  # of one chunk: what is held is twice this, onnxruntime's buffer and the caller's view
@@ -21,7 +23,7 @@ DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class OnnxSession:
-    """One artifact opened in onnxruntime. Implements `compressor.target.Session`.
+    """One artifact opened in onnxruntime. Implements `compressor.target.BatchSession`.
 
     Args:
         accuracy_level: replaces the level of every MatMulNBits node; None leaves what was shipped.
@@ -38,32 +40,59 @@ class OnnxSession:
         self._mask = np.ones((0, 0), np.int64)
 
     def logits(self, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        return ((start, rows) for _, start, rows in self.logits_of([tokens]))
+
+    def logits_of(self, texts: Sequence[np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:
+        """See `BatchSession.logits_of`. Those that fit into one chunk go together: GroupQueryAttention takes several
+        positions behind a cache of one row only.
+        """
+        vocabulary = self._session(every_position=True).get_outputs()[0].shape[-1]
+        most = max(1, LOGITS_BYTES // (4 * vocabulary))
+
+        def fits(count: int, _: int, longest: int) -> bool:
+            return count * longest <= most and longest <= POSITIONS_PER_CHUNK
+
+        for numbers in in_groups([len(text) for text in texts], fits):
+            group = [texts[number] for number in numbers]
+            for start, logits in self._chunks(padded_behind(group), min(most, POSITIONS_PER_CHUNK)):
+                for number, text, rows in zip(numbers, group, logits, strict=True):
+                    yield number, start, rows[: len(text) - start].astype(np.float32, copy=False)
+
+    def _chunks(self, tokens: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """First position and logits [batch, at most `size`, vocab_size] of tokens [batch, length]."""
         session = self._session(every_position=True)
-        vocabulary = session.get_outputs()[0].shape[-1]
-        size = min(POSITIONS_PER_CHUNK, max(1, LOGITS_BYTES // (4 * vocabulary)))
-        cache = empty_cache(session, 1)
-        for start in range(0, len(tokens), size):
-            chunk = tokens[None, start : start + size]
-            mask = np.ones((1, start + chunk.shape[1]), np.int64)
+        cache = empty_cache(session, len(tokens))
+        for start in range(0, tokens.shape[1], size):
+            chunk = tokens[:, start : start + size]
+            mask = np.ones((len(tokens), start + chunk.shape[1]), np.int64)  # causality hides what stands behind
             logits, cache = run(session, chunk, mask, cache)
-            yield start, logits[0].astype(np.float32, copy=False)
+            yield start, logits
+
+    def generate(self, prompts: Sequence[np.ndarray], limit: int, ended: Ended) -> list[list[int]]:
+        tokens, self._mask = padded_in_front(prompts)
+        self._cache = empty_cache(self._session(every_position=False), len(prompts))
+        first = self._last_logits(tokens).argmax(-1)
+        return greedy_rows(first, lambda last: self._append(last[:, None]).argmax(-1), limit, ended)
 
     def prefill(self, tokens: np.ndarray, limit: int | None = None) -> int:
         self._mask = np.ones_like(tokens, np.int64)
         self._cache = empty_cache(self._session(every_position=False), len(tokens))
-        return self._step(tokens)
+        return int(self._last_logits(tokens)[0].argmax())
 
     def decode(self, token: int) -> int:
-        rows, total = self._mask.shape
-        self._mask = np.ones((rows, total + 1), np.int64)
-        return self._step(np.full((rows, 1), token, np.int64))
+        return int(self._append(np.full((len(self._mask), 1), token, np.int64))[0].argmax())
 
     def close(self) -> None:
         self._cache, self._opened = {}, {}
 
-    def _step(self, tokens: np.ndarray) -> int:
+    def _append(self, tokens: np.ndarray) -> np.ndarray:
+        """Logits [batch, vocab_size] behind one more token of every row, int64 [batch, 1]."""
+        self._mask = np.concatenate([self._mask, np.ones_like(tokens)], axis=1)
+        return self._last_logits(tokens)
+
+    def _last_logits(self, tokens: np.ndarray) -> np.ndarray:
         logits, self._cache = run(self._session(every_position=False), tokens, self._mask, self._cache)
-        return int(logits[0, -1].argmax())
+        return logits[:, -1]
 
     def _session(self, every_position: bool) -> onnxruntime.InferenceSession:
         """The session with this graph, opened when first asked for; the other one is closed."""

@@ -111,4 +111,6 @@ def test_unknown_tasks_arguments_and_sampling_are_refused(llmc, tiny_model, task
     with pytest.raises(InputError, match="no argument 'dtype'"):
         LlmcLM(str(root), dtype="float16")
     with pytest.raises(InputError, match="generates greedily"):
-        LlmcLM(str(root))._generated("a", {"do_sample": True, "temperature": 0.7})
+        LlmcLM(str(root))._generated(["a"], {"do_sample": True, "temperature": 0.7}, lambda *_: None)
+    with pytest.raises(InputError, match="'many' is no number"):
+        LlmcLM(str(root), batch_size="many")

@@ -57,6 +57,19 @@ def test_answers_are_kept_beside_the_ledger_and_judged_in_pairs(llmc, run, tasks
     assert findings["mood (accuracy)"]["before"] == pytest.approx(rows["original"].tasks[0].metrics["accuracy"].value)
 
 
+def test_the_size_of_batches_changes_no_answer(llmc, run, tasks, tmp_path):
+    """The step's in float32, and the artifact's; what is asked of a run, of a folder, and in a run."""
+    for folder in (run / "artifact", run / "steps" / "01-rtn"):
+        shown = [llmc("score", folder, *tasks, "--json", "--batch-size", size) for size in (1, 7)]
+        one, seven = (json.loads(out) for _, out, _ in shown)
+        ((_, alone),), ((_, together),) = one.items(), seven.items()
+        for task, metrics in alone.items():
+            for name, found in metrics.items():
+                assert together[task][name]["value"] == pytest.approx(found["value"], abs=1e-6), (task, name)
+    code, _, said = llmc("score", run, *tasks, "--batch-size", 0)
+    assert (code, "--batch-size" in said) == (2, True)
+
+
 def test_what_was_asked_is_not_asked_again(llmc, run, tasks, monkeypatch):
     assert llmc("score", run, *tasks)[0] == 0
     before = (run / "ledger.json").read_text()

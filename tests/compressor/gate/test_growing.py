@@ -5,37 +5,32 @@ import json
 import numpy as np
 import pytest
 
-from compressor.gate.decide import Decision, decide
-from compressor.gate.evidence import Evidence
-from compressor.gate.growing import GROWTH, spent
-from compressor.gate.statistics import ClusteredChange, MeanChange
+from benchmarks.growing_gate import (
+    LOOKS,
+    SPENT,
+    TEXT_LIMIT,
+    TIME_LIMIT,
+    of_documents,
+    of_documents_and_times,
+)
+from compressor.gate.decide import Verdict
+from compressor.gate.growing import spent
+from compressor.gate.limits import ALPHA
 from compressor.ledger import load_ledger
 
-ALPHA = 0.05
 TRIALS = 1500
-BOUND = ALPHA + 3 * (ALPHA * (1 - ALPHA) / TRIALS) ** 0.5  # three standard errors of the simulation up
-LOOKS = [20 * GROWTH**look for look in range(5)]  # documents at each look
+PARTS = 300  # trials, each of which goes through all of the decision
 
 
-def growing(seed, worse, levels):
-    """(a PASS at any look, a FAIL at any look) of every trial, at these alphas; the first verdict ends a trial.
-
-    Losses of documents: each has a change of its own, skewed as losses are, around `worse`. The limit is 0.02.
-    """
-    draw = np.random.default_rng(seed)
-    sizes = draw.poisson(60, (LOOKS[-1], TRIALS)) + 20.0
-    own = worse + 0.03 * (draw.gamma(4.0, 0.5, sizes.shape) - 2.0)
-    sums = sizes * own + draw.normal(0, 0.1, sizes.shape) * np.sqrt(sizes)
-    passed, failed = np.zeros(TRIALS, bool), np.zeros(TRIALS, bool)
-    for documents, alpha in zip(LOOKS, levels, strict=True):
-        change = ClusteredChange.of(sums[:documents], sizes[:documents], resamples=999)
-        undecided = ~(passed | failed)
-        failed |= undecided & (change.p_beyond(0.02) <= alpha)
-        passed |= undecided & ~failed & (change.bounds(alpha)[1] <= 0.02)
-    return passed.mean(), failed.mean()
+def bound(trials):
+    """Three standard errors of the simulation up."""
+    return ALPHA + 3 * (ALPHA * (1 - ALPHA) / trials) ** 0.5
 
 
-SPENT = [spent(ALPHA, look) for look in range(1, len(LOOKS) + 1)]
+def growing(*how):
+    """(a PASS at any look, a FAIL at any look), shares of all trials."""
+    found = of_documents(TRIALS, *how)
+    return found[Verdict.PASS] / TRIALS, found[Verdict.FAIL] / TRIALS
 
 
 def test_what_all_looks_spend_is_alpha():
@@ -45,10 +40,10 @@ def test_what_all_looks_spend_is_alpha():
 
 def test_five_looks_are_wrong_no_more_often_than_one_may_be():
     """At a change exactly as large as the limit every verdict is wrong, a PASS as well as a FAIL."""
-    passed, failed = growing(1, 0.02, SPENT)
-    assert passed < BOUND
-    assert failed < BOUND
-    assert growing(2, 0.0, SPENT)[1] < 0.01, "a change within the limit"
+    passed, failed = growing(1, 0.02)
+    assert passed < bound(TRIALS)
+    assert failed < bound(TRIALS)
+    assert growing(2, 0.0)[1] < 0.01, "a change within the limit"
 
 
 def test_looks_that_spend_all_of_alpha_each_are_wrong_more_often():
@@ -56,47 +51,25 @@ def test_looks_that_spend_all_of_alpha_each_are_wrong_more_often():
 
 
 def test_what_is_there_is_found_in_the_end():
-    passed, _ = growing(3, 0.012, SPENT)
-    _, failed = growing(4, 0.028, SPENT)
-    assert passed > 0.8
-    assert failed > 0.8
+    assert growing(3, 0.012)[0] > 0.8
+    assert growing(4, 0.028)[1] > 0.8
 
 
 # ---- beside what does not grow
 
-PARTS = 300  # trials, each of which goes through all of the decision
-LATENCY_LIMIT = 0.05
 
-
-def evidence(values, limit, unit):
-    """Changes of documents, or log ratios of times, as a gate has them."""
-    change = MeanChange(values.mean(), values.std(ddof=1) / np.sqrt(len(values)), len(values) - 1)
-    return Evidence(unit, unit, "nats", None, 0.0, change, limit, len(values), len(values), unit)
-
-
-def beside(seed, worse, slower):
-    """Shares of (PASS, FAIL) of a text that grows, limit 0.02, and 10 repeats that were timed once, limit 0.05."""
-    draw, verdicts = np.random.default_rng(seed), []
-    for _ in range(PARTS):
-        documents, times = draw.normal(worse, 0.05, LOOKS[-1]), draw.normal(slower, 0.03, 10)
-        standing = evidence(times, LATENCY_LIMIT, "repeat, in turns")
-        found = "INCONCLUSIVE"
-        for count, alpha in zip(LOOKS, SPENT, strict=True):
-            findings = decide([evidence(documents[:count], 0.02, "document"), standing], alpha, ALPHA)
-            found = str(Decision("", "", "", alpha, findings).verdict)
-            if found != "INCONCLUSIVE":
-                break
-        verdicts.append(found)
-    return verdicts.count("PASS") / PARTS, verdicts.count("FAIL") / PARTS
+def beside(*how):
+    """Shares of (PASS, FAIL) of a text that grows and times that do not."""
+    found = of_documents_and_times(PARTS, *how)
+    return found[Verdict.PASS] / PARTS, found[Verdict.FAIL] / PARTS
 
 
 def test_times_beside_a_growing_text_make_no_more_wrong_verdicts():
-    bound = ALPHA + 3 * (ALPHA * (1 - ALPHA) / PARTS) ** 0.5
-    assert beside(1, 0.0, LATENCY_LIMIT)[0] < bound, "a PASS, and they are as slow as the limit says"
-    assert beside(2, 0.02, 0.0)[0] < bound, "a PASS, and the text is as much worse as its limit says"
-    passed, failed = beside(3, 0.02, LATENCY_LIMIT)
-    assert passed < bound
-    assert failed < bound, "a FAIL, and both are just within their limits"
+    assert beside(1, 0.0, TIME_LIMIT)[0] < bound(PARTS), "a PASS, and they are as slow as the limit says"
+    assert beside(2, TEXT_LIMIT, 0.0)[0] < bound(PARTS), "a PASS, and the text is as much worse as its limit says"
+    passed, failed = beside(3, TEXT_LIMIT, TIME_LIMIT)
+    assert passed < bound(PARTS)
+    assert failed < bound(PARTS), "a FAIL, and both are just within their limits"
 
 
 def test_times_beside_a_growing_text_are_found():

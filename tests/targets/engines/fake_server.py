@@ -6,6 +6,7 @@ generations or texts it breaks, in the middle of an answer.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -43,22 +44,22 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"choices": [{"message": {"content": asked["messages"][0]["content"].upper()}}]})
         elif asked.get("stream"):
             self.stream(asked)
-        elif len(asked["prompt"]) + asked["max_tokens"] > self.given.max_model_len:
+        elif max(map(len, asked["prompt"])) + asked["max_tokens"] > self.given.max_model_len:
             self.answer({"error": {"message": "This model's maximum context length is exceeded"}}, 400)
         else:
-            self.answer({"choices": [self.choice(asked)]})
+            choices = [self.choice(index, prompt, asked) for index, prompt in enumerate(asked["prompt"])]
+            self.answer({"choices": choices[::-1]})
 
-    def choice(self, asked):
-        rows = [self.likely(token, asked["prompt_logprobs"], following) for token, following in self.pairs(asked)]
+    def choice(self, index, prompt, asked):
+        count, pairs = asked["prompt_logprobs"], itertools.pairwise(prompt)
+        rows = [self.likely(token, count, following) for token, following in pairs]
         told = [None, *({str(t): {"logprob": x, "rank": 1} for t, x in row.items()} for row in rows)]
-        last = self.likely(asked["prompt"][-1], asked["logprobs"], None)
+        last = self.likely(prompt[-1], asked["logprobs"], None)
         return {
+            "index": index,
             "prompt_logprobs": told,
             "logprobs": {"top_logprobs": [{f"token_id:{token}": x for token, x in last.items()}]},
         }
-
-    def pairs(self, asked):
-        return zip(asked["prompt"][:-1], asked["prompt"][1:], strict=True)
 
     def likely(self, token, count, following):
         row = log_probabilities(token, self.config["vocab_size"])

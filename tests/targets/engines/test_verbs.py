@@ -157,7 +157,9 @@ def test_lm_eval_asks_it(unmeasured, table, byte_tokenizer):
         ((total, greedy),) = asked._loglikelihood_tokens([(None, [5, 6], [7, 8])])
         assert total == pytest.approx(float(table[6, 7] + table[7, 8]), abs=1e-3)
         assert greedy == bool(table[6].argmax() == 7 and table[7].argmax() == 8)
-        assert asked._generated("a", {"until": [], "max_gen_toks": 2}) == _written(table, byte_tokenizer, "a", 2)
+        assert asked._generated(["a", "bc"], {"until": [], "max_gen_toks": 2}, lambda *_: None) == [
+            _written(table, byte_tokenizer, text, 2) for text in ("a", "bc")
+        ]
     finally:
         asked.close()
 
@@ -171,8 +173,9 @@ def test_what_is_longer_than_is_served_is_refused_before_anything_is_asked(run, 
         with pytest.raises(InputError, match=r"A text takes 65 tokens, and vLLM .* has room for 64 here"):
             answerer.likelihoods(texts, lambda *_: pytest.fail("asked"))
         with pytest.raises(InputError, match="takes 65 tokens"):
-            answerer.generate(list(range(60)), 5, lambda found: False)
-        assert len(answerer.generate(list(range(60)), 4, lambda found: False)) == 4
+            answerer.generate([list(range(60))], 5, lambda found: False, lambda *_: None)
+        (tokens,) = answerer.generate([list(range(60))], 4, lambda found: False, lambda *_: None)
+        assert len(tokens) == 4
     finally:
         answerer.close()
 

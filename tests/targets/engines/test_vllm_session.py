@@ -71,6 +71,35 @@ def test_generations_go_on_token_by_token_and_can_be_given_up(environment, artif
         assert session.chat("hello") == "HELLO"
 
 
+def test_several_texts_are_asked_in_one_request(environment, artifact, table):
+    """The server's answers may be in any order; rows end by themselves, and the last one ends the request."""
+    texts = [TOKENS, TOKENS[:3], TOKENS[::-1][:9]]
+    with closing(VllmSession(artifact())) as session:
+        alone = [np.concatenate([rows for _, rows in session.logits(text)]) for text in texts]
+        parts = [[] for _ in texts]
+        for number, start, rows in session.logits_of(texts):
+            assert start == sum(map(len, parts[number]))
+            parts[number].append(rows)
+        for one, part in zip(alone, parts, strict=True):
+            assert np.array_equal(one, np.concatenate(part))
+        ends = int(table[TOKENS[2]].argmax())
+        found = session.generate(texts, 5, lambda tokens: tokens[-1] == ends)
+        wanted = [greedy(table, text[-1], 5) for text in texts]
+        assert found == [tokens[: tokens.index(ends) + 1] if ends in tokens else tokens for tokens in wanted]
+        assert len(found[1]) == 1
+        assert session.prefill(TOKENS[None]) == wanted[0][0], "what was given up does not stand in the way"
+        with pytest.raises(RunError, match="serves 32 tokens here, and the text has 33"):
+            session.generate(texts, 13, lambda tokens: False)
+
+
+def greedy(table, token, count):
+    found = []
+    for _ in range(count):
+        token = int(table[token].argmax())
+        found.append(token)
+    return found
+
+
 def test_a_server_that_does_not_start_is_told_in_one_sentence(environment, artifact):
     with pytest.raises(RunError) as told:
         VllmSession(artifact("dies"))

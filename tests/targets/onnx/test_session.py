@@ -8,7 +8,10 @@ import onnxruntime
 import pytest
 
 from compressor.checkpoint import Checkpoint
+from compressor.measure.answers import Continuation, SessionAnswerer
 from compressor.quantized import Scheme
+from targets.onnx import session as onnx_session
+from targets.onnx.qdq.target import OnnxQdqInt4
 from targets.onnx.session import keep_every_position, set_accuracy_level
 from targets.onnx.target import OnnxFp32, OnnxInt4, OnnxInt8
 
@@ -88,3 +91,43 @@ def test_every_position_changes_nothing_else(artifact):
     before = [node.name for node in model.graph.node]
     keep_every_position(model)
     assert [name for name in before if name not in {node.name for node in model.graph.node}] == ["last_token"]
+
+
+def of_texts(tokens):
+    """Texts and prompts of lengths that differ, with what is judged of each."""
+    return [Continuation(tokens[:length].tolist(), first) for length, first in ((24, 20), (5, 1), (17, 9), (11, 10))]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("chunk", [1 << 27, 4 * 288 * 4 * 6])
+def test_texts_are_answered_in_batches_as_alone(tiny_model, lower, tokens, monkeypatch, family, chunk):
+    """Float32: the same but for the last bits of sums; where logits of a few positions fit into memory, too."""
+    monkeypatch.setattr(onnx_session, "LOGITS_BYTES", chunk)
+    artifact = lower(OnnxFp32(), Checkpoint.open(tiny_model(family)))[0]
+    check_batches(OnnxFp32(), artifact, tokens, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("target", "bits"),
+    [(OnnxInt4(accuracy_level=0), 4), (OnnxInt4(), 4), (OnnxInt8(), 8), (OnnxQdqInt4(), 4)],
+    ids=["int4-exact", "int4", "int8", "qdq-int4"],
+)
+def test_rounded_texts_are_answered_in_batches_as_alone(tiny_model, quantize, lower, tokens, target, bits):
+    """Within what the runtime may differ by from one machine to another."""
+    checkpoint = quantize(tiny_model("llama"), Scheme(bits, 32))
+    artifact = lower(target, checkpoint)[0]
+    check_batches(target, artifact, tokens, target.tolerance(artifact).logits)
+
+
+def check_batches(target, artifact, tokens, tolerance):
+    texts = of_texts(tokens)
+    prompts = [text.tokens for text in texts]
+    one, three = (SessionAnswerer(target.open(artifact, threads=1), batch_size) for batch_size in (1, 3))
+    alone, together = ([found.total for found in answerer.likelihoods(texts, silent)] for answerer in (one, three))
+    assert together == pytest.approx(alone, abs=tolerance)
+    written = [answerer.generate(prompts, 9, lambda found: found[-1] % 5 == 0, silent) for answerer in (one, three)]
+    assert written[0] == written[1]
+
+
+def silent(done, total):
+    assert done <= total
