@@ -113,9 +113,10 @@ class HuggingFace(Target):
     def runtimes(self, artifact: Artifact) -> tuple[Runtime, ...]:
         """transformers, and vLLM where it has kernels for the folder."""
         own = super().runtimes(artifact)
-        if not _vllm_takes(Checkpoint.open(artifact.root)):
+        checkpoint = Checkpoint.open(artifact.root)
+        if not _vllm_takes(checkpoint):
             return own
-        return (*own, vllm_runtime(artifact))
+        return (*own, vllm_runtime(artifact, {scheme.kind for scheme in checkpoint.schemes.values()}))
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         quantization = config.get("quantization_config") or {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,11 @@ import torch
 from compressor import layout
 from compressor.architecture import Architecture, read_config
 from compressor.checkpoint import Block, Checkpoint, Weight
-from compressor.errors import InputError, RunError
+from compressor.errors import InputError
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact, Rounding, Runtime, Session, Tolerance
 from targets.engines import VLLM
+from targets.engines.cpu_build import missing_kernel
 from targets.packing import compressed_folder
 from targets.packing.stored import in_memory
 from targets.refusals import kind_reasons, refusals
@@ -48,6 +49,7 @@ class VllmFolder(ServedFolder):
 
     runtime = "vLLM >= 0.10"
     engine = VLLM
+    kind: ClassVar[str] = "int4"  # of its weights
     takes_transposed: ClassVar[bool] = True  # linears that float checkpoints store [in_features, out_features]
 
     @abstractmethod
@@ -76,14 +78,14 @@ class VllmFolder(ServedFolder):
         return served_rounding(read_config(artifact.root))
 
     def why_not_run(self) -> str | None:
-        return VLLM.why_missing()
+        return VLLM.why_missing() or missing_kernel({self.kind})
 
     def open(self, artifact: Artifact, **options: Any) -> Session:
         """Serve it with vLLM, in the environment of that."""
         return _serve(artifact)
 
     def runtimes(self, artifact: Artifact) -> tuple[Runtime, ...]:
-        return (replace(vllm_runtime(artifact), open=partial(self.open, artifact)),)
+        return (replace(vllm_runtime(artifact, {self.kind}), open=partial(self.open, artifact)),)
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         length = length_option("--max-model-len", config)
@@ -139,6 +141,7 @@ class VllmInt8(_EightBits):
     """W8A8: int8 weights, one scale a channel; inputs in int8, one scale a token or a static one a layer."""
 
     name = "vllm-int8"
+    kind = "int8"
     summary = "int8 weights and activations for vLLM (compressed-tensors, int-quantized)"
     preset = ("smoothquant:alpha=0.8", "gptq:bits=8,group_size=channel,activations=dynamic")
 
@@ -158,6 +161,7 @@ class VllmFp8(_EightBits):
     """fp8 (e4m3) weights, one scale a channel; inputs in fp8 or left alone; an fp8 key-value cache if it has scales."""
 
     name = "vllm-fp8"
+    kind = "fp8"
     summary = "fp8 weights, activations and key-value cache for vLLM (compressed-tensors, float-quantized)"
     preset = ("fp8",)
     holds_cache_scales = True
@@ -174,6 +178,7 @@ class VllmNvfp4(CompressedTensors):
     """NVFP4 weights, and inputs in NVFP4 or left alone; an fp8 key-value cache if it has scales."""
 
     name = "vllm-nvfp4"
+    kind = "nvfp4"
     summary = "NVFP4 weights, activations too if they have scales, for vLLM (compressed-tensors, nvfp4-pack-quantized)"
     preset = ("nvfp4",)
     runtime = "vLLM >= 0.14"
@@ -185,11 +190,6 @@ class VllmNvfp4(CompressedTensors):
 
     def check_block(self, block: Block, architecture: Architecture) -> None:
         check_fused_scales(block, architecture)
-
-    def open(self, artifact: Artifact, **options: Any) -> Session:
-        if VLLM.place().is_for_cpu:
-            raise RunError(f"{RUNTIME}'s build for the CPU has no kernel for NVFP4")
-        return super().open(artifact, **options)
 
 
 def check_fused_scales(block: Block, architecture: Architecture) -> None:
@@ -210,11 +210,12 @@ def check_fused_scales(block: Block, architecture: Architecture) -> None:
                 )
 
 
-def vllm_runtime(artifact: Artifact) -> Runtime:
-    """vLLM, serving a folder whichever target wrote it."""
+def vllm_runtime(artifact: Artifact, kinds: Collection[str]) -> Runtime:
+    """vLLM, serving a folder whichever target wrote it, with weights of these kinds."""
     config = read_config(artifact.root)
     tolerance, rounding = served_tolerance(config), served_rounding(config)
-    return Runtime(VllmFolder.runtime, VLLM.why_missing(), partial(_serve, artifact), tolerance, rounding=rounding)
+    why_not = VLLM.why_missing() or missing_kernel(kinds)
+    return Runtime(VllmFolder.runtime, why_not, partial(_serve, artifact), tolerance, rounding=rounding)
 
 
 def _serve(artifact: Artifact) -> Session:

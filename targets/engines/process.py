@@ -16,7 +16,9 @@ from compressor.errors import RunError
 
 SITE = Path(__file__).parent / "site"  # what every interpreter of the runtime runs first
 END_S = 15  # between asking a process to end and ending it
-BLAMED = ("Error:", "error:", "Error ", "Illegal instruction", "Killed")
+BLAMED = ("Error:", "error:", "Error ", "Value error", "Illegal instruction", "Killed")
+LONGEST = 300  # characters of a line that are told
+ELSEWHERE = "root cause"  # vLLM's processes say so of each other: "see stack trace above for the root cause"
 
 
 class EngineProcess:
@@ -53,7 +55,7 @@ class EngineProcess:
         """An error about it in one sentence, with the line of its log that says most; it is ended."""
         self.close()
         line = self.blamed_line()
-        return RunError(f"{self.name} {what}" + (f"; it said: {line}" if line else "") + ".")
+        return RunError(f"{self.name} {what}" + (f"; it said: {line[:LONGEST].rstrip('.')}" if line else "") + ".")
 
     def death(self) -> RunError:
         """The error that it ended when it should not have."""
@@ -62,13 +64,14 @@ class EngineProcess:
         return self.failure(how)
 
     def blamed_line(self) -> str:
-        """The last line of the log that names an error, or its last line."""
+        """The last line of the log that names an error and not where one is named, or its last line."""
         if self._log.closed:
             return self._line
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
         blamed = [line for line in lines if any(word in line for word in BLAMED)]
-        return (blamed or lines or [""])[-1]
+        causes = [line for line in blamed if ELSEWHERE not in line]
+        return (causes or blamed or lines or [""])[-1]
 
     def close(self) -> None:
         """End the process and all that it started; again is no error."""

@@ -1,5 +1,6 @@
 """The engines that `make engines` has made; a test of one that is not here is skipped."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from targets.engines import LLAMA_CPP, VLLM
+from targets.engines.cpu_build import missing_kernel
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "examples" / "demo"
 ENGINES = {engine.name: engine for engine in (VLLM, LLAMA_CPP)}
-START_S = 900  # of a test; the server of vLLM takes minutes on a busy machine
+TEST_S = 3600  # of a test
+os.environ.setdefault("LLMC_ENGINE_TIMEOUT", "1800")  # of the server of vLLM, which takes minutes on a busy machine
 
 
 def pytest_collection_modifyitems(items):
@@ -19,18 +22,19 @@ def pytest_collection_modifyitems(items):
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.engines)
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.timeout(START_S))
+            item.add_marker(pytest.mark.timeout(TEST_S))
 
 
 @pytest.fixture(scope="session")
 def engine(no_engines):
-    """`engine(name)`: looked for as a user's is, although other tests do without."""
+    """`engine(name, *kinds)`: looked for as a user's is, although other tests do without; it has to compute with these
+    kinds of weights."""
     with pytest.MonkeyPatch.context() as patch:
         for one in ENGINES.values():
             patch.delenv(one.variable)
 
-        def found(name):
-            reason = ENGINES[name].why_missing()
+        def found(name, *kinds):
+            reason = ENGINES[name].why_missing() or missing_kernel(kinds)
             return ENGINES[name] if reason is None else pytest.skip(reason)
 
         yield found

@@ -13,6 +13,7 @@ import pytest
 
 from compressor.audit import audit
 from compressor.cli import main
+from compressor.errors import RunError
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 QUESTION = "Which number comes after six?"
@@ -50,7 +51,7 @@ def check_row(found, name):
 
 @pytest.mark.parametrize(("target", "spec", "words"), FOR_VLLM)
 def test_vllm_serves_and_computes_what_is_stored(engine, compress, capsys, target, spec, words):
-    engine("vllm")
+    engine("vllm", "int8" if target == "vllm-int8" else "int4")
     check_row(compared(compress(target, spec, "--measure", "none", *words), capsys), "vLLM")
 
 
@@ -58,7 +59,7 @@ def test_vllm_answers_over_its_chat_endpoint_and_is_gone_after(engine, compress)
     from targets.engines.vllm_session import VllmSession
 
     engine("vllm")
-    with closing(VllmSession(compress("vllm-int4", "rtn:group_size=64", "--measure", "none") / "artifact")) as session:
+    with closing(VllmSession(compress("vllm-int8", f"{W8A8}dynamic", "--measure", "none") / "artifact")) as session:
         assert session.chat(QUESTION, 4).strip().lower().startswith("seven")
         pid = session._process.process.pid
         prompt = np.array([[72, 483, 805, 266]])
@@ -77,7 +78,7 @@ def test_llama_cpp_loads_and_computes_what_is_stored(engine, compress, capsys, t
 
 @pytest.mark.parametrize(
     ("name", "target", "spec"),
-    [("vllm", "vllm-int4", "rtn:group_size=64"), ("llama-cpp", "gguf-q4_0", "rtn:group_size=32")],
+    [("vllm", "vllm-int8", f"{W8A8}dynamic"), ("llama-cpp", "gguf-q4_0", "rtn:group_size=32")],
 )
 def test_a_run_measures_its_artifact_in_its_runtime_and_verify_replays_it(engine, compress, name, target, spec):
     engine(name)
@@ -138,13 +139,23 @@ def test_onnxruntime_genai_answers(compress):
     assert tokenizer.decode(generator.get_sequence(0)[len(prompt) :]).strip().lower().startswith("seven")
 
 
+def test_vllm_stops_on_a_step_that_only_llmc_opens(engine, compress):
+    from targets.engines.vllm_session import VllmSession
+
+    engine("vllm")
+    words = ("--pass", "low-rank-correction:rank=8", *STATIC, "--measure", "none")
+    step = compress("onnx-int4", "rtn:group_size=64", *words) / "steps" / "02-low-rank-correction"
+    with pytest.raises(RunError, match="Unknown quantization method: llmc"):
+        VllmSession(step)
+
+
 def test_ctrl_c_ends_what_was_started(engine, compress):
     """The command line is interrupted while vLLM starts."""
     import signal
     import time
 
     engine("vllm")
-    run = compress("vllm-int4", "rtn:group_size=64", "--measure", "none")
+    run = compress("vllm-int8", f"{W8A8}dynamic", "--measure", "none")
     words = ["compare", "--runtimes", run, "--text", DEMO / "evaluation.txt"]
     llmc = subprocess.Popen([Path(sys.executable).with_name("llmc"), *words], stderr=subprocess.PIPE, text=True)
     servers = []
@@ -154,7 +165,7 @@ def test_ctrl_c_ends_what_was_started(engine, compress):
             child for child in psutil.Process(llmc.pid).children(recursive=True) if "api_server" in str(child.cmdline())
         ]
     os.kill(llmc.pid, signal.SIGINT)
-    _, said = llmc.communicate(timeout=60)
+    _, said = llmc.communicate(timeout=600)
     assert llmc.returncode == 4
     assert "Interrupted" in said
-    assert psutil.wait_procs(servers, timeout=20)[1] == []
+    assert psutil.wait_procs(servers, timeout=120)[1] == []

@@ -14,7 +14,8 @@ from compressor.measure.latency import Workload
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 TASKS = DEMO / "tasks"
-RUNS = {"vllm": ("vllm-int4", "rtn:group_size=64"), "llama-cpp": ("gguf-q4_0", "rtn:group_size=32")}
+W8A8 = "rtn:bits=8,group_size=channel,activations=dynamic"  # for which vLLM has kernels on every CPU
+RUNS = {"vllm": ("vllm-int8", W8A8), "llama-cpp": ("gguf-q4_0", "rtn:group_size=32")}
 NAMES = {"vllm": "vLLM 0.", "llama-cpp": "llama.cpp"}
 SHARE = 0.15  # of the 14 and 23 samples may be answered otherwise: rounded activations decide close ones
 DAYS = """

