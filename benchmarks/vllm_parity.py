@@ -4,7 +4,8 @@
 
 Serves the demo model in vLLM's CPU build, which reads the same files as the GPU build but has fewer kernels: what it
 lacks is named in the table's end. Makes an environment of its own in .venv-vllm (2.5 GB, five minutes) the first time.
-Writes benchmarks/results/vllm_parity.md, unless TARGETs are named.
+Writes benchmarks/results/vllm_parity.md, unless TARGETs are named. Where the processor lacks AVX512, int4 is left out
+and nothing is written.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from compressor.pass_ import PassContext
 from compressor.quantized import QuantizedWeight
 from compressor.registry import make_pass, make_target, parse_spec
 from compressor.target import Rounding, Tolerance
+from targets.engines.cpu_build import missing_kernel
 
 VLLM = Peer(".venv-vllm", "vllm_peer.py")
 MODEL = BENCHMARKS.parent / "examples" / "demo" / "model"
@@ -36,6 +38,7 @@ TEXT = BENCHMARKS.parent / "examples" / "demo" / "evaluation.txt"
 LENGTH = 256
 BOTH = ("", ",symmetric=false")
 W8A8 = "rtn:bits=8,group_size=channel,activations="
+INT4 = ("vllm-int4", "gptq", "awq")
 # float16, but where the CPU build aborts on it.
 CASES = (
     *(("vllm-int4:dtype=float16", f"rtn:group_size={g}{s}") for g in (32, 64, 128, "channel") for s in BOTH),
@@ -69,6 +72,11 @@ class Apart:
 
 def main() -> int:
     chosen = [case for case in CASES if not sys.argv[1:] or parse_spec(case[0])[0] in sys.argv[1:]]
+    if (lacking := missing_kernel({"int4"})) is not None:
+        chosen = [case for case in chosen if parse_spec(case[0])[0] not in INT4]
+        print(f"int4 is left out: {lacking}", file=sys.stderr)
+    if not chosen:
+        return 1
     versions = VLLM.run("versions")
     with tempfile.TemporaryDirectory() as scratch:
         rows = list(compare(Path(scratch), chosen))
