@@ -147,7 +147,7 @@ class Bench:
         final = made.steps[-1][1] if made.steps else self.workshop.source
 
         def report(done: int, total: int) -> None:
-            self.workshop.reopened.progress(f"judging {one.change}", done, total)
+            self.workshop.reopened.progress(f"judging a repair ({one.kind})", done, total)
 
         decision, pairs = self.judge.decide(final, one.change, report)
         effects = _effects(pairs, self.failed.pairs, self.judge.gate.limits)

@@ -39,7 +39,7 @@ def tables(found: Bisection) -> list[Table]:
     if found.layers is not None:
         shown.append(_layers(found.layers))
     made = [(one, one.trial) for one in found.repairs if one.trial is not None]
-    return [*shown, _repairs(made)] if made else shown
+    return [*shown, _repairs(made, found.repair)] if made else shown
 
 
 def proposal(found: Bisection) -> str | None:
@@ -63,15 +63,15 @@ def remarks(found: Bisection) -> list[str]:
 
 
 def _rows(losses: list[RowLoss]) -> Table:
-    """A line a row: of every metric the change, and the row's part in what is lost in the end; the verdict."""
+    """A line a row: the verdict, and of every metric the change, and the row's part in what is lost in the end."""
     metrics = losses[0].decision.findings
-    headers = ("row", *(title for one in metrics for title in (one.title, "of the loss")), "verdict")
+    headers = ("row", "verdict", *(title for one in metrics for title in (one.title, "of the loss")))
     rows = []
     for loss in losses:
         cells = [cell for one in loss.decision.findings for cell in (
             wording.amount(one, one.change), _percent(loss.shares[one.metric]),
         )]  # fmt: skip
-        rows.append((loss.row.name, *cells, str(loss.decision.verdict)))
+        rows.append((loss.row.name, str(loss.decision.verdict), *cells))
     return Table("Rows", headers, rows)
 
 
@@ -81,7 +81,7 @@ def _layers(layers: LayerBlame) -> Table:
     ]
     if len(rows) > IN_A_TABLE:
         rows = [*rows[: IN_A_TABLE - 1], (f"and {len(rows) - IN_A_TABLE + 1} more", "")]
-    return Table("Layers to blame", ("layer", "its block's outputs are off by"), rows)
+    return Table("Layers to blame, and how far each puts its block's outputs off", ("layer", "off by"), rows)
 
 
 def _taken_back(layers: LayerBlame) -> str:
@@ -91,9 +91,9 @@ def _taken_back(layers: LayerBlame) -> str:
     return f"Taken back from the step before ({known}; {needed}): {layers.decision.verdict}, {found}."
 
 
-def _repairs(made: list[tuple[Repair, Trial]]) -> Table:
+def _repairs(made: list[tuple[Repair, Trial]], proposed: Repair | None) -> Table:
     metrics = made[0][1].decision.findings
-    headers = ("repair", *(title for one in metrics for title in (one.title, "change")), "size", "made in", "verdict")
+    headers = ("repair", "verdict", *(title for one in metrics for title in (one.title, "change")), "size", "made in")
     rows = []
     for repair, trial in made:
         cells = []
@@ -101,10 +101,9 @@ def _repairs(made: list[tuple[Repair, Trial]]) -> Table:
             effect = trial.effects.get(one.metric)
             shown = MISSING if effect is None else estimate(effect, percent=one.unit != "nats")
             cells += [wording.amount(one, one.change), shown]
-        rows.append(
-            (_name(repair.candidate), *cells, _added(trial.added_bytes), duration(trial.made.seconds),
-             str(trial.decision.verdict))
-        )  # fmt: skip
+        name = _name(repair.candidate) + (", proposed" if repair is proposed else "")
+        cost = (_added(trial.added_bytes), duration(trial.made.seconds))
+        rows.append((name, str(trial.decision.verdict), *cells, *cost))
     return Table("Repairs", headers, rows)
 
 

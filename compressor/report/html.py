@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from compressor import __version__
 from compressor.gate import wording
@@ -72,7 +73,19 @@ def page(template: str, **values: Any) -> str:
 @cache
 def _environment() -> Environment:
     loader = FileSystemLoader(PAGES)
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"breakable": _breakable, "said": _said}
+    return made
+
+
+def _breakable(text: str) -> Markup:
+    """A name that a line may end in, behind a sign in it."""
+    return Markup(re.sub(r"([./_+,=])(?=\w)", r"\1<wbr>", str(escape(text))))
+
+
+def _said(text: str) -> Markup:
+    """A remark, in which backticks mark code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from compressor.measure.continuations import Continuation
 from compressor.measure.latency import Latency
 from compressor.measure.layers import LayerError
 from compressor.measure.statistics import Estimate
+from compressor.report.tables import Table
 
 RUNTIME = "onnxruntime 1 CPU"
 
@@ -101,3 +102,22 @@ def run_folder(make_run, decision, tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture
+def blamed():
+    """What `llmc bisect` keeps for reports, made up: names as long as they get."""
+    names = [f"model.layers.{layer}.self_attn.q_proj/k_proj/v_proj" for layer in range(17, 21)]
+    skipped = "+".join(f"model.layers.{layer}.self_attn.{one}_proj" for layer in range(17, 21) for one in "qkv")
+    headers = ("repair", "verdict", "KL from the original", "change", "size", "made in")
+    rows = [
+        ("more bits", "FAIL", "0.0812 nats", "-0.0107 ± 0.0009", "+512 KiB", "412.0 s"),
+        ("left out, proposed", "PASS", "0.0404 nats", "-0.0515 ± 0.0021", "+3.4 MiB", "409.1 s"),
+    ]
+    return {
+        "headline": f"{', '.join(names[:3])} and 1 more of gptq:group_size=64",
+        "tables": [Table("Layers to blame", ("layer", "off by"), [(name, "4.62%") for name in names]),
+                   Table("Repairs", headers, rows)],
+        "repair": f"--pass gptq:group_size=64,skip={skipped}",
+        "remarks": ["judge what ships by `llmc gate`, not by <i>this</i>."],
+    }  # fmt: skip

@@ -54,11 +54,13 @@ def browser():
         opened.close()
 
 
-@pytest.fixture(params=["run", "comparison"])
-def page_file(request, make_run, decision, run_folder, tmp_path):
+@pytest.fixture(params=["run", "bisected", "comparison"])
+def page_file(request, make_run, decision, blamed, run_folder, tmp_path):
     path = tmp_path / "page.html"
     if request.param == "run":
         path.write_text(render(make_run(), decision))
+    elif request.param == "bisected":
+        path.write_text(render(make_run(), decision, blamed))
     else:
         runs = [run_folder(f"run-{number}", size=(100 + 40 * number) << 20, ms=9.0 + number) for number in range(7)]
         path.write_text(comparison.render(comparison.open_runs(runs)))

@@ -18,7 +18,7 @@ from compressor.report.html import render
 class Page(HTMLParser):
     """Tags with their attributes, and whether all that have to be closed are."""
 
-    VOID = ("meta", "link", "br", "!doctype")
+    VOID = ("meta", "link", "br", "wbr", "!doctype")
 
     def __init__(self, text):
         super().__init__()
@@ -203,3 +203,12 @@ def test_continuations_show_where_they_leave_the_originals(make_run):
     assert (first.rows, first.same, first.other) == (["original"], "there was a fox & a hen", "")
     assert (second.same, second.other) == ("there was a ", "dog")
     assert len(second.rows) == 2
+
+
+def test_what_is_to_blame_is_read_and_copied_as_it_is(make_run, decision, blamed):
+    """Lines may end inside a name, and marks of code are code; what is no markup stays none."""
+    page = render(make_run(), decision, blamed)
+    assert "by <code>llmc gate</code>, not by &lt;i&gt;this&lt;/i&gt;." in page
+    assert blamed["repair"] in page.replace("<wbr>", "")
+    assert '<td class="good">PASS</td>' in page
+    assert "model.<wbr>layers.<wbr>17." in page
