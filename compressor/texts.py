@@ -93,7 +93,7 @@ class RunTexts:
         measure = recipe.measure
         found = [f"calibration text, {one.name}: {one.said}" for one in self.audit if one.outcome == "warning"]
         if measure.texts is None and measure.effort != "none":
-            found.append("Accuracy was not measured: no held-out text was given (--eval).")
+            found.append("Perplexity and KL divergence were not measured: no held-out text was given (--eval).")
         return found
 
 

@@ -36,7 +36,20 @@ def cards(ledger: Ledger) -> list[Card]:
             Card("KL from the original", tables.estimate(quality.kl), "nats a token"),
             Card("Same first choice", tables.estimate(quality.top1, percent=True), "of tokens"),
         ]
+    found += [_task(ledger, name) for name in dict.fromkeys(task.name for row in ledger.steps for task in row.tasks)]
     return found + [card for card in (_size(ledger), _speed(ledger), _verified(ledger)) if card is not None]
+
+
+def _task(ledger: Ledger, name: str) -> Card:
+    """The score that the gate judges first, of the row that was asked last, beside the original's."""
+    asked = [(row, task) for row in ledger.steps for task in row.tasks if task.name == name]
+    (first, known), (last, found) = asked[0], asked[-1]
+    metric = found.judged[0]
+    beside = f"of {last.name}"
+    if first is not last and metric in known.metrics:
+        beside += f"; {first.name} {tables.estimate(known.metrics[metric], percent=True)}"
+    title = f"{name}, {metric.replace('_', ' ')}"
+    return Card(title, tables.estimate(found.metrics[metric], percent=True), beside)
 
 
 def _size(ledger: Ledger) -> Card | None:

@@ -46,7 +46,11 @@ def task_tables(ledger: Ledger) -> list[Table]:
             (step, *(estimate(one[metric], percent=True) if metric in one else MISSING for metric in metrics))
             for step, one in scored
         ]
-        found.append(Table(f"Task {name}", ("step", *(metric.replace("_", " ") for metric in metrics)), rows))
+        counts = {
+            task.samples.count for row in ledger.steps for task in row.tasks if task.name == name and task.samples
+        }
+        samples = f", {counts.pop()} samples" if len(counts) == 1 else ""
+        found.append(Table(f"Task {name}{samples}", ("step", *(metric.replace("_", " ") for metric in metrics)), rows))
     return found
 
 

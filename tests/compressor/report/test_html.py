@@ -185,7 +185,9 @@ def test_tasks_have_a_chart_and_a_table(make_run):
     ledger.steps[0].tasks = [task("boolq", accuracy=0.75, f1=0.7)]
     ledger.steps[3].tasks = [task("boolq", accuracy=0.5)]
     page = "".join(Page(render(ledger)).text)
-    assert "Task boolq" in page
+    assert "Task boolq, 9 samples" in page
+    (card,) = [one for one in summary.cards(ledger) if one.title == "boolq, accuracy"]
+    assert (card.value, card.detail) == ("50.0 ± 1.0%", "of onnx-int4; original 75.0 ± 1.0%")
     assert "boolq accuracy, higher is better" in page
     assert "50.0 ± 1.0%" in page
 
