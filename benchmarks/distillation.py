@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -40,22 +41,31 @@ RESULTS = Path(__file__).resolve().parent / "results" / "distillation.md"
 RECOVERED_BAR = 0.7  # of the perplexity that pruning lost
 BUDGET_CPU_S = 1800  # of pruning and training together: a quarter of an hour of two cores
 ABOUT = "about.json"
+STARTED = re.compile(r"(start=)[^,]*/([^/]+)/steps/[^,]*")  # the folder of another row
 
 
 @dataclass(frozen=True)
 class Row:
-    """Passes, which read the same calibration windows."""
+    """Passes, which read the same calibration windows.
+
+    Attributes:
+        start: the row whose last step a `qat` goes on from.
+    """
 
     name: str
     passes: tuple[str, ...]
+    start: str | None = None
 
     @property
     def slug(self) -> str:
-        return self.name.replace(" ", "-")
+        return _slug(self.name)
 
     def words(self, arguments: argparse.Namespace, out: Path) -> list[str]:
         """The command line."""
         passes = [word for one in self.passes for word in ("--pass", one)]
+        if self.start is not None:
+            *_, step = sorted((out.parent / _slug(self.start) / "steps").glob("[0-9]*"))
+            passes[-1] += f",start={step.resolve()}"
         size = ["--samples", str(arguments.samples), "--length", str(arguments.length)]
         command = [str(Path(sys.executable).with_name("llmc")), "compress", str(arguments.model), "-t", "hf", *passes]
         return [*command, "--calibration", arguments.calibration, *size, "--measure", "none", "-o", str(out)]
@@ -69,8 +79,9 @@ ROWS = (
     Row("tune", ("tune:group_size=64",)),
     Row("tune light", ("tune:group_size=64,iterations=50",)),
     Row("qat", ("qat:group_size=64,epochs=4",)),
+    Row("tune light, qat", ("qat:group_size=64",), start="tune light"),
 )
-TRAINED, AFTERWARDS = "qat", ("gptq", "tune", "tune light")  # rows of equal bits
+TRAINED, AFTERWARDS = ("qat", "tune light, qat"), ("gptq", "tune", "tune light")  # rows of equal bits
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -144,7 +155,8 @@ def _steps(run: Path, judge: Judge) -> Iterator[tuple[str, dict[str, Any]]]:
     folders = sorted(path for path in (run / "steps").iterdir() if (path / "config.json").exists())
     for row, folder in zip(rows, folders, strict=True):
         windows = checkpoint_scores(Checkpoint.open(folder), judge.reference, lambda done, total: None).windows()
-        yield row.name, {"seconds": row.seconds, "peak": row.peak_rss_bytes, "windows": windows.tolist()}
+        step = STARTED.sub(r"\1\2", row.name)
+        yield step, {"seconds": row.seconds, "peak": row.peak_rss_bytes, "windows": windows.tolist()}
 
 
 class _Model:
@@ -159,6 +171,10 @@ class _Model:
 
     def windows(self, row: str, step: int) -> np.ndarray:
         return np.array(list(self.rows[row]["steps"].values())[step]["windows"])
+
+
+def _slug(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
 
 
 def _section(model: _Model) -> str:
@@ -214,10 +230,10 @@ def _bars(model: _Model) -> Iterator[tuple[str, str, bool]]:
             yield claim, estimate(share, percent=True), share.value >= RECOVERED_BAR
             yield f"{name}: within {BUDGET_CPU_S} CPU seconds", f"{spent:.0f}", spent <= BUDGET_CPU_S
     known = [name for name in AFTERWARDS if name in model.rows]
-    if TRAINED in model.rows and known:
+    for name in (name for name in TRAINED if name in model.rows and known):
         best = min(known, key=lambda name: model.windows(name, 0)[:, 2].mean())
-        gap = mean(model.windows(TRAINED, 0)[:, 2] - model.windows(best, 0)[:, 2])
-        yield f"{TRAINED}: less KL than the best post-training row, {best}", f"{_fine(gap)} nats", gap.value < 0
+        gap = mean(model.windows(name, 0)[:, 2] - model.windows(best, 0)[:, 2])
+        yield f"{name}: less KL than the best post-training row, {best}", f"{_fine(gap)} nats", gap.value < 0
 
 
 def recovered(pruned: np.ndarray, distilled: np.ndarray) -> Estimate:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import distillation
@@ -60,3 +62,14 @@ def test_the_section_has_a_line_a_step(kept: Any) -> None:
     assert len(lines) == 5
     assert lines[3].endswith("| 60 | 90 | 1024 |"), "costs are those of the row, beside its last step"
     assert "holds" in text
+
+
+def test_a_row_goes_on_from_the_step_of_another(tmp_path: Path) -> None:
+    row = next(row for row in distillation.ROWS if row.start == "tune light")
+    for step in ("00-import", "01-tune"):
+        (tmp_path / "tune-light" / "steps" / step).mkdir(parents=True)
+    arguments = argparse.Namespace(model="m", calibration="t", samples=1, length=8)
+    words = row.words(arguments, tmp_path / row.slug)
+    place = tmp_path / "tune-light" / "steps" / "01-tune"
+    assert words[words.index("--pass") + 1] == f"qat:group_size=64,start={place}"
+    assert distillation.STARTED.sub(r"\1\2", f"qat:start={place},epochs=1.0") == "qat:start=tune-light,epochs=1.0"
