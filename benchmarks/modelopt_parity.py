@@ -2,7 +2,7 @@
 
     python benchmarks/modelopt_parity.py
 
-Makes an environment of its own in .venv-modelopt (1.8 GB, two minutes) the first time. Writes
+Makes an environment of its own in .venv-modelopt (1.8 GB) the first time. Writes
 benchmarks/results/modelopt_parity.md.
 """
 

@@ -3,7 +3,7 @@
     python benchmarks/vllm_parity.py [TARGET ...]
 
 Serves the demo model in vLLM's CPU build, which reads the same files as the GPU build but has fewer kernels: what it
-lacks is named in the table's end. Makes an environment of its own in .venv-vllm (2.5 GB, five minutes) the first time.
+lacks is named in the table's end. Makes an environment of its own in .venv-vllm (2.5 GB) the first time.
 Writes benchmarks/results/vllm_parity.md, unless TARGETs are named. Where the processor lacks AVX512, int4 is left out
 and nothing is written.
 """
