@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=300)
     trials = parser.parse_args().trials
     known: dict[tuple[float, float | None], Counter[Verdict]] = {}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for number, (judged, worse, slower, verdict, kind) in enumerate(CASES):
         if (worse, slower) not in known:
             known[worse, slower] = (
