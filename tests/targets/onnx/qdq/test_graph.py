@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx.external_data_helper import ExternalDataInfo
 
+from compressor.errors import RunError
 from compressor.quantized import Activations, Scheme
 from targets.onnx.qdq.target import OnnxQdqInt4, OnnxQdqInt8
 from targets.onnx.session import empty_cache, run
@@ -90,6 +93,19 @@ def test_static_activations(tiny_model, quantize, lower, verified, computed, log
     got = computed(INT8, artifact, np.arange(0, 250, 10))
     np.testing.assert_allclose(got, logits_of(checkpoint.root)[0].numpy(), atol=0.02)
     assert INT8.tolerance(artifact).logits == 0.5
+    options = json.loads((artifact.root / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
+    assert options["session.x64quantprecision"] == "1"
+
+
+def test_a_zero_point_that_is_not_0_is_no_weight_of_ours(tiny_model, quantize, lower):
+    artifact, _ = lower(INT8, quantize(tiny_model("llama"), STATIC))
+    graph = onnx.load(artifact.root / "model.onnx", load_external_data=False).graph
+    place = ExternalDataInfo(next(tensor for tensor in graph.initializer if tensor.name.endswith(".zeros")))
+    with (artifact.root / place.location).open("r+b") as file:
+        file.seek(place.offset)
+        file.write(b"\x01")
+    with pytest.raises(RunError, match="zero points other than 0"):
+        list(INT8.read_back(artifact))
 
 
 @pytest.mark.parametrize("scheme", [Scheme(4, 32), CHANNEL], ids=str)
