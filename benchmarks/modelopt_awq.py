@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,16 @@ from safetensors.torch import load_file, save_file
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
 from compressor.source import open_model
-from compressor.target import Artifact
+from compressor.target import Artifact, Session
 from compressor.tokenizer import load_tokenizer
 from compressor.writer import copy_companions
+from targets.onnx.qdq.target import OnnxQdqInt4
 from targets.onnx.target import OnnxInt4
 
 RECIPE, GROUP_SIZE = "INT4_AWQ_CFG", 64
 SAMPLES, LENGTH = 8, 64
+# The scales are exact in float32 alone, in which TensorRT-LLM's folder and onnx-int4 hold them in any case.
+TARGETS = ("trt-int4", "onnx-int4", "onnx-qdq-int4:dtype=float32", "trtrtx-int4:dtype=float32")
 NEAR = 1e-4  # relative, of float32 logits whose sums are taken in another order
 
 
@@ -63,7 +67,7 @@ def bit_rows(folder: Path, model: Path, tokens: Path) -> Iterator[Row]:
     equal = [name for name in stored if same(stored[name], found.get(name))]
     outcome = f"{len(equal)} of {len(stored.keys() | found.keys())}"
     yield "trt-int4: tensors equal in name, dtype, shape and bytes", outcome, len(equal) == len(stored.keys() | found)
-    for target in ("trt-int4", "onnx-int4"):
+    for target in TARGETS:
         run = ours if target == "trt-int4" else compressed(theirs, target, folder)
         verified = json.loads((run / "ledger.json").read_text())["artifact"]["verified"]
         count, mismatches = verified["weights"], len(verified["mismatches"])
@@ -71,7 +75,7 @@ def bit_rows(folder: Path, model: Path, tokens: Path) -> Iterator[Row]:
 
 
 def compressed(source: Path, target: str, folder: Path) -> Path:
-    out = folder / f"{source.name}-{target}"
+    out = folder / f"{source.name}-{target.partition(':')[0]}"
     command = [Path(sys.executable).with_name("llmc"), "compress", source, "--target", target, "--measure", "none"]
     subprocess.run([*command, "-o", out], check=True, stdout=subprocess.DEVNULL)
     return out
@@ -85,15 +89,14 @@ def logit_rows(folder: Path, model: Path, tokens: Path) -> Iterator[Row]:
     yield "layers whose factors are held", f"{held} of {len(step.schemes)}", held > 0
     error = distance(torch_logits(step, read), wanted)
     yield "logits of the step in torch, next to ModelOpt's own", f"relative error {error:.1e}", error < NEAR
-    artifact = folder / "artifact"
-    artifact.mkdir()
-    OnnxInt4().lower(step, artifact, quiet)
-    error = distance(onnx_logits(artifact, read), wanted)
-    yield (
-        "logits of onnx-int4 in onnxruntime, level 0, next to ModelOpt's own",
-        f"relative error {error:.1e}",
-        error < NEAR,
-    )
+    for target, options in ((OnnxInt4(), {"accuracy_level": 0}), (OnnxQdqInt4(dtype="float32"), {})):
+        artifact = Artifact(folder / f"lowered-{target.name}", target.name)
+        artifact.root.mkdir()
+        target.lower(step, artifact.root, quiet)
+        error = distance(onnx_logits(target.open(artifact, **options), read), wanted)
+        level = "".join(f", level {level}" for level in options.values())
+        what = f"logits of {target.name} in onnxruntime{level}, next to ModelOpt's own"
+        yield what, f"relative error {error:.1e}", error < NEAR
 
 
 def torch_logits(checkpoint: Checkpoint, tokens: torch.Tensor) -> torch.Tensor:
@@ -101,10 +104,9 @@ def torch_logits(checkpoint: Checkpoint, tokens: torch.Tensor) -> torch.Tensor:
     return decoder.logits(decoder.final_states(tokens), decoder.head())
 
 
-def onnx_logits(root: Path, tokens: torch.Tensor) -> torch.Tensor:
-    session = OnnxInt4().open(Artifact(root, "onnx-int4"), accuracy_level=0)
-    rows = [np.concatenate([part.copy() for _, part in session.logits(row.numpy())]) for row in tokens]
-    session.close()
+def onnx_logits(session: Session, tokens: torch.Tensor) -> torch.Tensor:
+    with closing(session):
+        rows = [np.concatenate([part.copy() for _, part in session.logits(row.numpy())]) for row in tokens]
     return torch.from_numpy(np.stack(rows))
 
 

@@ -64,9 +64,9 @@ def test_vllm_answers_over_its_chat_endpoint_and_is_gone_after(engine, compress)
         pid = session._process.process.pid
         prompt = np.array([[72, 483, 805, 266]])
         first = session.prefill(prompt)
+        assert isinstance(session.decode(first), int)
         ((_, rows),) = session.logits(prompt[0])
         assert first == rows[-1].argmax()
-        assert isinstance(session.decode(first), int)
     assert not psutil.pid_exists(pid)
 
 

@@ -128,14 +128,16 @@ def _rewrite(
 
 @pytest.fixture
 def multiplied(tmp_path: Path) -> Callable[..., Checkpoint]:
-    """`multiplied(checkpoint, endings)`: quantized layers whose names end so multiply their inputs, in bfloat16."""
+    """`multiplied(checkpoint, endings)`: quantized layers whose names end so multiply their inputs, in bfloat16 unless
+    these numbers are taken `times` one.
+    """
 
-    def make(checkpoint: Checkpoint, *endings: str) -> Checkpoint:
+    def make(checkpoint: Checkpoint, *endings: str, times: float = 1.0) -> Checkpoint:
         def edit(block: Block) -> Block:
             changed: dict[str, Any] = {}
             for name, weight in block.weights.items():
                 if name.removesuffix(".weight").endswith(endings) and isinstance(weight, QuantizedWeight):
-                    factors = (torch.rand(weight.codes.shape[1], generator=generator) + 0.5).bfloat16().float()
+                    factors = (torch.rand(weight.codes.shape[1], generator=generator) + 0.5).bfloat16().float() * times
                     scheme = replace(weight.scheme, input_factors=True)
                     changed[name] = replace(weight, scheme=scheme, input_factors=factors)
             return block.with_weights(changed)

@@ -31,7 +31,7 @@ OPSET = 21  # the first with blocks and four bits in DequantizeLinear
 IR_VERSION = 10
 
 # Behind the name of a quantized weight.
-CODES, SCALES, ZEROS, INPUT_SCALE = ".codes", ".scales", ".zeros", ".input_scale"
+CODES, SCALES, ZEROS, INPUT_SCALE, FACTORS = ".codes", ".scales", ".zeros", ".input_scale", ".input_factors"
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,7 @@ class Decoder:
         if scheme is None:
             matrix = self._add("Transpose", weight + "/turned", weight, perm=[1, 0])
         else:
-            matrix = self._dequantized(name, scheme)
-            features = features if scheme.activations is None else self._rounded(features, weight + INPUT_SCALE)
+            matrix, features = self._dequantized(name, scheme), self._prepared(name, scheme, features)
         product = self._add("MatMul", name + "/product", features, matrix)
         bias = name + ".bias"
         return self._add("Add", name, product, bias) if bias in self._parameters else product
@@ -242,6 +241,13 @@ class Decoder:
         matrix = self._add("DequantizeLinear", weight, weight + CODES, weight + SCALES, zeros, **blocks)
         self._nodes.nodes[-1].metadata_props.add(key=GROUP_SIZE, value=str(scheme.group_size or "channel"))
         return matrix
+
+    def _prepared(self, name: str, scheme: Scheme, features: str) -> str:
+        """Features as the quantized matrix meets them: multiplied by factors of their own, then rounded."""
+        weight = name + ".weight"
+        if scheme.input_factors:
+            features = self._add("Mul", name + "/inputs", features, weight + FACTORS)
+        return features if scheme.activations is None else self._rounded(features, weight + INPUT_SCALE)
 
     def _rounded(self, features: str, scale: str) -> str:
         """Features rounded to int8 by one scale, and back."""

@@ -24,6 +24,8 @@ from compressor.errors import RunError
 from compressor.quantized import Activations, QuantizedWeight, Scheme
 
 BITS: Mapping[int, int] = {TensorProto.INT4: 4, TensorProto.INT8: 8}
+ROUNDED, MULTIPLIED = "rounded", "multiplied"  # what is done to the features of a product
+FACTORS = ".input_factors"  # how names end of what features are multiplied by
 TABLES = "rotary."  # what the names of those begin with that are no parameters of the checkpoint
 OUTPUT_BYTES = 64 << 20  # of one run of a node
 
@@ -61,15 +63,27 @@ class _Graph:
 
     @cached_property
     def used_by_quantized(self) -> set[str]:
-        scales = {node.input[1] for node in self.proto.node if node.op_type == "QuantizeLinear"}
-        return scales.union(*(node.input for node in self.quantized.values()))
+        prepared = (used.values() for used in self.prepared.values())
+        return set().union(*prepared, *(node.input for node in self.quantized.values()))
 
     @cached_property
-    def input_scales(self) -> Mapping[str, str]:
-        """Name of the scale that the features of a product were rounded by, by the matrix they are multiplied with."""
-        rounded = {node.output[0]: node.input[1] for node in self.proto.node if node.op_type == "DequantizeLinear"}
-        products = [node for node in self.proto.node if node.op_type == "MatMul" and node.input[1] in self.quantized]
-        return {node.input[1]: rounded[node.input[0]] for node in products if node.input[0] in rounded}
+    def prepared(self) -> Mapping[str, Mapping[str, str]]:
+        """By quantized matrix, the stored tensors by which features are rounded and multiplied before they meet it."""
+        products = (node for node in self.proto.node if node.op_type == "MatMul" and node.input[1] in self.quantized)
+        return {node.input[1]: dict(self._preparation(node.input[0])) for node in products}
+
+    def _preparation(self, features: str) -> Iterator[tuple[str, str]]:
+        """From the product back. A norm ends in a Mul too, but by its weight."""
+        node = self._makers.get(features)
+        if node is not None and node.op_type == "DequantizeLinear":
+            yield ROUNDED, node.input[1]
+            node = self._makers.get(self._makers[node.input[0]].input[0])
+        if node is not None and node.op_type == "Mul" and node.input[1].endswith(FACTORS):
+            yield MULTIPLIED, node.input[1]
+
+    @cached_property
+    def _makers(self) -> Mapping[str, NodeProto]:
+        return {output: node for node in self.proto.node for output in node.output}
 
     def weight_of(self, node: NodeProto) -> QuantizedWeight:
         """The weight in its integers, [out_features, in_features]."""
@@ -80,7 +94,8 @@ class _Graph:
         codes = self._codes(node.input[0], scales, attributes)
         size = {entry.key: entry.value for entry in node.metadata_props}["group_size"]
         group_size = None if size == "channel" else int(size)
-        input_scale = self._input_scale(node.output[0])
+        prepared = {part: self._float(name) for part, name in self.prepared.get(node.output[0], {}).items()}
+        input_scale, factors = prepared.get(ROUNDED), prepared.get(MULTIPLIED)
         activations = None if input_scale is None else Activations(dynamic=False)
         rows = scales.reshape(-1, codes.shape[1]).T.astype(np.float32)
         per_group = rows.shape[1] * (group_size or len(codes)) // len(codes)
@@ -88,8 +103,9 @@ class _Graph:
             torch.from_numpy(codes.T.copy()),
             torch.from_numpy(_of_groups(rows, per_group)),
             None,
-            Scheme(bits, group_size, activations=activations),
+            Scheme(bits, group_size, activations=activations, input_factors=factors is not None),
             input_scale,
+            input_factors=factors,
         )
 
     def load(self, name: str) -> np.ndarray:
@@ -107,9 +123,8 @@ class _Graph:
             raise RunError(f"{self.root / place.location} ends before tensor {name} does.", "Lower the model again.")
         return values if packed else values.reshape(tensor.dims)
 
-    def _input_scale(self, matrix: str) -> torch.Tensor | None:
-        name = self.input_scales.get(matrix)
-        return None if name is None else torch.from_numpy(self.load(name)).float()
+    def _float(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.load(name)).float()
 
     def _codes(self, name: str, scales: np.ndarray, attributes: Mapping[str, int]) -> np.ndarray:
         """int8 [in_features, out_features]: what the node makes of the stored codes, some rows at a time.

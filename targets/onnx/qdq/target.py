@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
 from compressor.target import Artifact, Tolerance
-from targets.casting import Caster
+from targets.casting import Caster, factor_problems, scale_problems
 from targets.onnx.folder import OnnxFolder, require_packages
 from targets.onnx.limits import graph_problems
 from targets.onnx.qdq.limits import layer_reasons
@@ -35,6 +35,7 @@ class QdqTarget(OnnxFolder):
 
     reader = "onnxruntime's DequantizeLinear, one weight at a time"
     shares_cache = False
+    holds = frozenset({"input_factors"})
     kinds: ClassVar[tuple[str, ...]]  # of weights that a layer may have, the target's own first
     taker: ClassVar[str]  # what takes the weights that this one does not
 
@@ -56,6 +57,10 @@ class QdqTarget(OnnxFolder):
             return layer_reasons(scheme, in_features, self.preset[0])
         taker = self.taker if scheme.kind in ("int4", "int8") else "hf"
         return [f"{scheme.kind} is not what this target holds; {self.preset[0]} or the target {taker} works"]
+
+    def value_problems(self, checkpoint: Checkpoint, floats: Sequence[str]) -> Iterable[str]:
+        yield from scale_problems(checkpoint, self.compute, OTHER_DTYPE)
+        yield from factor_problems(checkpoint, self.compute, OTHER_DTYPE)
 
     def build(self, checkpoint: Checkpoint, data: DataFile, progress: Progress) -> tuple[ModelProto, list[str]]:
         from targets.onnx.qdq import graph, weights

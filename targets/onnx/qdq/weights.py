@@ -13,7 +13,7 @@ from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight
 from targets.casting import Caster
 from targets.onnx.parts import stored_rotary_tables
-from targets.onnx.qdq.graph import CODES, INPUT_SCALE, SCALES, ZEROS, Plan, has_zeros
+from targets.onnx.qdq.graph import CODES, FACTORS, INPUT_SCALE, SCALES, ZEROS, Plan, has_zeros
 from targets.onnx.qdq.limits import block_size
 from targets.onnx.weights import DataFile
 
@@ -39,7 +39,9 @@ def _write_float(data: DataFile, name: str, tensor: torch.Tensor) -> None:
 
 
 def _write_quantized(plan: Plan, name: str, weight: QuantizedWeight, data: DataFile) -> None:
-    """Write codes int4 or int8 [K, N], scales [K / block, N] or [N], zero points like these, an input scale []."""
+    """Write codes int4 or int8 [K, N], scales [K / block, N] or [N], zero points like these, an input scale [], factors
+    of the inputs [K].
+    """
     rows, columns = weight.codes.shape
     _check_scales(plan, name, weight)
     kind = TensorProto.INT4 if weight.scheme.bits == 4 else TensorProto.INT8
@@ -55,11 +57,13 @@ def _write_quantized(plan: Plan, name: str, weight: QuantizedWeight, data: DataF
         data.append({name + ZEROS: tuple(zeros.shape)}, TensorProto.INT8, zeros.nbytes, [zeros])
     if weight.input_scale is not None:
         _write_float(data, name + INPUT_SCALE, weight.input_scale.to(plan.compute))
+    if weight.input_factors is not None:
+        _write_float(data, name + FACTORS, weight.input_factors.to(plan.compute))
 
 
 def _check_scales(plan: Plan, name: str, weight: QuantizedWeight) -> None:
-    for scales in (weight.scales, weight.input_scale):
-        if scales is not None and not torch.equal(scales.to(plan.compute).float(), scales):
+    for values in (weight.scales, weight.input_scale, weight.input_factors):
+        if values is not None and not torch.equal(values.to(plan.compute).float(), values):
             raise InputError(
                 f"The scales of {name} are not exact in float16, in which they are multiplied.",
                 "dtype=float32 works, and so does quantizing the float checkpoint with llmc, whose scales fit.",

@@ -139,6 +139,14 @@ def test_int8_activations(tiny_model, quantize, lower, verified):
 
 
 @needs_builder
+def test_inputs_are_multiplied_by_their_factors(tiny_model, quantize, multiplied, lower, verified):
+    target = TrtRtxInt4(sm=(86,), max_length=64, dtype="float32")
+    checkpoint = multiplied(quantize(tiny_model("llama", num_hidden_layers=1), Scheme(4, 32)), "o_proj", "down_proj")
+    artifact, _ = lower(target, checkpoint)
+    assert verified(target, artifact, checkpoint).mismatches == []
+
+
+@needs_builder
 def test_integers_that_have_no_place_are_found(built, verified, tmp_path):
     from dataclasses import replace
 

@@ -13,7 +13,9 @@ import pytest
 import torch
 from onnx.external_data_helper import ExternalDataInfo
 
+from compressor.decoder import full_model
 from compressor.errors import RunError
+from compressor.plan import check_plan
 from compressor.quantized import Activations, Scheme
 from targets.onnx.qdq.target import OnnxQdqInt4, OnnxQdqInt8
 from targets.onnx.session import empty_cache, run
@@ -95,6 +97,25 @@ def test_static_activations(tiny_model, quantize, lower, verified, computed, log
     assert INT8.tolerance(artifact).logits == 0.5
     options = json.loads((artifact.root / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
     assert options["session.x64quantprecision"] == "1"
+
+
+@pytest.mark.parametrize("endings", [("o_proj", "down_proj"), ("q_proj", "k_proj", "v_proj", "up_proj")], ids=str)
+@pytest.mark.parametrize(("target", "scheme"), [(INT4, Scheme(4, 32)), (INT8, CHANNEL)], ids=str)
+def test_inputs_are_multiplied_by_their_factors(tiny_model, quantize, multiplied, exact, target, scheme, endings):
+    checkpoint = multiplied(quantize(tiny_model("llama"), scheme), *endings)
+    check_plan(checkpoint, [], target)
+    exact(target, checkpoint)
+
+
+@torch.no_grad()
+def test_inputs_are_multiplied_before_they_are_rounded(
+    tiny_model, quantize, multiplied, lower, verified, computed, tokens
+):
+    checkpoint = multiplied(quantize(tiny_model("llama"), STATIC), "o_proj", "up_proj")
+    artifact, _ = lower(INT8, checkpoint)
+    assert verified(INT8, artifact, checkpoint).mismatches == []
+    meant = full_model(checkpoint, torch.float32, rounds_inputs=True)(torch.tensor(tokens)[None]).logits[0].numpy()
+    np.testing.assert_allclose(computed(INT8, artifact, tokens), meant, atol=0.02)
 
 
 def test_a_zero_point_that_is_not_0_is_no_weight_of_ours(tiny_model, quantize, lower):

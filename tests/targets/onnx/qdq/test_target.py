@@ -109,9 +109,17 @@ def test_weights_beyond_float16_are_refused(tiny_model, quantize, lower, recast)
         lower(INT4, quantize(recast(tiny_model("llama"), torch.float32, norm), Scheme(4, 32)))
 
 
-@pytest.mark.parametrize("part", ["codes", "scales"])
-def test_a_changed_bit_is_found(tiny_model, quantize, lower, verified, flip_bit, part):
-    checkpoint = quantize(tiny_model("llama"), Scheme(4, 32))
+def test_factors_of_inputs_beyond_float16_are_refused(tiny_model, quantize, multiplied):
+    checkpoint = multiplied(quantize(tiny_model("llama"), Scheme(4, 32)), "down_proj", times=1 / 3)
+    (problem,) = INT4.value_problems(checkpoint, [])
+    assert "factors of the inputs of model.layers.0.mlp.down_proj are not exact in float16" in problem
+    assert problem.endswith("dtype=float32 works.")
+    assert list(OnnxQdqInt4(dtype="float32").value_problems(checkpoint, [])) == []
+
+
+@pytest.mark.parametrize("part", ["codes", "scales", "input_factors"])
+def test_a_changed_bit_is_found(tiny_model, quantize, multiplied, lower, verified, flip_bit, part):
+    checkpoint = multiplied(quantize(tiny_model("llama"), Scheme(4, 32)), "down_proj")
     artifact, _ = lower(INT4, checkpoint)
     flip_bit(artifact.root, f"{DOWN}.weight.{part}")
     assert verified(INT4, artifact, checkpoint).mismatches == [f"{DOWN}.weight"]
