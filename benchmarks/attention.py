@@ -18,8 +18,8 @@ from peer import BENCHMARKS
 from torch.nn.functional import scaled_dot_product_attention
 
 from calibration.attention import blocked_attention
+from compressor.environment import environment
 from compressor.files import write_whole
-from compressor.ledger import environment
 
 # batch, heads, key-value heads, length, head width: SmolLM2-135M; a Llama of 1B at its calibration lengths.
 SHAPES = [(8, 9, 3, 512, 64), (8, 32, 8, 512, 64), (2, 32, 8, 2048, 64), (2, 32, 8, 2048, 128)]

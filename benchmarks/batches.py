@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compressor.ledger import environment
+from compressor.environment import environment
 from compressor.measure import BATCH_SIZE
 from compressor.measure.answers import Answerer, CheckpointAnswerer
 from compressor.measure.statistics import mean

@@ -17,8 +17,9 @@ from pathlib import Path
 from process import Usage, measure
 
 from compressor.checkpoint import Checkpoint
+from compressor.environment import environment
 from compressor.files import write_json
-from compressor.ledger import environment, load_ledger
+from compressor.ledger import load_ledger
 
 LLMC = (sys.executable, "-c", "from compressor.cli import main; main()")
 MIB = 1 << 20

@@ -29,9 +29,10 @@ from process import measure
 
 from calibration.dataset import load_tokens
 from compressor.checkpoint import Checkpoint
+from compressor.environment import environment
 from compressor.errors import LlmcError
 from compressor.files import write_json, write_whole
-from compressor.ledger import environment, load_ledger
+from compressor.ledger import load_ledger
 from compressor.measure.accuracy import checkpoint_scores, summarize
 from compressor.measure.statistics import Estimate, mean
 from compressor.report.tables import estimate

@@ -5,7 +5,8 @@
 Compresses MODEL for each target, opens the artifact in every runtime that is here (`make engines`): vLLM behind its
 OpenAI-compatible HTTP server, llama.cpp, onnxruntime, onnxruntime-genai and transformers. Each gets a chat message and
 a few texts, on which its log-probabilities are held against llmc's decoder on the same weights. What is done is kept
-in DIR and not done again. Writes benchmarks/results/engines.md and engines.json.
+in DIR and not done again. Writes benchmarks/results/engines.md and engines.json. Where this machine cannot run a
+runtime, the row of another machine stands that --elsewhere has, and the table says so.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ import torch
 
 from calibration.dataset import load_tokens
 from compressor.comparison import judged
+from compressor.environment import environment
 from compressor.errors import LlmcError
-from compressor.ledger import environment
 from compressor.measure.accuracy import Reference
 from compressor.measure.difference import difference
 from compressor.readback import ReadBack
@@ -82,6 +83,7 @@ def main() -> int:
     given = arguments()
     given.out.mkdir(parents=True, exist_ok=True)
     kept = given.out / "rows.json"
+    elsewhere = json.loads(given.elsewhere.read_text()) if given.elsewhere else None
     rows: dict[str, list[dict[str, Any]]] = json.loads(kept.read_text()) if kept.is_file() else {}
     for case in CASES:
         if case.name in rows or (given.only and case.name not in given.only):
@@ -89,8 +91,9 @@ def main() -> int:
         print(f"{time.strftime('%H:%M:%S')} {case.name}", file=sys.stderr)
         rows[case.name] = list(run(case, given))
         kept.write_text(json.dumps(rows, indent=1))
-    ordered = {case.name: rows[case.name] for case in CASES if case.name in rows}
+    ordered = {case.name: standing(rows[case.name], case.name, elsewhere) for case in CASES if case.name in rows}
     value = {"model": given.name or given.model.name, "environment": environment(), "rows": ordered}
+    value["remark"] = given.remark
     (RESULTS / "engines.json").write_text(json.dumps(value, indent=1) + "\n")
     text = "\n".join(render(value)) + "\n"
     (RESULTS / "engines.md").write_text(text)
@@ -105,8 +108,25 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--eval", required=True)
     parser.add_argument("--name", help="what the table calls the model")
     parser.add_argument("--out", type=Path, default=Path("out/engines"))
+    parser.add_argument("--elsewhere", type=Path, help="engines.json that another machine wrote")
+    parser.add_argument("--remark", default="", help="a sentence for the results")
     parser.add_argument("--only", nargs="*")
     return parser.parse_args()
+
+
+def standing(rows: list[dict[str, Any]], case: str, elsewhere: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The rows of a case; of those that were not run, what ran elsewhere, with the processor there."""
+    if elsewhere is None:
+        return rows
+    ran = {_runtime(row): row for row in elsewhere["rows"].get(case, []) if row["verdict"] != "not run"}
+    cpu = elsewhere["environment"]["cpu"]
+    missing = [row["verdict"] == "not run" and _runtime(row) in ran for row in rows]
+    return [{"cpu": cpu, **ran[_runtime(row)]} if away else row for row, away in zip(rows, missing, strict=True)]
+
+
+def _runtime(row: dict[str, Any]) -> str:
+    """Its name without the version."""
+    return str(row["runtime"].split()[0])
 
 
 def run(case: Case, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -200,7 +220,7 @@ def render(value: dict[str, Any]) -> Iterator[str]:
     yield f"Python {machine['python']}, torch {machine['packages']['torch']}. Asked: “{QUESTION}”, and {TEXTS} texts of"
     yield f"{LENGTH} tokens, on which log-probabilities of the 8 likeliest tokens are held against llmc's decoder in"
     yield "float32 on the weights of the same artifact, as `llmc compare --runtimes` does; vLLM is asked over HTTP and"
-    yield "tells 100 tokens a position, so that its KL is a lower bound."
+    yield f"tells 100 tokens a position, so that its KL is a lower bound. {value['remark']}".strip()
     yield ""
     yield "| artifact | runtime | answer | mean apart | largest | KL | top-1 | verdict |"
     yield "|---|---|---|---:|---:|---:|---:|---|"
@@ -213,6 +233,8 @@ def render(value: dict[str, Any]) -> Iterator[str]:
         )
         yield f"- `{case}`: rounding to 16 bits in llmc's own decoder moves its weights' answers by {figures}:"
         yield "  that is what the runtime is held against."
+    away = [(case, row) for case, row in rows if "cpu" in row]
+    yield from (f"- `{case}` in {row['runtime']} was run on {row['cpu']}, which has the kernel." for case, row in away)
     untold = [(case, row) for case, row in rows if row["verdict"] in ("broke", "differs", "not run")]
     yield from (f"- `{case}`, {row['runtime']}: {row['reason']}" for case, row in untold)
 

@@ -26,8 +26,8 @@ from calibration.dataset import load_tokens
 from compressor.checkpoint import Block, Checkpoint
 from compressor.comparison import limits
 from compressor.decoder import Decoder
+from compressor.environment import environment
 from compressor.files import write_whole
-from compressor.ledger import environment
 from compressor.measure.control import RoundingDecoder
 from compressor.pass_ import PassContext
 from compressor.probe import TOKENS, Position

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from compressor.architecture import resolve
 from compressor.checkpoint import Checkpoint
-from compressor.ledger import environment
+from compressor.environment import environment
 from compressor.pass_ import PassContext
 from compressor.registry import make_pass
 from compressor.writer import CheckpointWriter

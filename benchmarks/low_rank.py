@@ -26,9 +26,9 @@ from peer import BENCHMARKS
 
 from calibration.dataset import TokenSet, load_tokens
 from compressor.checkpoint import Checkpoint
+from compressor.environment import environment
 from compressor.errors import InputError
 from compressor.files import write_json, write_whole
-from compressor.ledger import environment
 from compressor.measure.accuracy import Reference, checkpoint_scores, summarize
 from compressor.measure.statistics import mean
 from compressor.pass_ import PassContext

@@ -23,8 +23,8 @@ from peer import BENCHMARKS
 import passes.nvfp4
 from calibration.dataset import load_tokens
 from compressor.checkpoint import Checkpoint
+from compressor.environment import environment
 from compressor.files import write_whole
-from compressor.ledger import environment
 from compressor.measure.accuracy import Reference, Report, checkpoint_scores, summarize
 from compressor.measure.statistics import mean
 from compressor.nvfp4 import LARGEST, LARGEST_SCALE

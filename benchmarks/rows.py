@@ -25,9 +25,9 @@ from pydantic import TypeAdapter
 from calibration.dataset import digest_tokens
 from compressor.checkpoint import Checkpoint
 from compressor.code_version import code_version
+from compressor.environment import environment
 from compressor.errors import InputError, LlmcError
 from compressor.files import TEMPORARY_PREFIX, digest_json, remove_leftovers, write_json
-from compressor.ledger import environment
 from compressor.recipe import make_recipe
 
 SETTING, TOKENS, TURNS = "setting.json", "tokens.npy", "turns.json"

@@ -31,8 +31,8 @@ from runtime_rows import GENAI, LLAMA, MODELS, ROWS, Model, Row, Workshop, copy_
 
 from calibration.dataset import load_tokens
 from compressor.checkpoint import Checkpoint
+from compressor.environment import environment
 from compressor.files import write_json, write_whole
-from compressor.ledger import environment
 from compressor.measure.accuracy import Reference, session_scores
 from compressor.registry import make_target
 from compressor.target import Artifact

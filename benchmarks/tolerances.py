@@ -31,8 +31,8 @@ from pydantic import TypeAdapter
 from compressor.architecture import read_config, resolve
 from compressor.checkpoint import Checkpoint
 from compressor.cli import main as llmc
+from compressor.environment import environment
 from compressor.files import write_whole
-from compressor.ledger import environment
 from compressor.manifest import read_manifest
 from compressor.probe import Probe, compare, record
 from compressor.registry import make_target

@@ -20,8 +20,8 @@ from peer import BENCHMARKS, Peer
 from process import Usage, measure
 
 from compressor.architecture import read_config, resolve
+from compressor.environment import environment
 from compressor.files import write_whole
-from compressor.ledger import environment
 from targets.tensorrt_rtx.description import CODES, Description
 
 VERSION = "1.7.1.116"

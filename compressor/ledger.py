@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor import __version__
 from compressor.errors import InputError
 from compressor.files import write_json
 from compressor.measure.accuracy import Quality
@@ -24,14 +20,6 @@ SCHEMA = 3
 READABLE = (1, 2, 3)  # what a version adds may be absent
 LEDGER_FILE = "ledger.json"
 STEPS_FOLDER = "steps"
-REPORTED_PACKAGES = (
-    "torch",
-    "transformers",
-    "compressed-tensors",
-    "onnxruntime",
-    "onnxruntime-genai",
-    "tensorrt-rtx-cu13-bindings",
-)
 
 
 @dataclass
@@ -255,41 +243,6 @@ def load_ledger(path: Path) -> Ledger:
         known = f"{', '.join(map(str, READABLE[:-1]))} and {READABLE[-1]}"
         raise InputError(f"{file} has ledger schema {ledger.schema}; this version reads {known}.")
     return ledger
-
-
-def environment() -> dict[str, Any]:
-    """The machine and the packages that figures depend on."""
-    import psutil
-    import torch
-
-    packages = {name: found for name in REPORTED_PACKAGES if (found := _version(name))}
-    return {
-        "llmc": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "packages": packages,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def finite(value: Any) -> Any:

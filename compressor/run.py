@@ -12,10 +12,11 @@ import yaml
 
 from compressor.checkpoint import Checkpoint
 from compressor.earlier import EarlierRows
+from compressor.environment import environment
 from compressor.errors import InputError, RunError
 from compressor.evaluator import Evaluator, Standard
 from compressor.files import write_whole
-from compressor.ledger import Ledger, StepRecord, environment
+from compressor.ledger import Ledger, StepRecord
 from compressor.measure.answers import CheckpointAnswerer, SessionAnswerer
 from compressor.measure.zeros import share_of_zeros
 from compressor.plan import Plan, check_plan, has_rounded_linears

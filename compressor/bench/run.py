@@ -13,8 +13,9 @@ import numpy as np
 from compressor.bench.crossover import Crossover, Ratio, crossover, sentence
 from compressor.bench.peak import peak_memory
 from compressor.bench.subjects import open_subject
+from compressor.environment import environment
 from compressor.errors import InputError, RunError
-from compressor.ledger import environment, finite
+from compressor.ledger import finite
 from compressor.measure.latency import Latency, Workload, measure_latency
 from compressor.pass_ import Progress
 from compressor.target import Session
