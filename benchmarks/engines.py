@@ -5,8 +5,8 @@
 Compresses MODEL for each target, opens the artifact in every runtime that is here (`make engines`): vLLM behind its
 OpenAI-compatible HTTP server, llama.cpp, onnxruntime, onnxruntime-genai and transformers. Each gets a chat message and
 a few texts, on which its log-probabilities are held against llmc's decoder on the same weights. What is done is kept
-in DIR and not done again. Writes benchmarks/results/engines.md and engines.json. Where this machine cannot run a
-runtime, the row of another machine stands that --elsewhere has, and the table says so.
+in DIR and not done again. Writes benchmarks/results/engines.md and engines.json. Of what was not run here, the rows of
+another machine stand that --elsewhere has, and the table says so.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def main() -> int:
         print(f"{time.strftime('%H:%M:%S')} {case.name}", file=sys.stderr)
         rows[case.name] = list(run(case, given))
         kept.write_text(json.dumps(rows, indent=1))
-    ordered = {case.name: standing(rows[case.name], case.name, elsewhere) for case in CASES if case.name in rows}
+    standing = {case.name: stand(rows.get(case.name, []), case.name, elsewhere) for case in CASES}
+    ordered = {case: found for case, found in standing.items() if found}
     value = {"model": given.name or given.model.name, "environment": environment(), "rows": ordered}
     value["remark"] = given.remark
     (RESULTS / "engines.json").write_text(json.dumps(value, indent=1) + "\n")
@@ -114,14 +115,18 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def standing(rows: list[dict[str, Any]], case: str, elsewhere: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The rows of a case; of those that were not run, what ran elsewhere, with the processor there."""
+def stand(rows: list[dict[str, Any]], case: str, elsewhere: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The rows of a case; in the place of those that were not run, what ran elsewhere, with the processor there."""
     if elsewhere is None:
         return rows
-    ran = {_runtime(row): row for row in elsewhere["rows"].get(case, []) if row["verdict"] != "not run"}
-    cpu = elsewhere["environment"]["cpu"]
-    missing = [row["verdict"] == "not run" and _runtime(row) in ran for row in rows]
-    return [{"cpu": cpu, **ran[_runtime(row)]} if away else row for row, away in zip(rows, missing, strict=True)]
+    here = {_runtime(row): row for row in rows}
+    there = {
+        _runtime(row): {"cpu": elsewhere["environment"]["cpu"], **row}
+        for row in elsewhere["rows"].get(case, [])
+        if row["verdict"] != "not run"
+    }
+    ran = {runtime: row for runtime, row in here.items() if row["verdict"] != "not run"}
+    return list((here | there | ran).values())
 
 
 def _runtime(row: dict[str, Any]) -> str:
@@ -234,7 +239,7 @@ def render(value: dict[str, Any]) -> Iterator[str]:
         yield f"- `{case}`: rounding to 16 bits in llmc's own decoder moves its weights' answers by {figures}:"
         yield "  that is what the runtime is held against."
     away = [(case, row) for case, row in rows if "cpu" in row]
-    yield from (f"- `{case}` in {row['runtime']} was run on {row['cpu']}, which has the kernel." for case, row in away)
+    yield from (f"- `{case}` in {row['runtime']} was run on another machine: {row['cpu']}." for case, row in away)
     untold = [(case, row) for case, row in rows if row["verdict"] in ("broke", "differs", "not run")]
     yield from (f"- `{case}`, {row['runtime']}: {row['reason']}" for case, row in untold)
 
