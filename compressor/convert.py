@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from compressor.architecture import resolve
+from compressor.architecture import Architecture, resolve
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.errors import InputError
 from compressor.files import whole_folder
+from compressor.quantized import Scheme
 from compressor.writer import STEP_FILE, CheckpointWriter
 
 DEQUANTIZED = "as --requantize asks; a pass that rounds these weights rounds them for the second time"
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What headers tell of a model before it is converted: as much of a `Checkpoint` as plans are made of."""
+
+    architecture: Architecture
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
+    kv_cache: bool = False
+
+
+Check = Callable[[Outline], None]
+"""Raises an InputError where nothing can be made of such a model: then it is not converted."""
+
+
+def unchecked(outline: Outline) -> None:
+    """Any model is converted."""
 
 
 def write_converted(

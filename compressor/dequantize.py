@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 
 from compressor.checkpoint import Checkpoint, Weight
-from compressor.convert import DEQUANTIZED, converted_before, write_converted
+from compressor.convert import DEQUANTIZED, Check, Outline, converted_before, unchecked, write_converted
 from compressor.pass_ import Progress
 from compressor.writer import copy_companions
 
 
-def dequantize(checkpoint: Checkpoint, out: Path, progress: Progress) -> tuple[Checkpoint, str]:
+def dequantize(
+    checkpoint: Checkpoint, out: Path, progress: Progress, check: Check = unchecked
+) -> tuple[Checkpoint, str]:
     """Write the values of all quantized weights, float32, into the new folder `out`; other tensors as they are.
 
     Activations are not rounded any more, and scales of an fp8 key-value cache are left out.
@@ -24,6 +26,7 @@ def dequantize(checkpoint: Checkpoint, out: Path, progress: Progress) -> tuple[C
     Raises:
         InputError: `out` holds something else.
     """
+    check(Outline(checkpoint.architecture))
     kinds = " and ".join(sorted({scheme.kind for scheme in checkpoint.schemes.values()})) or "an fp8 key-value cache"
     sentence = f"dequantized from {kinds} to float32, {DEQUANTIZED}"
     provenance = {"import": "dequantized", "input": checkpoint.digest}

@@ -16,7 +16,7 @@ from compressor.interrupted import interrupted
 from compressor.ledger import LEDGER_FILE, STEPS_FOLDER, Ledger, runs_in
 from compressor.measure.samples import SAMPLES_FOLDER
 from compressor.pass_ import Progress
-from compressor.plan import Plan, check_gate, original_of, tasks_of
+from compressor.plan import Plan, check_gate, fitting, original_of, tasks_of
 from compressor.recipe import Recipe
 from compressor.run import Run, Shared
 from compressor.source import Source, open_model
@@ -60,7 +60,7 @@ def execute(
     _check_output(settings, folders)
     with _scratch(settings.out, folders) as scratch:
         with _refusable(settings.out):
-            source = _open_source(recipes[0], settings, progress)
+            source = _open_source(recipes, settings, progress)
             plans = [Plan.of(recipe, source.checkpoint, settings.allow_pickle) for recipe in recipes]
             shared = _prepare(plans, source, settings, texts, tasks, scratch, progress)
         outcomes: list[Ledger | Exception] = []
@@ -77,7 +77,8 @@ def run_folders(recipes: Sequence[Recipe], out: Path) -> list[Path]:
     return [out] if len(recipes) == 1 else [out / recipe.build_target().name for recipe in recipes]
 
 
-def _open_source(recipe: Recipe, settings: RunSettings, progress: Progress) -> Source:
+def _open_source(recipes: Sequence[Recipe], settings: RunSettings, progress: Progress) -> Source:
+    recipe = recipes[0]
     return open_model(
         recipe.model,
         settings.out / STEPS_FOLDER / "00-import",
@@ -85,6 +86,7 @@ def _open_source(recipe: Recipe, settings: RunSettings, progress: Progress) -> S
         trust_remote_code=settings.trust_remote_code,
         requantize=recipe.requantize,
         progress=progress,
+        check=fitting(recipes, settings.allow_pickle),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from compressor import layout
 from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint
+from compressor.convert import Check, Outline
 from compressor.errors import InputError
 from compressor.pass_ import Need, Pass
 from compressor.quantized import Scheme
@@ -34,9 +35,7 @@ class Plan:
             InputError: a pass's options do not fit the model, or the target cannot take the outcome.
         """
         recipe = recipe.for_model(checkpoint.schemes)
-        passes, target = recipe.build_passes(), recipe.build_target()
-        check_pickles(passes, allow_pickle)
-        schemes = check_plan(checkpoint, passes, target)
+        passes, target, schemes = check_recipe(recipe, checkpoint, allow_pickle)
         check_values(checkpoint, passes, schemes, target)
         original = original_of(checkpoint, passes)
         for one in passes:
@@ -52,6 +51,16 @@ class Plan:
     def choosing(self) -> list[str]:
         """The passes that choose schemes while they run, among those which `schemes` shows."""
         return [one.name for one in self.passes if one.chooses_schemes]
+
+
+def fitting(recipes: Sequence[Recipe], allow_pickle: bool) -> Check:
+    """What refuses a model before it is converted, if one of the recipes does not fit it."""
+
+    def check(outline: Outline) -> None:
+        for recipe in recipes:
+            check_recipe(recipe.for_model(outline.schemes), outline, allow_pickle)
+
+    return check
 
 
 def original_of(checkpoint: Checkpoint, passes: Sequence[Pass]) -> Checkpoint:
@@ -94,7 +103,20 @@ def check_gate(recipe: Recipe, target: Target) -> None:
         raise InputError(f"The gate has a limit on latency, and {target.name} cannot be run here: {reason}.")
 
 
-def check_plan(checkpoint: Checkpoint, passes: list[Pass], target: Target) -> Mapping[str, Scheme]:
+def check_recipe(
+    recipe: Recipe, model: Checkpoint | Outline, allow_pickle: bool
+) -> tuple[list[Pass], Target, Mapping[str, Scheme]]:
+    """A recipe's passes and target, and what the model's linears will be after all passes. Headers are enough for it.
+
+    Raises:
+        InputError: a pass's options do not fit the model, or the target cannot take the outcome.
+    """
+    passes, target = recipe.build_passes(), recipe.build_target()
+    check_pickles(passes, allow_pickle)
+    return passes, target, check_plan(model, passes, target)
+
+
+def check_plan(checkpoint: Checkpoint | Outline, passes: list[Pass], target: Target) -> Mapping[str, Scheme]:
     """What the model's linears will be after all passes.
 
     Raises:
@@ -144,7 +166,7 @@ def check_zeros(passes: list[Pass]) -> None:
         sparse = one if one.zeros == "makes" else sparse
 
 
-def check_unrounded(checkpoint: Checkpoint, passes: list[Pass]) -> None:
+def check_unrounded(checkpoint: Checkpoint | Outline, passes: list[Pass]) -> None:
     """Refuse passes that need the weights of linears from before their rounding, and would not find them.
 
     Raises:
@@ -203,7 +225,7 @@ def check_values(checkpoint: Checkpoint, passes: list[Pass], schemes: Mapping[st
         raise InputError(f"{target.name} cannot hold this: " + " ".join(problems), _remedy(checkpoint))
 
 
-def _remedy(checkpoint: Checkpoint) -> str | None:
+def _remedy(checkpoint: Checkpoint | Outline) -> str | None:
     """What helps where a model that is quantized already does not fit."""
     if not checkpoint.schemes and not checkpoint.kv_cache:
         return None

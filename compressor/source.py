@@ -14,7 +14,7 @@ import torch
 from compressor.adapter import is_adapter
 from compressor.architecture import Architecture, read_config, resolve
 from compressor.checkpoint import Checkpoint
-from compressor.convert import converted_before, write_converted
+from compressor.convert import Check, Outline, converted_before, unchecked, write_converted
 from compressor.dequantize import dequantize
 from compressor.errors import InputError, RunError
 from compressor.families import FAMILIES, full_name
@@ -52,6 +52,7 @@ def open_model(
     trust_remote_code: bool = False,
     requantize: bool = False,
     progress: Progress,
+    check: Check = unchecked,
 ) -> Source:
     """Open a model by what its user calls it.
 
@@ -64,6 +65,7 @@ def open_model(
         allow_pickle: whether pickle weights may be opened (without running code that is stored in them).
         trust_remote_code: whether a tokenizer may run code of the model's folder.
         requantize: open a quantized model as the float model that its integers and scales stand for.
+        check: asked before a model is converted, which takes minutes.
 
     Raises:
         InputError: there is no such model, or it cannot be read.
@@ -72,7 +74,7 @@ def open_model(
     if path.is_file() and path.suffix == ".gguf":
         from compressor.gguf import import_gguf
 
-        return Source(*import_gguf(path, import_to, progress, dequantize=requantize))
+        return Source(*import_gguf(path, import_to, progress, requantize, check))
     if not path.is_dir():
         if path.exists() or not HUB_ID.fullmatch(model) or path.suffix == ".gguf":
             raise InputError(f"{model} is neither a folder, a .gguf file nor a hub id (org/name).")
@@ -83,12 +85,12 @@ def open_model(
         )
     check_tokenizer_code(path, trust_remote_code)
     if allow_pickle and not has_shards(path) and _pickle_shards(path):
-        return _import_pickles(path, import_to, progress)
+        return _import_pickles(path, import_to, progress, check)
     if is_prequantized(path):
-        return Source(*import_prequantized(path, import_to, progress, dequantize=requantize))
+        return Source(*import_prequantized(path, import_to, progress, requantize, check))
     checkpoint = Checkpoint.open(path)
     if requantize and (checkpoint.schemes or checkpoint.kv_cache):
-        return Source(*dequantize(checkpoint, import_to, progress))
+        return Source(*dequantize(checkpoint, import_to, progress, check))
     return Source(checkpoint)
 
 
@@ -152,16 +154,17 @@ def _pickle_shards(root: Path) -> list[str]:
     return [PICKLE] if (root / PICKLE).is_file() else []
 
 
-def _import_pickles(root: Path, import_to: Path, progress: Progress) -> Source:
+def _import_pickles(root: Path, import_to: Path, progress: Progress, check: Check) -> Source:
     shards = _pickle_shards(root)
     missing = [name for name in shards if not (root / name).is_file()]
     if missing:
         raise InputError(f"Shard {root / missing[0]} is missing.", "Download the folder again.")
+    config = read_config(root)
+    check(Outline(resolve(config)))
     sentence = f"converted from pickle weights ({', '.join(shards)}) to safetensors"
     provenance = {"import": "pickle", "files": digest_files(root, [*shards, "config.json"])}
     if found := converted_before(import_to, provenance):
         return Source(found, sentence)
-    config = read_config(root)
     blocks = _pickled_tensors(root, shards, resolve(config), progress)
     return Source(
         write_converted(import_to, config, blocks, provenance, lambda out: copy_companions(root, out)), sentence

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compressor.architecture import resolve
 from compressor.checkpoint import Checkpoint
-from compressor.convert import DEQUANTIZED, converted_before, write_converted
+from compressor.convert import DEQUANTIZED, Check, Outline, converted_before, unchecked, write_converted
 from compressor.errors import InputError
 from compressor.files import digest_file, write_json
 from compressor.gguf.blocks import BITS
@@ -23,7 +23,9 @@ NAMED = 3  # weights of one kind that the ledger lists
 PROBE = "It's 1234567.89 — don't  split\n\n\tHELLO WORLD'S naïve Größe 你好，世界 नमस्ते 🙂🚀 x=f(y[0])//2"
 
 
-def import_gguf(path: Path, out: Path, progress: Progress, dequantize: bool = False) -> tuple[Checkpoint, str]:
+def import_gguf(
+    path: Path, out: Path, progress: Progress, dequantize: bool = False, check: Check = unchecked
+) -> tuple[Checkpoint, str]:
     """Turn a GGUF file into the new folder `out`, with its tokenizer and generation defaults.
 
     Linears in blocks of Q4_0 and Q8_0 keep their integers and scales; whatever else is quantized is dequantized.
@@ -43,6 +45,7 @@ def import_gguf(path: Path, out: Path, progress: Progress, dequantize: bool = Fa
     architecture = resolve(config)
     check_tensors(file, architecture)
     reading = Reading.of(file, architecture, dequantize)
+    check(Outline(architecture, {name.removesuffix(".weight"): scheme for name, scheme in reading.schemes.items()}))
     config["dtype"] = str(reading.dtype).removeprefix("torch.")
     sentence = _sentence(reading, dequantize)
     provenance = {"import": "gguf", "file": path.name, "sha256": digest_file(path), "integers": len(reading.schemes)}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from compressor.checkpoint import Checkpoint, Weight
-from compressor.convert import DEQUANTIZED, converted_before, write_converted
+from compressor.convert import DEQUANTIZED, Check, Outline, converted_before, unchecked, write_converted
 from compressor.files import digest_files
 from compressor.pass_ import Progress
 from compressor.prequantized.folder import PackedFolder
@@ -14,7 +14,9 @@ from compressor.prequantized.settings import CONFIGS
 from compressor.writer import copy_companions
 
 
-def import_prequantized(root: Path, out: Path, progress: Progress, dequantize: bool = False) -> tuple[Checkpoint, str]:
+def import_prequantized(
+    root: Path, out: Path, progress: Progress, dequantize: bool = False, check: Check = unchecked
+) -> tuple[Checkpoint, str]:
     """Write the integers, scales and zero points of a GPTQ, AWQ or ModelOpt folder into the new folder `out`.
 
     Args:
@@ -27,6 +29,7 @@ def import_prequantized(root: Path, out: Path, progress: Progress, dequantize: b
         InputError: the folder cannot be read, or `out` holds something else.
     """
     folder = PackedFolder.open(root).settled()
+    check(Outline(folder.architecture) if dequantize else Outline(folder.architecture, folder.schemes, folder.kv_cache))
     sentence = f"dequantized from {folder.layout} to float32, {DEQUANTIZED}" if dequantize else _kept(folder)
     described = [name for name in CONFIGS if (root / name).is_file()]
     kind = f"{folder.layout}, dequantized" if dequantize else str(folder.layout)

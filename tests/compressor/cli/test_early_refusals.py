@@ -159,3 +159,51 @@ def test_a_runtime_of_an_unfit_version_is_not_asked(tiny_model, llmc, tmp_path, 
     code, shown, _ = llmc("verify", out)
     assert code == 0
     assert f"generation not run: {package} 1.2.3 is installed, and llmc works with" in shown
+
+
+# ---- models that are converted first
+
+
+@pytest.fixture
+def forbid_conversion(monkeypatch):
+    """From now on no model is converted."""
+
+    def forbid():
+        for place in ("source", "dequantize", "gguf.importer", "prequantized.importer"):
+            monkeypatch.setattr(f"compressor.{place}.write_converted", lambda *_, **__: pytest.fail("converted"))
+
+    return forbid
+
+
+ANEW = ("--requantize", "--pass", "rtn:group_size=128")
+NO_INT8, NO_GROUP = "int8 is not what this target holds", "128 does not divide"
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "says"), [("F32", ANEW[1:], NO_GROUP), ("Q8_0", (), NO_INT8), ("Q8_0", ANEW, NO_GROUP)]
+)
+def test_what_does_not_fit_is_known_from_the_header_of_a_gguf_file(
+    tiny_model, gguf_of, refused, forbid_conversion, kind, words, says
+):
+    forbid_conversion()
+    assert says in refused(gguf_of(tiny_model("llama"), kind), "-t", "trt-int4", *words)
+
+
+@pytest.mark.parametrize(
+    ("target", "words", "says"), [("gptq", (), NO_INT8), ("gptq", ANEW, NO_GROUP), ("hf", ANEW, NO_GROUP)]
+)
+def test_and_from_those_of_a_quantized_folder(tiny_model, llmc, refused, forbid_conversion, target, words, says):
+    root = tiny_model("llama")
+    made = root.with_name("made")
+    rounded = ("--pass", "rtn:bits=8,group_size=32", "--measure", "none")
+    assert llmc("compress", root, "-t", target, *rounded, "-o", made)[0] == 0
+    forbid_conversion()
+    assert says in refused(made / "artifact", "-t", "trt-int4", *words)
+
+
+def test_and_from_the_config_of_a_pickled_model(tiny_model, refused, forbid_conversion):
+    root = tiny_model("llama")
+    torch.save(load_file(root / "model.safetensors"), root / "pytorch_model.bin")
+    (root / "model.safetensors").unlink()
+    forbid_conversion()
+    assert NO_GROUP in refused(root, "--allow-pickle", "-t", "trt-int4", *ANEW[1:])
