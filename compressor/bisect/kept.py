@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,6 +27,9 @@ FOLDER = "bisect-trials"  # below the run's own
 def workplace(run: Path) -> Iterator[Path]:
     """The folder, which goes when all is done or the same command cannot go on, and stays where it may. Where a run's
     folder cannot be written, it is a temporary one, and never stays.
+
+    Raises:
+        InputError: another bisection of the run has it.
     """
     folder = run / FOLDER
     try:
@@ -33,12 +38,29 @@ def workplace(run: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="llmc-") as scratch:
             yield Path(scratch)
         return
-    try:
-        yield folder
-    except (InputError, Interrupted):
+    with _alone(folder):
+        try:
+            yield folder
+        except (InputError, Interrupted):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a folder, until the process ends at the latest."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(
+            f"Another llmc bisect is at work on {folder.parent}.", "Wait for it, or bisect a copy of the run."
+        ) from error
+    else:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)
