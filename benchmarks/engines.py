@@ -119,14 +119,10 @@ def stand(rows: list[dict[str, Any]], case: str, elsewhere: dict[str, Any] | Non
     """The rows of a case; in the place of those that were not run, what ran elsewhere, with the processor there."""
     if elsewhere is None:
         return rows
-    here = {_runtime(row): row for row in rows}
-    there = {
-        _runtime(row): {"cpu": elsewhere["environment"]["cpu"], **row}
-        for row in elsewhere["rows"].get(case, [])
-        if row["verdict"] != "not run"
-    }
-    ran = {runtime: row for runtime, row in here.items() if row["verdict"] != "not run"}
-    return list((here | there | ran).values())
+    cpu = {"cpu": elsewhere["environment"]["cpu"]}
+    ran = [cpu | row for row in elsewhere["rows"].get(case, []) if row["verdict"] != "not run"]
+    by_runtime = {_runtime(row): row for row in ran}
+    return [by_runtime.get(_runtime(row), row) if row["verdict"] == "not run" else row for row in rows] or ran
 
 
 def _runtime(row: dict[str, Any]) -> str:
@@ -236,8 +232,8 @@ def render(value: dict[str, Any]) -> Iterator[str]:
         figures = (
             f"{control['mean']:.2g} in the mean, {control['largest']:.2g} at most, KL {control['kl']['value']:.2g}"
         )
-        yield f"- `{case}`: rounding to 16 bits in llmc's own decoder moves its weights' answers by {figures}:"
-        yield "  that is what the runtime is held against."
+        yield f"- `{case}`: what the runtime rounds, rounded in llmc's own decoder, moves its weights' answers by"
+        yield f"  {figures}: that is what the runtime is held against."
     away = [(case, row) for case, row in rows if "cpu" in row]
     yield from (f"- `{case}` in {row['runtime']} was run on another machine: {row['cpu']}." for case, row in away)
     untold = [(case, row) for case, row in rows if row["verdict"] in ("broke", "differs", "not run")]

@@ -13,6 +13,7 @@ from runtime_rows import (
     LLAMA_CPP_HUGE,
     MODELS,
     OURS,
+    OURS_GROUPS,
     OURS_INT4_HEAD,
     OURS_PLAIN,
     ROWS,
@@ -20,6 +21,15 @@ from runtime_rows import (
 )
 
 DECODE_BAR, PREFILL_BAR, LLAMA_BAR = 1.15, 1.5, 1.0
+BUILDERS, LLAMA_CPPS = (BUILDER, BUILDER_HUGE), (LLAMA_CPP, LLAMA_CPP_HUGE)
+# Ours, and whether the other has huge pages too.
+COMPARED = {
+    "as run.sh starts it": (OURS, False),
+    "both without huge pages": (OURS_PLAIN, False),
+    "both with": (OURS, True),
+    "the first, with an int4 head": (OURS_INT4_HEAD, False),
+    "groups of 64, with an int4 head": (OURS_GROUPS, False),
+}
 Times = Mapping[str, Any]  # see runtime.Times
 
 
@@ -62,32 +72,19 @@ def _preamble(facts: Mapping[str, Any], times: Mapping[int, Times]) -> str:
 
 
 def _bars(times: Mapping[int, Times]) -> Iterator[str]:
-    yield "| threads | bar | as run.sh starts it | both without huge pages | both with | the first, with an int4 head |"
-    yield "|---:|---|---:|---:|---:|---:|"
+    yield f"| threads | bar | {' | '.join(COMPARED)} |"
+    yield f"|---:|---|{'---:|' * len(COMPARED)}"
+    bars = (
+        ("token", BUILDERS, DECODE_BAR, f"a token at least {DECODE_BAR} × as fast as the builder's"),
+        ("first", BUILDERS, PREFILL_BAR, f"a prompt at least {PREFILL_BAR} × as fast as the builder's"),
+        ("token", LLAMA_CPPS, LLAMA_BAR, f"a token at least {LLAMA_BAR} × as fast as llama.cpp's Q4_0"),
+    )
     for threads, measured in times.items():
-        for kind, theirs, theirs_huge, bar, claim in (
-            ("token", BUILDER, BUILDER_HUGE, DECODE_BAR, f"a token at least {DECODE_BAR} × as fast as the builder's"),
-            (
-                "first",
-                BUILDER,
-                BUILDER_HUGE,
-                PREFILL_BAR,
-                f"a prompt at least {PREFILL_BAR} × as fast as the builder's",
-            ),
-            (
-                "token",
-                LLAMA_CPP,
-                LLAMA_CPP_HUGE,
-                LLAMA_BAR,
-                f"a token at least {LLAMA_BAR} × as fast as llama.cpp's Q4_0",
-            ),
-        ):
-            pairs = ((OURS, theirs), (OURS_PLAIN, theirs), (OURS, theirs_huge), (OURS_INT4_HEAD, theirs))
-            cells = (_verdict(_ratios(measured, kind, other, ours), bar) for ours, other in pairs)
+        for kind, theirs, bar, claim in bars:
+            cells = (_verdict(_ratios(measured, kind, theirs[huge], ours), bar) for ours, huge in COMPARED.values())
             yield f"| {threads} | {claim} | {' | '.join(cells)} |"
         peaks = measured["peak_bytes"]
-        pairs = ((OURS, BUILDER), (OURS_PLAIN, BUILDER), (OURS, BUILDER_HUGE), (OURS_INT4_HEAD, BUILDER))
-        shares = [peaks[ours.name] / peaks[other.name] for ours, other in pairs]
+        shares = [peaks[ours.name] / peaks[BUILDERS[huge].name] for ours, huge in COMPARED.values()]
         cells = (f"{share:.2f} × {'holds' if share <= 1 else 'MISSED'}" for share in shares)
         yield f"| {threads} | peak memory at most the builder's | {' | '.join(cells)} |"
 

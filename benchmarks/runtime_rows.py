@@ -28,6 +28,7 @@ LLAMA = Peer(".venv-llama-cpp", "llama_cpp_peer.py")
 HUGE_PAGES = dict([folder.HUGE_PAGES.split("=", 1)])  # as the run script of an ONNX artifact sets it
 CHANNEL, GROUPS = "gptq:group_size=channel,symmetric=false", "gptq:group_size=64"
 INT8_HEAD, INT4_HEAD = "embeddings:group_size=64", "embeddings:bits=4,group_size=32,scale_search=true"
+INT4_HEAD_OF_64 = "embeddings:bits=4,group_size=64,scale_search=true"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ MODELS = {
         Model("llmc-channel", "llmc", (CHANNEL, INT8_HEAD), "int8"),
         Model("llmc-channel-int4-head", "llmc", (CHANNEL, INT4_HEAD), "int4"),
         Model("llmc-g64", "llmc", (GROUPS, INT8_HEAD), "int8"),
+        Model("llmc-g64-int4-head", "llmc", (GROUPS, INT4_HEAD_OF_64), "int4"),
         Model("llmc-g64-float-head", "llmc", (GROUPS,), "float32"),
         Model("genai", "genai", (), "int4"),
         Model("genai-int8-head", "genai", ("algo_config=rtn_last",), "int8"),
@@ -98,6 +100,7 @@ def peer(engine: str) -> Peer:
 OURS = Row(MODELS["llmc-channel"], "onnxruntime-genai", huge_pages=True)
 OURS_PLAIN = Row(MODELS["llmc-channel"], "onnxruntime-genai")
 OURS_INT4_HEAD = Row(MODELS["llmc-channel-int4-head"], "onnxruntime-genai", huge_pages=True)
+OURS_GROUPS = Row(MODELS["llmc-g64-int4-head"], "onnxruntime-genai", huge_pages=True)
 BUILDER = Row(MODELS["genai"], "onnxruntime-genai")
 BUILDER_HUGE = Row(MODELS["genai"], "onnxruntime-genai", huge_pages=True)
 LLAMA_CPP = Row(MODELS["q4_0"], "llama.cpp")
@@ -108,6 +111,7 @@ ROWS = (
     Row(MODELS["llmc-channel"], "onnxruntime", huge_pages=True),
     OURS_INT4_HEAD,
     Row(MODELS["llmc-g64"], "onnxruntime-genai", huge_pages=True),
+    OURS_GROUPS,
     Row(MODELS["llmc-g64-float-head"], "onnxruntime-genai", huge_pages=True),
     BUILDER,
     BUILDER_HUGE,
