@@ -4,8 +4,8 @@
 
 Serves the demo model in vLLM's CPU build, which reads the same files as the GPU build but has fewer kernels: what it
 lacks is named in the table's end. Makes an environment of its own in .venv-vllm (2.5 GB) the first time.
-Writes benchmarks/results/vllm_parity.md, unless TARGETs are named. Where the processor lacks AVX512, int4 is left out
-and nothing is written.
+Writes benchmarks/results/vllm_parity.md, unless TARGETs are named. Where the processor lacks AVX512, int4 and an fp8
+cache are left out and nothing is written.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from compressor.pass_ import PassContext
 from compressor.quantized import QuantizedWeight
 from compressor.registry import make_pass, make_target, parse_spec
 from compressor.target import Rounding, Tolerance
-from targets.engines.cpu_build import missing_kernel
+from targets.engines.cpu_build import FP8_CACHE, missing_kernel
 
 VLLM = Peer(".venv-vllm", "vllm_peer.py")
 MODEL = BENCHMARKS.parent / "examples" / "demo" / "model"
@@ -72,9 +72,11 @@ class Apart:
 
 def main() -> int:
     chosen = [case for case in CASES if not sys.argv[1:] or parse_spec(case[0])[0] in sys.argv[1:]]
-    if (lacking := missing_kernel({"int4"})) is not None:
-        chosen = [case for case in chosen if parse_spec(case[0])[0] not in INT4]
-        print(f"int4 is left out: {lacking}", file=sys.stderr)
+    for target, spec in list(chosen):
+        kind = "int4" if parse_spec(target)[0] in INT4 else FP8_CACHE if "kv_cache" in spec else "int8"
+        if (lacking := missing_kernel({kind})) is not None:
+            chosen.remove((target, spec))
+            print(f"{target}, {spec} is left out: {lacking}", file=sys.stderr)
     if not chosen:
         return 1
     versions = VLLM.run("versions")

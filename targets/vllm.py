@@ -23,7 +23,7 @@ from compressor.errors import InputError
 from compressor.quantized import QuantizedWeight, Scheme
 from compressor.target import Artifact, Rounding, Runtime, Session, Tolerance
 from targets.engines import VLLM
-from targets.engines.cpu_build import missing_kernel
+from targets.engines.cpu_build import FP8_CACHE, missing_kernel
 from targets.packing import compressed_folder
 from targets.packing.stored import in_memory
 from targets.refusals import kind_reasons, refusals
@@ -214,7 +214,8 @@ def vllm_runtime(artifact: Artifact, kinds: Collection[str]) -> Runtime:
     """vLLM, serving a folder whichever target wrote it, with weights of these kinds."""
     config = read_config(artifact.root)
     tolerance, rounding = served_tolerance(config), served_rounding(config)
-    why_not = VLLM.why_missing() or missing_kernel(kinds)
+    cache = {FP8_CACHE} if layout.reads_kv_cache(config) else set()
+    why_not = VLLM.why_missing() or missing_kernel({*kinds, *cache})
     return Runtime(VllmFolder.runtime, why_not, partial(_serve, artifact), tolerance, rounding=rounding)
 
 

@@ -1,5 +1,7 @@
 """What vLLM's build for the CPU has no kernels for is told, and no server is started for it."""
 
+import json
+
 import pytest
 import torch
 
@@ -37,6 +39,21 @@ def test_int4_wants_avx512_of_x86(on, machine, units, reason):
     )
     assert [make_target(name, {}).why_not_run() for name in ("vllm-int8", "vllm-fp8")] == [None, None]
     assert "NVFP4" in make_target("vllm-nvfp4", {}).why_not_run()
+
+
+@pytest.mark.parametrize("has_cache", [False, True])
+@pytest.mark.parametrize("units", ["AVX2", "AVX512"])
+def test_an_fp8_cache_wants_it_too(on, tiny_model, units, has_cache):
+    root = tiny_model("llama")
+    scales = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
+    quantized = {"quant_method": "compressed-tensors", "config_groups": {}}
+    quantized |= {"kv_cache_scheme": scales} if has_cache else {}
+    config = json.loads((root / "config.json").read_text()) | {"quantization_config": quantized}
+    (root / "config.json").write_text(json.dumps(config))
+    on("x86_64", units)
+    (runtime,) = make_target("vllm-fp8", {}).runtimes(Artifact(root, "vllm-fp8"))
+    lacking = "vLLM's build for the CPU keeps an fp8 cache with AVX512 only, which this processor lacks"
+    assert runtime.why_not == (lacking if has_cache and units == "AVX2" else None)
 
 
 def test_another_server_may_have_a_gpu(on, monkeypatch):
