@@ -1,6 +1,7 @@
 """What vLLM's build for the CPU has no kernels for is told, and no server is started for it."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -43,8 +44,9 @@ def test_int4_wants_avx512_of_x86(on, machine, units, reason):
 
 @pytest.mark.parametrize("has_cache", [False, True])
 @pytest.mark.parametrize("units", ["AVX2", "AVX512"])
-def test_an_fp8_cache_wants_it_too(on, tiny_model, units, has_cache):
-    root = tiny_model("llama")
+def test_an_fp8_cache_wants_it_too(on, tiny_model, tmp_path, units, has_cache):
+    root = tmp_path / "artifact"
+    shutil.copytree(tiny_model("llama"), root)
     scales = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
     quantized = {"quant_method": "compressed-tensors", "config_groups": {}}
     quantized |= {"kv_cache_scheme": scales} if has_cache else {}
