@@ -24,10 +24,12 @@ FOR_VLLM = [
     ("vllm-int4", "rtn:group_size=64,symmetric=false", ()),
     ("vllm-int8", f"{W8A8}dynamic", ()),
     ("vllm-int8", f"{W8A8}static", STATIC),
+    ("vllm-fp8", "fp8", ()),
     ("gptq", "rtn:group_size=64", ()),
     ("awq", "rtn:group_size=64,symmetric=false", ()),
     ("hf", "rtn:group_size=64", ()),
 ]
+KINDS = {"vllm-int8": "int8", "vllm-fp8": "fp8"}  # of weights, where they are not int4
 FOR_LLAMA_CPP = [("gguf-q4_0", "rtn:group_size=64"), ("gguf-q8_0", "rtn:bits=8,group_size=32")]
 
 
@@ -51,7 +53,7 @@ def check_row(found, name):
 
 @pytest.mark.parametrize(("target", "spec", "words"), FOR_VLLM)
 def test_vllm_serves_and_computes_what_is_stored(engine, compress, capsys, target, spec, words):
-    engine("vllm", "int8" if target == "vllm-int8" else "int4")
+    engine("vllm", KINDS.get(target, "int4"))
     check_row(compared(compress(target, spec, "--measure", "none", *words), capsys), "vLLM")
 
 
