@@ -116,20 +116,20 @@ def check_recipe(
     return passes, target, check_plan(model, passes, target)
 
 
-def check_plan(checkpoint: Checkpoint | Outline, passes: list[Pass], target: Target) -> Mapping[str, Scheme]:
+def check_plan(model: Checkpoint | Outline, passes: list[Pass], target: Target) -> Mapping[str, Scheme]:
     """What the model's linears will be after all passes.
 
     Raises:
         InputError: a pass's options do not fit the model, or the target cannot take the outcome.
     """
-    schemes: Mapping[str, Scheme] = checkpoint.schemes
-    cache_scales = checkpoint.kv_cache
+    schemes: Mapping[str, Scheme] = model.schemes
+    cache_scales = model.kv_cache
     late = next((one.name for one in passes[1:] if one.comes_first), None)
     if late is not None:
         raise InputError(f"{late} comes first: what it brings fits the model as it was trained, and once.")
     check_zeros(passes)
-    check_unrounded(checkpoint, passes)
-    architecture = checkpoint.architecture
+    check_unrounded(model, passes)
+    architecture = model.architecture
     for one in passes:
         schemes = one.plan(architecture, schemes)
         cache_scales = one.cache_scales(architecture, cache_scales)
@@ -146,7 +146,7 @@ def check_plan(checkpoint: Checkpoint | Outline, passes: list[Pass], target: Tar
     if cache_scales:
         problems += target.cache_problems(architecture, linears)
     if problems:
-        raise InputError(f"{target.name} cannot take this: " + " ".join(problems), _remedy(checkpoint))
+        raise InputError(f"{target.name} cannot take this: " + " ".join(problems), _remedy(model))
     return schemes
 
 
@@ -166,17 +166,17 @@ def check_zeros(passes: list[Pass]) -> None:
         sparse = one if one.zeros == "makes" else sparse
 
 
-def check_unrounded(checkpoint: Checkpoint | Outline, passes: list[Pass]) -> None:
+def check_unrounded(model: Checkpoint | Outline, passes: list[Pass]) -> None:
     """Refuse passes that need the weights of linears from before their rounding, and would not find them.
 
     Raises:
         InputError: there is one.
     """
-    architecture, schemes = checkpoint.architecture, dict(checkpoint.schemes)
+    architecture, schemes = model.architecture, dict(model.schemes)
     rounding: list[Pass] = []
     for one in passes:
         if Need.UNROUNDED in one.needs:
-            if has_rounded_linears(checkpoint.architecture, checkpoint.schemes):
+            if has_rounded_linears(model.architecture, model.schemes):
                 raise InputError(
                     f"{one.name} needs the weights from before their rounding, and the model came rounded.",
                     "Start from the float checkpoint.",
@@ -225,8 +225,8 @@ def check_values(checkpoint: Checkpoint, passes: list[Pass], schemes: Mapping[st
         raise InputError(f"{target.name} cannot hold this: " + " ".join(problems), _remedy(checkpoint))
 
 
-def _remedy(checkpoint: Checkpoint | Outline) -> str | None:
+def _remedy(model: Checkpoint | Outline) -> str | None:
     """What helps where a model that is quantized already does not fit."""
-    if not checkpoint.schemes and not checkpoint.kv_cache:
+    if not model.schemes and not model.kv_cache:
         return None
     return "The model is quantized already; --requantize dequantizes it first, and rounds its weights a second time."
