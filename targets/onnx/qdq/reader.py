@@ -73,11 +73,20 @@ class _Graph:
         return {node.input[1]: dict(self._preparation(node.input[0])) for node in products}
 
     def _preparation(self, features: str) -> Iterator[tuple[str, str]]:
-        """From the product back. A norm ends in a Mul too, but by its weight."""
+        """From the product back. A norm ends in a Mul too, but by its weight.
+
+        Raises:
+            RunError: features are rounded by another scale than the one that they are multiplied by again.
+        """
         node = self._makers.get(features)
         if node is not None and node.op_type == "DequantizeLinear":
+            rounding = self._makers.get(node.input[0])
+            if rounding is None or rounding.op_type != "QuantizeLinear" or rounding.input[1] != node.input[1]:
+                raise RunError(
+                    f"What {features} is made of was not rounded by {node.input[1]}.", "Lower the model again."
+                )
             yield ROUNDED, node.input[1]
-            node = self._makers.get(self._makers[node.input[0]].input[0])
+            node = self._makers.get(rounding.input[0])
         if node is not None and node.op_type == "Mul" and node.input[1].endswith(FACTORS):
             yield MULTIPLIED, node.input[1]
 

@@ -118,6 +118,16 @@ def test_inputs_are_multiplied_before_they_are_rounded(
     np.testing.assert_allclose(computed(INT8, artifact, tokens), meant, atol=0.02)
 
 
+def test_features_that_are_rounded_by_the_scale_of_others(tiny_model, quantize, lower):
+    artifact, _ = lower(INT8, quantize(tiny_model("llama"), STATIC))
+    model = onnx.load(artifact.root / "model.onnx", load_external_data=False)
+    first, second, *_ = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    first.input[1] = second.input[1]
+    onnx.save(model, artifact.root / "model.onnx")
+    with pytest.raises(RunError, match="was not rounded by"):
+        list(INT8.read_back(artifact))
+
+
 def test_a_zero_point_that_is_not_0_is_no_weight_of_ours(tiny_model, quantize, lower):
     artifact, _ = lower(INT8, quantize(tiny_model("llama"), STATIC))
     graph = onnx.load(artifact.root / "model.onnx", load_external_data=False).graph
