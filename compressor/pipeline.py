@@ -16,7 +16,7 @@ from compressor.interrupted import interrupted
 from compressor.ledger import LEDGER_FILE, STEPS_FOLDER, Ledger, runs_in
 from compressor.measure.samples import SAMPLES_FOLDER
 from compressor.pass_ import Progress
-from compressor.plan import Plan, check_gate, fitting, original_of, tasks_of
+from compressor.plan import Plan, check_gate, check_of, original_of, tasks_of
 from compressor.recipe import Recipe
 from compressor.run import Run, Shared
 from compressor.source import Source, open_model
@@ -86,7 +86,7 @@ def _open_source(recipes: Sequence[Recipe], settings: RunSettings, progress: Pro
         trust_remote_code=settings.trust_remote_code,
         requantize=recipe.requantize,
         progress=progress,
-        check=fitting(recipes, settings.allow_pickle),
+        check=check_of(recipes, settings.allow_pickle),
     )
 
 

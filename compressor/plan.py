@@ -53,7 +53,7 @@ class Plan:
         return [one.name for one in self.passes if one.chooses_schemes]
 
 
-def fitting(recipes: Sequence[Recipe], allow_pickle: bool) -> Check:
+def check_of(recipes: Sequence[Recipe], allow_pickle: bool) -> Check:
     """What refuses a model before it is converted, if one of the recipes does not fit it."""
 
     def check(outline: Outline) -> None:

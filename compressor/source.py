@@ -74,7 +74,7 @@ def open_model(
     if path.is_file() and path.suffix == ".gguf":
         from compressor.gguf import import_gguf
 
-        return Source(*import_gguf(path, import_to, progress, requantize, check))
+        return Source(*import_gguf(path, import_to, progress, dequantize=requantize, check=check))
     if not path.is_dir():
         if path.exists() or not HUB_ID.fullmatch(model) or path.suffix == ".gguf":
             raise InputError(f"{model} is neither a folder, a .gguf file nor a hub id (org/name).")
@@ -87,7 +87,7 @@ def open_model(
     if allow_pickle and not has_shards(path) and _pickle_shards(path):
         return _import_pickles(path, import_to, progress, check)
     if is_prequantized(path):
-        return Source(*import_prequantized(path, import_to, progress, requantize, check))
+        return Source(*import_prequantized(path, import_to, progress, dequantize=requantize, check=check))
     checkpoint = Checkpoint.open(path)
     if requantize and (checkpoint.schemes or checkpoint.kv_cache):
         return Source(*dequantize(checkpoint, import_to, progress, check))

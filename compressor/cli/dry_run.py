@@ -25,7 +25,7 @@ def show_plans(recipes: Sequence[Recipe], options: Mapping[str, Any], as_json: b
 
     from compressor.cli.progress import ConsoleProgress
     from compressor.cli.texts import RecipeTexts
-    from compressor.plan import Plan, check_gate, fitting, tasks_of
+    from compressor.plan import Plan, check_gate, check_of, tasks_of
     from compressor.source import open_model
     from compressor.texts import RunTexts
     from compressor.tokenizer import load_tokenizer
@@ -41,7 +41,7 @@ def show_plans(recipes: Sequence[Recipe], options: Mapping[str, Any], as_json: b
             trust_remote_code=options["trust_remote_code"],
             requantize=recipes[0].requantize,
             progress=progress,
-            check=fitting(recipes, options["allow_pickle"]),
+            check=check_of(recipes, options["allow_pickle"]),
         )
         plans = [Plan.of(recipe, source.checkpoint, options["allow_pickle"]) for recipe in recipes]
         if recipes[0].calibration is not None and recipes[0].calibration.strict:
