@@ -93,8 +93,8 @@ def main() -> int:
         kept.write_text(json.dumps(rows, indent=1))
     standing = {case.name: stand(rows.get(case.name, []), case.name, elsewhere) for case in CASES}
     ordered = {case: found for case, found in standing.items() if found}
-    value = {"model": given.name or given.model.name, "environment": environment(), "rows": ordered}
-    value["remark"] = given.remark
+    named = {"model": given.name or given.model.name, "remark": given.remark}
+    value = {**named, "environment": environment(), "rows": ordered}
     (RESULTS / "engines.json").write_text(json.dumps(value, indent=1) + "\n")
     text = "\n".join(render(value)) + "\n"
     (RESULTS / "engines.md").write_text(text)
