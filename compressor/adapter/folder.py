@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +15,7 @@ import torch
 from compressor.adapter.keys import parse_key
 from compressor.errors import InputError
 from compressor.files import digest_files
+from compressor.patterns import matches
 from compressor.shards import TensorInfo, read_header, read_tensors
 
 CONFIG_FILE, TENSORS_FILE, PICKLE_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -111,13 +111,20 @@ class Adapter:
 
     def rank(self, module: str) -> int:
         """The rank of a module by the configuration, patterns applied as peft applies them."""
-        return _by_pattern(self.config.get("rank_pattern"), module, self.config.get("r", 8))
+        return self._by_pattern("rank_pattern", module, self.config.get("r", 8))
 
     def scaling(self, module: str) -> float:
         """What the low-rank product of a module is multiplied by."""
         alpha = self.config.get("lora_alpha" if self.config["peft_type"] == "LORA" else "alpha", 8)
-        alpha, rank = _by_pattern(self.config.get("alpha_pattern"), module, alpha), self.rank(module)
+        alpha, rank = self._by_pattern("alpha_pattern", module, alpha), self.rank(module)
         return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+
+    def _by_pattern(self, name: str, module: str, default: Any) -> Any:
+        """The value of the first pattern that matches the end of a module's name."""
+        for pattern, value in (self.config.get(name) or {}).items():
+            if matches(rf"(.*\.)?({pattern})$", module, f"{self.root / CONFIG_FILE}, {name},"):
+                return value
+        return default
 
     def read(self, keys: Iterable[str]) -> dict[str, torch.Tensor]:
         """Tensors by key, in float32: peft computes with them in that, however they are stored.
@@ -224,11 +231,3 @@ def _check_kind(source: str, config: Mapping[str, Any]) -> None:
             f"The adapter {source} starts from init_lora_weights={start!r}, which changed its base's weights too.",
             "Save it as an ordinary LoRA (peft's `path_initial_model_for_weight_conversion`), or merge it with peft.",
         )
-
-
-def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default

@@ -141,3 +141,11 @@ def test_a_model_folder_is_no_adapter(tiny_model, adapter_of):
     root = tiny_model("llama")
     assert not is_adapter(root) and (root / SINGLE_SHARD).is_file()
     assert is_adapter(adapter_of(root, LORA))
+
+
+def test_a_pattern_that_takes_for_ever_is_refused(tiny_model, adapter_of):
+    folder = adapter_of(tiny_model("llama"), LORA)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rank_pattern": {"(?R)": 2}}))
+    with pytest.raises(InputError, match=r"adapter_config\.json, rank_pattern, holds .* takes too long"):
+        open_adapter(str(folder)).rank(Q)
