@@ -21,7 +21,7 @@ from compressor.environment import environment
 from compressor.files import write_json
 from compressor.ledger import load_ledger
 
-LLMC = (sys.executable, "-c", "from compressor.cli import main; main()")
+LLMC = (sys.executable, "-P", "-c", "from compressor.cli import main; main()")
 MIB = 1 << 20
 BUSY = 2  # times as much wall time as CPU time, from which on others had the CPU
 SHORT = ("--prompt", "8", "--output-tokens", "2")  # latency is not looked at here

@@ -57,7 +57,7 @@ class Environment:
         (self.root / UNFINISHED).touch()
         try:
             without = [] if self.packages else ["--without-pip"]
-            subprocess.run([sys.executable, "-m", "venv", *without, self.root], check=True)
+            subprocess.run([sys.executable, "-P", "-m", "venv", *without, self.root], check=True)
             for packages in self.packages:
                 self._run("-m", "pip", "install", "--quiet", *packages)
             if self.known_as is not None:
@@ -71,7 +71,7 @@ class Environment:
     def _run(self, *arguments: str) -> None:
         # `env` adds to the environment, so that everything else stays as it is.
         settings = [f"{key}={value}" for key, value in self.build.items()]
-        subprocess.run(["env", *settings, self.python, *arguments], check=True)
+        subprocess.run(["env", *settings, self.python, "-P", *arguments], check=True)
 
     def _introduce(self, name: str, version: str) -> None:
         (packages,) = self.root.glob("lib/python3*/site-packages")

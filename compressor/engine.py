@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from compressor.errors import InputError, nearest
+from compressor.interpreter import safe_environment
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 OFF = "none"
@@ -143,7 +144,9 @@ def _ask(python: Path, distributions: tuple[str, ...]) -> tuple[str, str] | None
     """Name and version of the first of these distributions in an environment; None: it has none of them."""
     command = [str(python), "-c", ASK, *distributions]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False, env=safe_environment()
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     words = done.stdout.split()

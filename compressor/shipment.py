@@ -11,6 +11,7 @@ from compressor.earlier import EarlierRows
 from compressor.errors import RunError
 from compressor.evaluator import Evaluator
 from compressor.files import folder_bytes, whole_folder, write_whole
+from compressor.interpreter import SAFE_PATH
 from compressor.ledger import ArtifactRecord, StepRecord
 from compressor.lowering import Lowering, artifact_bits
 from compressor.registry import make_target
@@ -46,7 +47,8 @@ class Shipment:
         config = read_config(out) if (out / "config.json").is_file() else self.final.config
         script = out.with_name("run.sh")
         command = self.target.run_command(out.name, config)
-        write_whole(script, f'#!/bin/sh\ncd "$(dirname "$0")" || exit\nexec {command}\n')
+        safe = " ".join(f"{name}={value}" for name, value in SAFE_PATH.items())
+        write_whole(script, f'#!/bin/sh\ncd "$(dirname "$0")" || exit\nexport {safe}\nexec {command}\n')
         script.chmod(0o755)
         run = self.target.run_command(str(out), config)
         return ArtifactRecord(self.target.name, str(out), folder_bytes(out), self._artifact.digest, verified, run)

@@ -110,8 +110,20 @@ def llmc_until() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 @pytest.fixture
-def llmc(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def hostile_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder with files that are called as modules that interpreters import; the test fails if one of them ran."""
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    for module in ("csv", "json", "random", "runpy", "socket", "torch", "numpy", "accelerate"):
+        (folder / f"{module}.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nraise SystemExit('hostile')\n")
+    yield folder
+    assert not (folder / "ran").exists(), "a module of the current folder ran"
+
+
+@pytest.fixture
+def llmc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """Run the command line; returns (exit code, stdout, stderr)."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as the command line does, and undone
 
     def run(*words: Any) -> tuple[int, str, str]:
         from compressor.cli import main

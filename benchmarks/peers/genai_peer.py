@@ -45,7 +45,7 @@ def build(model: Path, out: Path, options: list[str]) -> None:
     with tempfile.TemporaryDirectory() as cache:
         words = ["-i", model, "-o", out, "-p", "int4", "-e", "cpu", "-c", cache]
         extra = ["--extra_options", *options] if options else []
-        subprocess.run([sys.executable, "-m", "onnxruntime_genai.models.builder", *words, *extra], check=True)
+        subprocess.run([sys.executable, "-P", "-m", "onnxruntime_genai.models.builder", *words, *extra], check=True)
 
 
 def judge(artifact: Path, length: int) -> turns.Judge:

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 
 from compressor.errors import LlmcError, RunError
+from compressor.interpreter import safe_environment
 from compressor.measure.latency import Workload, generate
 from compressor.measure.memory import PeakMemory
 
@@ -30,7 +31,9 @@ def peak_memory(path: Path, workload: Workload) -> int:
     sizes = map(str, (workload.batch, workload.prompt, workload.output))
     command = [sys.executable, "-m", __name__, str(path), *sizes]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=safe_environment()
+        )
     except subprocess.TimeoutExpired as error:
         raise RunError(f"its memory could not be measured: it did not end within {TIMEOUT_S} s") from error
     if done.returncode:

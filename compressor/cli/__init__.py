@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -13,6 +14,7 @@ import click
 from compressor import __version__
 from compressor.errors import Interrupted, LlmcError, nearest
 from compressor.files import is_disk_full
+from compressor.interpreter import SAFE_PATH
 from compressor.interrupted import interrupted
 
 # verb -> (module, one line of help)
@@ -73,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     0 done, 1 gate failed or artifact damaged, 2 bad usage or bad input, 3 gate inconclusive, 4 a run that broke.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    os.environ.update(SAFE_PATH)  # for what libraries start: resource trackers, workers
     _catch_interrupts()
     try:
         code = cli.main(words, prog_name="llmc", standalone_mode=False) or 0

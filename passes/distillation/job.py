@@ -23,6 +23,7 @@ import torch
 from compressor.checkpoint import Checkpoint
 from compressor.errors import LlmcError, RunError
 from compressor.files import json_text, write_json
+from compressor.interpreter import safe_environment
 from passes.distillation.curve import read_curve
 from passes.distillation.quantizer import QuantizedStudent
 from passes.distillation.student import FullStudent, LoraStudent, Student, write
@@ -117,7 +118,7 @@ def launch(job: Job, processes: int, report: Report) -> None:
     command += ["--multi_gpu"] if torch.cuda.device_count() >= processes else ["--cpu"]
     command += ["-m", "passes.distillation.job", str(job.folder / JOB)]
     with (job.folder / LOG).open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=safe_environment())
     try:
         while process.poll() is None:
             report(len(read_curve(job.folder)), job.settings.steps)

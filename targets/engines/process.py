@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from compressor.errors import RunError
+from compressor.interpreter import safe_environment
 
 SITE = Path(__file__).parent / "site"  # what every interpreter of the runtime runs first
 END_S = 15  # between asking a process to end and ending it
@@ -39,7 +40,7 @@ class EngineProcess:
                 stdin=channel,
                 stdout=subprocess.PIPE if piped else self._log,
                 stderr=self._log,
-                env={**os.environ, **_site(), **environment},
+                env=safe_environment({**_site(), **environment}),
                 start_new_session=True,
             )
         except OSError as error:

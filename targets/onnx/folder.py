@@ -18,6 +18,7 @@ from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.errors import MissingExtra
 from compressor.files import write_json
+from compressor.interpreter import SAFE_PATH
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight
 from compressor.requirements import unfit
@@ -108,7 +109,8 @@ class OnnxFolder(Target):
 
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         """The line that generates with onnxruntime-genai."""
-        return f"env {HUGE_PAGES} python -c " + shlex.quote(
+        settings = [HUGE_PAGES, *(f"{name}={value}" for name, value in SAFE_PATH.items())]
+        return f"env {' '.join(settings)} python -c " + shlex.quote(
             "import onnxruntime_genai as og; "
             f"model = og.Model({json.dumps(path)}); tokenizer = og.Tokenizer(model); "
             "parameters = og.GeneratorParams(model); parameters.set_search_options(max_length=100); "

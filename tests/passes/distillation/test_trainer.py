@@ -188,7 +188,8 @@ def test_a_later_rescue_takes_the_place_of_an_earlier_one(job_of, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_step_out(job_of):
+def test_two_processes_share_a_step_out(job_of, hostile_folder, monkeypatch):
+    monkeypatch.chdir(hostile_folder)
     losses, expected = trained(job_of("one", micro_batch=1))
     job, seen = job_of("two", micro_batch=1), []
     launch(job, 2, lambda done, total: seen.append((done, total)))

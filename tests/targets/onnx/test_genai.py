@@ -86,11 +86,12 @@ def test_rows_of_different_length(tiny_model, lower, reference, byte_tokenizer):
         assert row[widest:] == transformers_greedy(model, prompt, NEW_TOKENS)
 
 
-def test_run_command_runs(tiny_model, lower):
+def test_run_command_runs(tiny_model, lower, hostile_folder):
     artifact, _ = lower(OnnxFp32(), Checkpoint.open(tiny_model("llama")))
     command = shlex.split(OnnxFp32().run_command(str(artifact.root), {}))
-    assert command[:3] == ["env", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1", "python"]
-    done = subprocess.run([*command[:2], sys.executable, *command[3:]], capture_output=True, text=True, check=False)
+    assert command[:4] == ["env", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1", "PYTHONSAFEPATH=1", "python"]
+    words = [*command[:3], sys.executable, *command[4:]]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=hostile_folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Once upon a time")
 
