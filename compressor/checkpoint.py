@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from compressor import layout
-from compressor.architecture import Architecture, read_config, resolve
+from compressor.architecture import Architecture
 from compressor.errors import InputError
-from compressor.families import HEAD, family_of, full_name
+from compressor.families import HEAD
 from compressor.files import digest_files, whole_folder
 from compressor.low_rank import LowRank
 from compressor.quantized import QuantizedWeight, Scheme
-from compressor.shards import TensorInfo, read_headers, read_rows, read_tensors
+from compressor.shards import TensorInfo, read_rows, read_tensors
+from compressor.stored import read_stored
 
 Weight = torch.Tensor | QuantizedWeight | LowRank
 
@@ -49,7 +50,8 @@ class Block:
 class Checkpoint:
     """A Hugging Face model folder, float or compressed-tensors. Opening it reads JSON and headers only.
 
-    `kv_cache` says whether it carries the scales of an fp8 key-value cache.
+    `kv_cache` says whether it carries the scales of an fp8 key-value cache, `notes` what its files left to decide.
+    Where these say that it has a head of its own, `config` says so too.
     """
 
     root: Path
@@ -58,6 +60,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     schemes: Mapping[str, Scheme] = field(repr=False)
     kv_cache: bool = False
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, root: Path) -> Checkpoint:
@@ -68,15 +71,13 @@ class Checkpoint:
                 names a tensor which its shard does not hold, or parameters missing, unexpected or misshapen.
         """
         root = Path(root)
-        config = read_config(root)
-        architecture = resolve(config)
+        found = read_stored(root)
+        config, architecture = found.config, found.architecture
         schemes = layout.read_schemes(config, [*architecture.linears(), architecture.embedding])
         if architecture.tied_embeddings and architecture.embedding in schemes:
             schemes.pop(HEAD, None)  # the same table under another name
         kv_cache = layout.reads_kv_cache(config)
-        prefix = family_of(config).optional_prefix
-        tensors = {full_name(name, prefix): info for name, info in read_headers(root).items()}
-        checkpoint = cls(root, config, architecture, tensors, schemes, kv_cache)
+        checkpoint = cls(root, config, architecture, found.tensors, schemes, kv_cache, found.notes)
         checkpoint._check_parameters()
         return checkpoint
 
@@ -212,9 +213,15 @@ class Checkpoint:
                 raise InputError(f"Tensor {name} has shape {list(found)}; config.json says {list(wanted)}.")
             if name in self.parameters or name.endswith(layout.LOW_RANK_PARTS):
                 self._check_dtype(name)
-        unexpected = [name for name in self.tensors if name not in expected and not _is_ignorable(name, self)]
+        unexpected = [name for name in self.tensors if name not in expected and not self._is_copy(name)]
         if unexpected:
-            raise InputError(f"Tensor {unexpected[0]} has no place in a {kind} model; nothing is dropped silently.")
+            stored = self.tensors[unexpected[0]].name
+            raise InputError(f"Tensor {stored} has no place in a {kind} model; nothing is dropped silently.")
+
+    def _is_copy(self, name: str) -> bool:
+        """Whether a tensor repeats scales of a quantized embedding for the head that is tied to it."""
+        tied = self.architecture.tied_embeddings and self.architecture.embedding in self.schemes
+        return tied and name in {f"{HEAD}.{part}" for part in ("weight", *TABLE_PARTS)}
 
     def _check_dtype(self, name: str) -> None:
         """Codes that are stored as they are have the dtype of their scheme; everything else is a float parameter."""
@@ -223,10 +230,3 @@ class Checkpoint:
         if dtype not in fitting:
             says = "no scheme for it" if scheme is None else str(scheme)
             raise InputError(f"Tensor {name} has the unsupported dtype {dtype}; config.json says {says}.")
-
-
-def _is_ignorable(name: str, checkpoint: Checkpoint) -> bool:
-    """What says nothing new: tables that the model computes, and the second copy of a tied head or of its scales."""
-    parts = ("weight", *TABLE_PARTS) if checkpoint.architecture.embedding in checkpoint.schemes else ("weight",)
-    is_copy = checkpoint.architecture.tied_embeddings and name in {f"{HEAD}.{part}" for part in parts}
-    return is_copy or name.endswith(family_of(checkpoint.config).ignored)

@@ -28,7 +28,7 @@ def dequantize(
     """
     check(Outline(checkpoint.architecture))
     kinds = " and ".join(sorted({scheme.kind for scheme in checkpoint.schemes.values()})) or "an fp8 key-value cache"
-    sentence = f"dequantized from {kinds} to float32, {DEQUANTIZED}"
+    sentence = "; ".join([f"dequantized from {kinds} to float32, {DEQUANTIZED}", *checkpoint.notes])
     provenance = {"import": "dequantized", "input": checkpoint.digest}
     if found := converted_before(out, provenance):
         return found, sentence

@@ -46,7 +46,7 @@ class ReadBack(Checkpoint):
         quantized = {name: weight for name, weight in weights.items() if not isinstance(weight, torch.Tensor)}
         schemes = {name.removesuffix(".weight"): scheme_of(weight) for name, weight in quantized.items()}
         kv_cache = any(name.endswith(CACHE_SCALES) for name in weights)
-        return cls(artifact.root, config, architecture, {}, schemes, kv_cache, weights)
+        return cls(artifact.root, config, architecture, {}, schemes, kv_cache, weights=weights)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -91,10 +91,11 @@ class Run:
 
     def _record_original(self) -> None:
         source, original = self.shared.source, self.shared.standard.original
-        notes = [source.imported] if source.imported else []
         merged = original is not source.checkpoint
         size = _size(source.checkpoint)
-        self._record(StepRecord("original", key=original.digest, notes=notes + [MERGED] * merged, **size), original)
+        self._record(
+            StepRecord("original", key=original.digest, notes=source.notes + [MERGED] * merged, **size), original
+        )
         if merged and self.shared.standard.tokens is not None:
             # What the model was before its adapter: how much there is to lose.
             self._record(StepRecord(BASE, key=source.checkpoint.digest, **size), source.checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,27 +76,27 @@ def has_shards(root: Path) -> bool:
     return OWN.are_in(root) or COMMON.are_in(root)
 
 
-def read_headers(root: Path) -> dict[str, TensorInfo]:
-    """Every tensor of a folder's shards, by name.
+@dataclass(frozen=True)
+class Headers:
+    """What a folder's shards hold by their headers, and what was decided about files that say it twice."""
+
+    tensors: dict[str, TensorInfo]
+    notes: list[str]
+
+
+def read_headers(root: Path) -> Headers:
+    """Every tensor of a folder's shards, by name. As in transformers, one whole file goes before an index.
 
     Raises:
-        InputError: there are no shards, one is missing or truncated, or the index names a tensor that its shard lacks.
+        InputError: there are no shards, one is missing or truncated, the index names a tensor that its shard lacks, or
+            two shards hold different values of one tensor.
     """
     names = OWN if OWN.are_in(root) else COMMON
-    index_path = root / names.index
-    if index_path.is_file():
-        try:
-            weight_map = json.loads(index_path.read_text())["weight_map"]
-            shards = sorted(set(weight_map.values()))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{index_path} is not a safetensors index.") from error
-        tensors = {info.name: info for shard in shards for info in read_header(root, shard)}
-        for name, shard in weight_map.items():
-            if name not in tensors or tensors[name].shard != shard:
-                raise InputError(f"{index_path} places tensor {name} in {shard}, which does not hold it.")
-        return tensors
     if (root / names.single).is_file():
-        return {info.name: info for info in read_header(root, names.single)}
+        tensors = {info.name: info for info in read_header(root, names.single)}
+        return Headers(tensors, _left_aside(root, names))
+    if (root / names.index).is_file():
+        return _read_indexed(root, root / names.index)
     pickles = sorted(path.name for path in root.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
     if pickles:
         raise InputError(
@@ -104,6 +104,61 @@ def read_headers(root: Path) -> dict[str, TensorInfo]:
             "Convert them to safetensors, or pass --allow-pickle if you trust their source.",
         )
     raise InputError(f"{root} has no {SINGLE_SHARD} and no {INDEX}.")
+
+
+def _left_aside(root: Path, names: ShardNames) -> list[str]:
+    """A note on an index and its shards that lie beside a whole file."""
+    aside = sorted(path.name for path in [root / names.index, *root.glob(f"{names.stem}-*-of-*.safetensors")])
+    found = [name for name in aside if (root / name).is_file()]
+    if not found:
+        return []
+    return [f"the weights are those of {names.single}, as transformers takes them; left aside: {', '.join(found)}"]
+
+
+def _read_indexed(root: Path, index_path: Path) -> Headers:
+    try:
+        weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index_path} is not a safetensors index.") from error
+    holders = defaultdict(list)
+    for info in (info for shard in shards for info in read_header(root, shard)):
+        holders[info.name].append(info)
+    for name, shard in weight_map.items():
+        if shard not in [info.shard for info in holders.get(name, ())]:
+            raise InputError(f"{index_path} places tensor {name} in {shard}, which does not hold it.")
+    notes = []
+    for name, (first, *others) in holders.items():
+        for other in others:
+            check_equal(root, first, other)
+            notes.append(f"{name} lies in {first.shard} and in {other.shard}, with the same values")
+    return Headers({name: infos[-1] for name, infos in holders.items()}, notes)
+
+
+def check_equal(root: Path, first: TensorInfo, second: TensorInfo) -> None:
+    """See that two tensors of a folder that mean the same parameter have the same values.
+
+    Raises:
+        InputError: they have not.
+    """
+    if not equal_values(root, first, second):
+        places = " and ".join(f"{info.name} of {info.shard}" for info in (first, second))
+        raise InputError(
+            f"{places} are one parameter with two different values.", "Delete the one that is out of date."
+        )
+
+
+def equal_values(root: Path, first: TensorInfo, second: TensorInfo) -> bool:
+    """Whether two tensors of a folder hold the same numbers; both are read piece by piece."""
+    if first.shape != second.shape:
+        return False
+    pieces = zip(_pieces(root, first), _pieces(root, second), strict=True)
+    return all(torch.equal(one.float(), other.float()) for one, other in pieces)
+
+
+def _pieces(root: Path, info: TensorInfo) -> Iterator[torch.Tensor]:
+    flat = replace(info, shape=(torch.Size(info.shape).numel(),))
+    return read_rows(root, flat, ELEMENTS_AT_ONCE)
 
 
 def read_tensors(root: Path, infos: Mapping[str, TensorInfo], names: Iterable[str]) -> dict[str, torch.Tensor]:

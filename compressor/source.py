@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,6 +22,7 @@ from compressor.files import digest_files, is_disk_full
 from compressor.pass_ import Progress
 from compressor.prequantized import import_prequantized, is_prequantized
 from compressor.shards import has_shards
+from compressor.stored import HEAD_WEIGHT, UNTIED
 from compressor.tokenizer import check_tokenizer_code
 from compressor.writer import copy_companions
 
@@ -42,6 +43,11 @@ class Source:
 
     checkpoint: Checkpoint
     imported: str | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What the ledger says of how the model was read."""
+        return [*filter(None, [self.imported]), *self.checkpoint.notes]
 
 
 def open_model(
@@ -161,29 +167,56 @@ def _import_pickles(root: Path, import_to: Path, progress: Progress, check: Chec
         raise InputError(f"Shard {root / missing[0]} is missing.", "Download the folder again.")
     config = read_config(root)
     check(Outline(resolve(config)))
-    sentence = f"converted from pickle weights ({', '.join(shards)}) to safetensors"
+    pickles = _Pickles(root, shards, resolve(config))
+    role = pickles.head()
+    said = [UNTIED] if role == "own" else []
+    sentence = "; ".join([f"converted from pickle weights ({', '.join(shards)}) to safetensors", *said])
     provenance = {"import": "pickle", "files": digest_files(root, [*shards, "config.json"])}
     if found := converted_before(import_to, provenance):
         return Source(found, sentence)
-    blocks = _pickled_tensors(root, shards, resolve(config), progress)
+    blocks = pickles.blocks(role, progress)
     return Source(
         write_converted(import_to, config, blocks, provenance, lambda out: copy_companions(root, out)), sentence
     )
 
 
-def _pickled_tensors(
-    root: Path, shards: list[str], architecture: Architecture, progress: Progress
-) -> Iterator[dict[str, torch.Tensor]]:
-    """The tensors of all shards one by one; the files are memory-mapped, and code in them does not run."""
-    family = FAMILIES[architecture.model_type]
-    for number, shard in enumerate(shards):
-        progress("converting pickle weights", number, len(shards))
-        for short, tensor in load_pickle(root / shard).items():
+@dataclass(frozen=True)
+class _Pickles:
+    """The pickle weights of one folder, read shard by shard; they are memory-mapped, and code in them does not run."""
+
+    root: Path
+    shards: list[str]
+    architecture: Architecture
+
+    def head(self) -> Literal["plain", "copy", "own", "table"]:
+        """What a head is that config.json ties: no copy there, one, other values, or the only one of both tables."""
+        if not self.architecture.tied_embeddings:
+            return "plain"
+        wanted = (f"{self.architecture.embedding}.weight", HEAD_WEIGHT)
+        found = {name: tensor for shard in self.shards for name, tensor in self._of(shard) if name in wanted}
+        if HEAD_WEIGHT not in found:
+            return "plain"
+        if len(found) == 1:
+            return "table"
+        return "copy" if torch.equal(*found.values()) else "own"
+
+    def blocks(self, role: str, progress: Progress) -> Iterator[dict[str, torch.Tensor]]:
+        """The tensors one by one, without a copy of the head, which would untie it."""
+        for number, shard in enumerate(self.shards):
+            progress("converting pickle weights", number, len(self.shards))
+            for name, tensor in self._of(shard):
+                if name == HEAD_WEIGHT and role == "table":
+                    yield {f"{self.architecture.embedding}.weight": tensor.clone()}
+                elif name != HEAD_WEIGHT or role != "copy":
+                    yield {name: (tensor.T if self.architecture.is_transposed(name) else tensor).clone()}
+        progress("converting pickle weights", len(self.shards), len(self.shards))
+
+    def _of(self, shard: str) -> Iterator[tuple[str, torch.Tensor]]:
+        family = FAMILIES[self.architecture.model_type]
+        for short, tensor in load_pickle(self.root / shard).items():
             name = full_name(short, family.optional_prefix)
-            # A second copy of a tied head would untie it.
-            if not name.endswith(family.ignored) and not (name == "lm_head.weight" and architecture.tied_embeddings):
-                yield {name: (tensor.T if architecture.is_transposed(name) else tensor).clone()}
-    progress("converting pickle weights", len(shards), len(shards))
+            if not name.endswith(family.ignored):
+                yield name, tensor
 
 
 def load_pickle(path: Path) -> Mapping[str, torch.Tensor]:

@@ -112,14 +112,15 @@ class CheckpointWriter:
         self._has_head |= any(one.name == f"{HEAD}.weight" for one in tensors)
         self._shards.stream(tensors, parts)
 
-    def finish(self, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-        """Write what is pending, the index, config.json with its `quantization_config`, and `llmc-step.json`."""
+    def finish(self, config: Mapping[str, Any], provenance: Mapping[str, Any] | None) -> None:
+        """Write what is pending, the index, config.json with `quantization_config`, and a step's `llmc-step.json`."""
         if self._architecture.embedding in self._schemes and not self._has_head:
             self._share_with_head()
         extended = any(scheme.extensions for scheme in self._schemes.values())
         self._shards.finish(OWN if extended else COMMON)
         write_json(self._folder / "config.json", self._config(config))
-        write_json(self._folder / STEP_FILE, provenance)
+        if provenance is not None:
+            write_json(self._folder / STEP_FILE, provenance)
 
     def _stored(self, name: str, weight: Weight) -> dict[str, torch.Tensor]:
         if isinstance(weight, torch.Tensor):

@@ -26,7 +26,7 @@ from compressor.quantized import Scheme
 from compressor.requirements import unfit
 from compressor.shards import INDEX
 from compressor.target import Artifact, Runtime, Session, Target, Tolerance
-from compressor.writer import copy_companions
+from compressor.writer import CheckpointWriter, copy_companions
 from targets.packing import compressed_folder, nf4_folder
 from targets.packing.stored import in_memory
 from targets.refusals import refusals
@@ -37,7 +37,7 @@ from targets.vllm import VllmFp8, VllmInt4, VllmInt8, vllm_runtime
 
 @dataclass(frozen=True)
 class HuggingFace(Target):
-    """Copies the checkpoint byte for byte; any scheme that a step can have, or none."""
+    """Copies the checkpoint byte for byte, where nothing in it was left to decide; any scheme of a step, or none."""
 
     name = "hf"
     summary = "Hugging Face folder (compressed-tensors) for transformers and TGI"
@@ -61,6 +61,8 @@ class HuggingFace(Target):
         return []
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
+        if checkpoint.notes:
+            return _written_anew(checkpoint, out, progress)
         shards = {info.shard for info in checkpoint.tensors.values()}
         names = ["config.json", *([INDEX] if (checkpoint.root / INDEX).is_file() else []), *sorted(shards)]
         for done, name in enumerate(names):
@@ -150,6 +152,18 @@ class HuggingFaceNf4(HuggingFace):
 
 def _nf4_only(scheme: Scheme, out_features: int, in_features: int) -> Iterable[str]:
     return [] if scheme.type == "nf4" else [f"{scheme.kind} is not NF4; the pass nf4 works, or the target hf"]
+
+
+def _written_anew(checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
+    """Write what the files were read as, so that no reader has to decide it again."""
+    writer, names = CheckpointWriter(out, checkpoint.architecture, checkpoint.dtype), checkpoint.block_names
+    for done, block in enumerate(checkpoint.blocks()):
+        progress("writing", done, len(names))
+        writer.add(block.weights)
+    writer.finish(checkpoint.config, None)
+    copy_companions(checkpoint.root, out)
+    progress("writing", len(names), len(names))
+    return ["written anew, since the model's own files left something to decide"]
 
 
 def _has(schemes: Mapping[str, Scheme], kind: str) -> bool:

@@ -76,6 +76,7 @@ def _model(path: Path) -> dict[str, Any]:
         "quantized linears": dict(schemes),
         **factors,
         **cached,
+        **({"notes": "; ".join(checkpoint.notes)} if checkpoint.notes else {}),
     }
 
 

@@ -11,10 +11,9 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 
-from compressor.architecture import Architecture, read_config, resolve
+from compressor.architecture import Architecture
 from compressor.checkpoint import FLOATS, Weight
 from compressor.errors import InputError
-from compressor.families import FAMILIES
 from compressor.prequantized.awq import AwqLayout
 from compressor.prequantized.folding import fold
 from compressor.prequantized.gptq import GptqLayout
@@ -22,7 +21,8 @@ from compressor.prequantized.modelopt import ACTIVATION_SCALE, ModelOptLayout, c
 from compressor.prequantized.parts import HALVES, Layout, Part
 from compressor.prequantized.settings import read_settings
 from compressor.quantized import Scheme
-from compressor.shards import TensorInfo, read_headers, read_tensors
+from compressor.shards import TensorInfo, read_tensors
+from compressor.stored import read_stored
 
 LAYOUTS = {"gptq": GptqLayout, "awq": AwqLayout, "modelopt": ModelOptLayout}
 
@@ -37,6 +37,7 @@ class PackedFolder:
     layout: Layout
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     schemes: Mapping[str, Scheme] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, root: Path) -> PackedFolder:
@@ -45,12 +46,11 @@ class PackedFolder:
         Raises:
             InputError: it cannot be read, or holds other tensors than its config.json calls for.
         """
-        config, settings = read_config(root), read_settings(root)
-        architecture = resolve(config)
-        layout = _layout(root, settings)
-        tensors = read_headers(root)
+        layout, found = _layout(root, read_settings(root)), read_stored(root)
+        architecture, tensors = found.architecture, found.tensors
         packed = [layer for layer in architecture.linears() if f"{layer}.{layout.packed}" in tensors]
-        folder = cls(root, config, architecture, layout, tensors, {layer: layout.scheme(layer) for layer in packed})
+        schemes = {layer: layout.scheme(layer) for layer in packed}
+        folder = cls(root, found.config, architecture, layout, tensors, schemes, found.notes)
         folder._check_tensors()
         return folder
 
@@ -188,9 +188,6 @@ class PackedFolder:
         """Nothing is dropped that means something: AutoGPTQ gives every packed linear a bias, of zeros if need be."""
         for name in names:
             layer, _, part = name.rpartition(".")
-            tied_head = name == "lm_head.weight" and self.architecture.tied_embeddings
-            if name.endswith(FAMILIES[self.architecture.model_type].ignored) or tied_head:
-                continue
             zeros = layer in self.schemes and part == "bias"
             if not zeros or bool(read_tensors(self.root, self.tensors, [name])[name].any()):
                 kind = self.architecture.model_type

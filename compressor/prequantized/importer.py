@@ -30,7 +30,8 @@ def import_prequantized(
     """
     folder = PackedFolder.open(root).settled()
     check(Outline(folder.architecture) if dequantize else Outline(folder.architecture, folder.schemes, folder.kv_cache))
-    sentence = f"dequantized from {folder.layout} to float32, {DEQUANTIZED}" if dequantize else _kept(folder)
+    done = f"dequantized from {folder.layout} to float32, {DEQUANTIZED}" if dequantize else _kept(folder)
+    sentence = "; ".join([done, *folder.notes])
     described = [name for name in CONFIGS if (root / name).is_file()]
     kind = f"{folder.layout}, dequantized" if dequantize else str(folder.layout)
     provenance = {"import": kind, "files": digest_files(root, [*described, *folder.shards])}

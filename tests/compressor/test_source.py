@@ -123,9 +123,22 @@ def test_allowed_pickle_is_converted(pickled, take, tmp_path, count, tied):
     assert take(root, allow_pickle=True).checkpoint.digest == source.checkpoint.digest
 
 
-def test_converted_pickle_of_a_tied_model_stays_tied(pickled, take):
-    root, _ = pickled(**{"lm_head.weight": torch.zeros(288, 64)})
-    assert take(root, allow_pickle=True).checkpoint.architecture.tied_embeddings
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_copy_of_a_tied_head_among_pickles_is_left_out(pickled, take, tiny_model, count):
+    table = load_file(tiny_model("llama") / SINGLE_SHARD)["model.embed_tokens.weight"]
+    root, _ = pickled(count, **{"lm_head.weight": table})
+    source = take(root, allow_pickle=True)
+    assert source.checkpoint.architecture.tied_embeddings
+    assert "lm_head.weight" not in source.checkpoint.tensors
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_head_among_pickles_with_values_of_its_own_is_not_tied(pickled, take, count):
+    head = torch.linspace(-1, 1, 288 * 64).view(288, 64)
+    root, _ = pickled(count, **{"lm_head.weight": head})
+    source = take(root, allow_pickle=True)
+    assert torch.equal(source.checkpoint.block("head").weights["lm_head.weight"], head)
+    assert "lm_head.weight holds other values" in source.imported
 
 
 def test_safetensors_win_over_pickles(tiny_model, take):

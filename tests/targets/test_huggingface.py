@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from compressor import rounding
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
 from compressor.quantized import Activations, Scheme
+from compressor.shards import INDEX, SINGLE_SHARD
 from targets.huggingface import HuggingFace
 
 SCHEMES = [
@@ -25,6 +27,19 @@ def test_transformers_computes_what_the_integers_say(tiny_model, quantize, lower
     assert notes == []
     assert verified(HuggingFace(), artifact, checkpoint).mismatches == []
     assert torch.equal(logits_of(artifact.root), logits_of(checkpoint))
+
+
+def test_a_folder_that_left_something_to_decide_is_written_anew(tiny_model, lower, verified, logits_of):
+    root = tiny_model("llama")
+    head = torch.linspace(-1, 1, 288 * 64).view(288, 64)
+    save_file(load_file(root / SINGLE_SHARD) | {"lm_head.weight": head}, root / SINGLE_SHARD, metadata={"format": "pt"})
+    (root / INDEX).write_text("{}")
+    checkpoint = Checkpoint.open(root)
+    artifact, notes = lower(HuggingFace(), checkpoint)
+    assert "written anew" in notes[0]
+    assert Checkpoint.open(artifact.root).notes == ()
+    assert verified(HuggingFace(), artifact, checkpoint).mismatches == []
+    assert torch.equal(logits_of(artifact.root), logits_of(root))
 
 
 W8A8 = [Scheme(8, None, activations=Activations(dynamic=dynamic)) for dynamic in (True, False)]
