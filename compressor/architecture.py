@@ -14,6 +14,7 @@ from typing import Any
 
 from compressor.errors import InputError
 from compressor.families import CACHE_SCALES, HEAD, Family, Modules, Norm, family_of
+from compressor.inside import check_links
 
 
 @dataclass(frozen=True)
@@ -204,11 +205,12 @@ def read_config(root: Path) -> dict[str, Any]:
     """The raw config.json of a model folder.
 
     Raises:
-        InputError: the folder has no config.json, or it is not JSON.
+        InputError: the folder has no config.json, or it is not JSON; or files of the folder lie elsewhere.
     """
     path = root / "config.json"
     if not path.is_file():
         raise InputError(f"{root} is not a model folder: it has no config.json.")
+    check_links(root)
     try:
         config = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,11 +31,13 @@ def whole_folder(out: Path) -> Iterator[Path]:
     if out.exists():
         raise InputError(f"{out} already exists.", "Choose another folder, or remove it.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.parent / f"{TEMPORARY_PREFIX}{out.name}-{os.getpid()}"
+    temporary = temporary_beside(out)
     temporary.mkdir()
     try:
         yield temporary
+        sync_folder(temporary)
         temporary.rename(out)
+        sync(out.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if is_disk_full(error):
@@ -43,6 +46,28 @@ def whole_folder(out: Path) -> Iterator[Path]:
                 "Free some space and run again.",
             ) from error
         raise
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder that nobody has and nobody can guess."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
+
+
+def sync(path: Path) -> None:
+    """Have what a file holds, or which files a folder holds, on the disk before what comes next."""
+    if os.name == "nt" and path.is_dir():  # which is no file there
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(root: Path) -> None:
+    """Have a folder with all that it holds on the disk."""
+    for path in (*root.rglob("*"), root):
+        sync(path)
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -62,10 +87,13 @@ def remove_leftovers(parent: Path) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the body ends well, and vanishes when it does not."""
-    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+    temporary = temporary_beside(path)
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from compressor.errors import InputError
 from compressor.files import write_json
+from compressor.inside import inside
 from compressor.measure.accuracy import Quality
 from compressor.measure.continuations import Continuation
 from compressor.measure.latency import Latency
@@ -225,7 +226,7 @@ def load_ledger(path: Path) -> Ledger:
     """Read a ledger file, or the one in a run's folder.
 
     Raises:
-        InputError: there is none, or it is of another schema.
+        InputError: there is none, it is of another schema, or names a file outside of its folder.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -242,6 +243,9 @@ def load_ledger(path: Path) -> Ledger:
     if ledger.schema not in READABLE:
         known = f"{', '.join(map(str, READABLE[:-1]))} and {READABLE[-1]}"
         raise InputError(f"{file} has ledger schema {ledger.schema}; this version reads {known}.")
+    for record in (one for row in ledger.steps for one in (row.samples, *(task.samples for task in row.tasks))):
+        if record is not None:
+            inside(file.parent, record.path, file)
     return ledger
 
 

@@ -10,13 +10,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor import __version__
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.files import crc32_range, digest_json, json_text, write_json
+from compressor.inside import check_name
 from compressor.probe import Probe
 from compressor.target import MANIFEST, Artifact, Target
 
@@ -127,9 +128,8 @@ def read_manifest(root: Path) -> Manifest:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise InputError(f"{path} is not a manifest: {place}: {first['msg']}.") from error
-    for name in manifest.files:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise InputError(f"{path} names a file outside of the artifact: {name}.")
+    for name in (*manifest.files, *manifest.tensors):
+        check_name(name, path)
     return manifest
 
 

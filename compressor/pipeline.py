@@ -15,6 +15,7 @@ from compressor.files import TEMPORARY_PREFIX, is_disk_full, remove_leftovers
 from compressor.interrupted import interrupted
 from compressor.ledger import LEDGER_FILE, STEPS_FOLDER, Ledger, runs_in
 from compressor.measure.samples import SAMPLES_FOLDER
+from compressor.only_one import only_one
 from compressor.pass_ import Progress
 from compressor.plan import Plan, check_gate, check_of, original_of, tasks_of
 from compressor.recipe import Recipe
@@ -50,16 +51,15 @@ def execute(
         The ledger of each run, or what one of several broke on: the others go on.
 
     Raises:
-        InputError: a recipe cannot be run; nothing was done.
+        InputError: a recipe cannot be run, or another run writes into the folder; nothing was done.
         Exception: the only run broke, or the disk is full.
     """
     folders = run_folders(recipes, settings.out)
     for recipe in recipes:
         check_gate(recipe, recipe.build_target())
     tasks = tasks_of(recipes[0])
-    _check_output(settings, folders)
-    with _scratch(settings.out, folders) as scratch:
-        with _refusable(settings.out):
+    with _claimed(settings, folders) as made, _scratch(settings.out, folders) as scratch:
+        with _refusable(settings.out, made):
             source = _open_source(recipes, settings, progress)
             plans = [Plan.of(recipe, source.checkpoint, settings.allow_pickle) for recipe in recipes]
             shared = _prepare(plans, source, settings, texts, tasks, scratch, progress)
@@ -141,6 +141,19 @@ def _outcome(run: Run) -> Ledger | Exception:
 
 
 @contextmanager
+def _claimed(settings: RunSettings, folders: Sequence[Path]) -> Iterator[bool]:
+    """Be the only run in the output folder; whether it had to be made."""
+    _check_output(settings, folders)
+    made = not settings.out.exists()
+    try:
+        settings.out.mkdir(parents=True, exist_ok=not made)
+    except FileExistsError as error:
+        raise InputError(f"Another llmc is at work in {settings.out}.", "Choose another folder.") from error
+    with only_one(settings.out):
+        yield made
+
+
+@contextmanager
 def _scratch(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
     """A folder for what measuring needs and nobody keeps; leftovers of a killed run go first."""
     for folder in (out, out / STEPS_FOLDER, *folders, *(folder / SAMPLES_FOLDER for folder in folders)):
@@ -153,10 +166,9 @@ def _scratch(out: Path, folders: Sequence[Path]) -> Iterator[Path]:
 
 
 @contextmanager
-def _refusable(out: Path) -> Iterator[None]:
-    """Make the output folder, and take it away again if the request is refused before any work on it."""
-    made = not out.exists()
-    (out / STEPS_FOLDER).mkdir(parents=True, exist_ok=True)
+def _refusable(out: Path, made: bool) -> Iterator[None]:
+    """Take the output folder away again, if it was `made`, where the request is refused before any work on it."""
+    (out / STEPS_FOLDER).mkdir(exist_ok=True)
     try:
         yield
     except BaseException:

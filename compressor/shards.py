@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from compressor.errors import InputError
+from compressor.inside import inside
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def read_headers(root: Path) -> Headers:
     """Every tensor of a folder's shards, by name. As in transformers, one whole file goes before an index.
 
     Raises:
-        InputError: there are no shards, one is missing or truncated, the index names a tensor that its shard lacks, or
-            two shards hold different values of one tensor.
+        InputError: there are no shards, one is missing, truncated or outside of the folder, the index names a tensor
+            that its shard lacks, or two shards hold different values of one tensor.
     """
     names = OWN if OWN.are_in(root) else COMMON
     if (root / names.single).is_file():
@@ -118,9 +119,11 @@ def _left_aside(root: Path, names: ShardNames) -> list[str]:
 def _read_indexed(root: Path, index_path: Path) -> Headers:
     try:
         weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(weight_map.values()))
+        shards = sorted(map(str, set(weight_map.values())))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index_path} is not a safetensors index.") from error
+    for shard in shards:
+        inside(root, shard, index_path)
     holders = defaultdict(list)
     for info in (info for shard in shards for info in read_header(root, shard)):
         holders[info.name].append(info)

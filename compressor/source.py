@@ -19,6 +19,7 @@ from compressor.dequantize import dequantize
 from compressor.errors import InputError, RunError
 from compressor.families import FAMILIES, full_name
 from compressor.files import digest_files, is_disk_full
+from compressor.inside import check_name, inside
 from compressor.pass_ import Progress
 from compressor.prequantized import import_prequantized, is_prequantized
 from compressor.shards import has_shards
@@ -154,15 +155,16 @@ def _pickle_shards(root: Path) -> list[str]:
     index = root / PICKLE_INDEX
     if index.is_file():
         try:
-            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            shards = sorted(map(str, set(json.loads(index.read_text())["weight_map"].values())))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index} is not an index of weights.") from error
+        return [check_name(shard, index) for shard in shards]
     return [PICKLE] if (root / PICKLE).is_file() else []
 
 
 def _import_pickles(root: Path, import_to: Path, progress: Progress, check: Check) -> Source:
     shards = _pickle_shards(root)
-    missing = [name for name in shards if not (root / name).is_file()]
+    missing = [name for name in shards if not inside(root, name, root).is_file()]
     if missing:
         raise InputError(f"Shard {root / missing[0]} is missing.", "Download the folder again.")
     config = read_config(root)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import InputError
+from compressor.inside import check_links
 
 # Any one of these makes a tokenizer; without them transformers invents an empty one.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
@@ -16,11 +17,13 @@ def load_tokenizer(root: Path, trust_remote_code: bool = False) -> Any:
     """The transformers tokenizer of a model folder.
 
     Raises:
-        InputError: the folder has none, it is damaged, or it needs code of its own and that is not trusted.
+        InputError: the folder has none, it is damaged, it lies elsewhere, or it needs code of its own and that is not
+            trusted.
     """
     root = Path(root)
     if not any((root / name).is_file() for name in TOKENIZER_FILES) and not tokenizer_code(root):
         raise InputError(f"{root} has no tokenizer ({TOKENIZER_FILES[0]} or {TOKENIZER_FILES[1]}).")
+    check_links(root)
     check_tokenizer_code(root, trust_remote_code)
     from transformers import AutoTokenizer
 

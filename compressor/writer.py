@@ -15,6 +15,7 @@ from compressor.architecture import Architecture
 from compressor.checkpoint import TABLE_PARTS, Weight
 from compressor.families import CACHE_SCALES, HEAD
 from compressor.files import write_json
+from compressor.inside import check_links
 from compressor.quantized import Scheme, scheme_of
 from compressor.shards import COMMON, OWN, ShardNames, TensorInfo, as_bytes, header
 
@@ -157,7 +158,12 @@ class CheckpointWriter:
 
 
 def copy_companions(source: Path, out: Path) -> None:
-    """Copy tokenizer, generation and licence files of a model folder, byte for byte."""
+    """Copy tokenizer, generation and licence files of a model folder, byte for byte.
+
+    Raises:
+        InputError: one of them lies elsewhere.
+    """
+    check_links(source)
     for pattern in COMPANION_PATTERNS:
         for path in sorted(source.glob(pattern)):
             if path.is_file():

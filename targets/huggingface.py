@@ -67,6 +67,7 @@ class HuggingFace(Target):
         names = ["config.json", *([INDEX] if (checkpoint.root / INDEX).is_file() else []), *sorted(shards)]
         for done, name in enumerate(names):
             progress("copying", done, len(names))
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint.root / name, out / name)
         copy_companions(checkpoint.root, out)
         progress("copying", len(names), len(names))

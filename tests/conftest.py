@@ -9,6 +9,7 @@ runs the command line; `llmc_until` starts it as a process that can be interrupt
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -55,6 +56,14 @@ def no_engines() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ENGINES:
             patch.setenv(name, "none")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks() -> Iterator[None]:
+    """What is on a disk for good is for `test_files.py`, which looks at the calls; elsewhere it only takes time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 

@@ -15,6 +15,7 @@ import torch
 from compressor.adapter.keys import parse_key
 from compressor.errors import InputError
 from compressor.files import digest_files
+from compressor.inside import check_links
 from compressor.patterns import matches
 from compressor.shards import TensorInfo, read_header, read_tensors
 
@@ -204,6 +205,7 @@ def _read_config(root: Path) -> dict[str, Any]:
     path = root / CONFIG_FILE
     if not path.is_file():
         raise InputError(f"{root} is not a PEFT adapter: it has no {CONFIG_FILE}.")
+    check_links(root)
     try:
         config = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

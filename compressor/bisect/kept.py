@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from compressor.decoder import Decoder
 from compressor.errors import InputError, Interrupted
 from compressor.files import digest_json, whole_file
 from compressor.measure.accuracy import Reference, TokenScores
+from compressor.only_one import only_one
 
 FOLDER = "bisect-trials"  # below the run's own
 
@@ -38,29 +37,13 @@ def workplace(run: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="llmc-") as scratch:
             yield Path(scratch)
         return
-    with _alone(folder):
+    with only_one(folder, run):
         try:
             yield folder
         except (InputError, Interrupted):
             shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds a folder, until the process ends at the latest."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(
-            f"Another llmc bisect is at work on {folder.parent}.", "Wait for it, or bisect a copy of the run."
-        ) from error
-    else:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)

@@ -132,12 +132,14 @@ def _decide_with_more(
     """
     import tempfile
     import time
+    from contextlib import ExitStack
 
     from compressor.cli.progress import ConsoleProgress
     from compressor.gate.evidence import gather
     from compressor.gate.growing import Budget, Growing, until_decided
     from compressor.gate.subject import Subject
     from compressor.gate.tasks import load_pairs
+    from compressor.only_one import only_one
     from compressor.reopen import Reopened
 
     subject = Subject.choose(*runs, row)
@@ -149,7 +151,11 @@ def _decide_with_more(
             "Give --max-perplexity-increase or --max-kl too, or leave out --more-samples.",
         )
     standing = gather(subject, others, tasks)
-    with tempfile.TemporaryDirectory(prefix="llmc-") as scratch, ConsoleProgress(after=2.0) as progress:
+    with ExitStack() as stack:
+        for folder in {run.folder.resolve() for run in runs if run is not None}:
+            stack.enter_context(only_one(folder))
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmc-"))
+        progress = stack.enter_context(ConsoleProgress(after=2.0))
         places = [Path(scratch) / str(number) for number in range(len(runs))]
         growing = [
             Growing(Reopened(run, place, progress, how["original"]), subject.row.name, first_windows)

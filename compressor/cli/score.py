@@ -79,6 +79,7 @@ def _score_run(
     from functools import partial
 
     from compressor.gate.subject import ORIGINAL, Run
+    from compressor.only_one import only_one
     from compressor.reopen import Reopened
     from compressor.report.files import write_reports
     from compressor.tasks.ask import ask
@@ -86,7 +87,7 @@ def _score_run(
     from compressor.tokenizer import load_tokenizer
 
     run = Run.open(path)
-    with tempfile.TemporaryDirectory(prefix="llmc-") as scratch:
+    with only_one(run.folder), tempfile.TemporaryDirectory(prefix="llmc-") as scratch:
         reopened = Reopened(run, Path(scratch), progress, model)
         rows = [run.row(name) for name in names] or [run.row(ORIGINAL), reopened.judged()]
         original = reopened.original()

@@ -18,14 +18,14 @@ import numpy as np
 import onnx
 import torch
 from onnx import NodeProto, TensorProto, helper
-from onnx.external_data_helper import ExternalDataInfo
 
 from compressor.architecture import Architecture, read_config, resolve
 from compressor.checkpoint import Weight
-from compressor.errors import RunError
+from compressor.errors import InputError, RunError
 from compressor.low_rank import LowRank
 from compressor.quantized import QuantizedWeight
 from targets.onnx.branches import DOWN, UP, Branch, find_branches
+from targets.onnx.file import GRAPH, load_graph, read_bytes
 from targets.onnx.probes import QuantizedMatrix, QuantizedTable
 
 # Which input of an operator is a weight.
@@ -86,7 +86,7 @@ class _Folder:
 
     @classmethod
     def open(cls, root: Path) -> _Folder:
-        graph = onnx.load(root / "model.onnx", load_external_data=False).graph
+        graph = load_graph(root).graph
         return cls(root, resolve(read_config(root)), graph, {tensor.name: tensor for tensor in graph.initializer})
 
     def uses(self) -> Iterator[tuple[NodeProto, str]]:
@@ -177,14 +177,13 @@ def load(root: Path, tensor: TensorProto) -> torch.Tensor:
     """An external tensor, in one copy of its bytes.
 
     Raises:
-        RunError: the data file ends before the tensor does.
+        InputError: its file ends before the tensor does, or its bytes are not those of its shape.
     """
-    place, has_type = ExternalDataInfo(tensor), tensor.data_type != BFLOAT16
+    stored, has_type = read_bytes(root, tensor), tensor.data_type != BFLOAT16
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type) if has_type else np.dtype(np.int16)
-    values = np.fromfile(root / place.location, dtype, math.prod(tensor.dims), offset=place.offset or 0)
-    if values.nbytes != place.length:
-        raise RunError(f"{root / place.location} ends before tensor {tensor.name} does.", "Lower the model again.")
-    loaded = torch.from_numpy(values.reshape(tensor.dims))
+    if min(tensor.dims, default=0) < 0 or stored.size != math.prod(tensor.dims) * dtype.itemsize:
+        raise InputError(f"{root / GRAPH}: {tensor.name} has {stored.size} bytes, which its shape does not take.")
+    loaded = torch.from_numpy(stored.view(dtype).reshape(tensor.dims))
     return loaded if has_type else loaded.view(torch.bfloat16)
 
 

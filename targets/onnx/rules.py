@@ -7,32 +7,30 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
-from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto, helper
-from onnx.external_data_helper import ExternalDataInfo
 
 from compressor.architecture import read_config, resolve
 from compressor.errors import InputError
 from compressor.target import StoredTensor
+from targets.onnx.file import GRAPH, load_graph, place_of
 
-GRAPH, GENAI_CONFIG = "model.onnx", "genai_config.json"
+GENAI_CONFIG = "genai_config.json"
 HALF_BYTES = (TensorProto.INT4, TensorProto.UINT4)
 PER_LAYER = ("past_key_names", "past_value_names", "present_key_names", "present_value_names")
 
 
 def external_tensors(root: Path) -> Iterator[StoredTensor]:
     """Where each tensor lies that the graph keeps in another file."""
-    for tensor in onnx.load(root / GRAPH, load_external_data=False).graph.initializer:
+    for tensor in load_graph(root).graph.initializer:
         if tensor.external_data:
-            place = ExternalDataInfo(tensor)
+            place = place_of(root, tensor)
             start = place.offset or 0
             yield StoredTensor(place.location, tensor.name, start, start + (place.length or 0))
 
 
 def operators(root: Path) -> set[str]:
     """The operators of the graph, those of other domains than ONNX's with their domain."""
-    nodes = onnx.load(root / GRAPH, load_external_data=False).graph.node
+    nodes = load_graph(root).graph.node
     return {f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes}
 
 
@@ -45,14 +43,12 @@ def check_folder(root: Path) -> list[str]:
     """Every rule that the folder breaks, a sentence each."""
     try:
         layers = resolve(read_config(root)).layers
-        model = onnx.load(root / GRAPH, load_external_data=False)
+        model = load_graph(root)
         genai = json.loads((root / GENAI_CONFIG).read_text())
     except InputError as error:
         return [str(error)]
     except OSError as error:
         return [f"{error.filename} cannot be read ({error.strerror})."]
-    except DecodeError:
-        return [f"{GRAPH} is not an ONNX file."]
     except ValueError as error:
         return [f"{GENAI_CONFIG} is not valid JSON ({error})."]
     return [*_data_rules(root, model), *_graph_rules(model.graph), *_genai_rules(genai, model.graph, layers)]
@@ -61,8 +57,8 @@ def check_folder(root: Path) -> list[str]:
 def _data_rules(root: Path, model: ModelProto) -> Iterator[str]:
     """Each tensor has the bytes that its shape takes, inside of its file and apart from the others."""
     for tensor in model.graph.initializer:
-        if tensor.external_data and ExternalDataInfo(tensor).length != _nbytes(tensor):
-            yield f"{tensor.name} has {ExternalDataInfo(tensor).length} bytes; its shape takes {_nbytes(tensor)}."
+        if tensor.external_data and place_of(root, tensor).length != _nbytes(tensor):
+            yield f"{tensor.name} has {place_of(root, tensor).length} bytes; its shape takes {_nbytes(tensor)}."
     ends: dict[str, int] = {}
     for tensor in sorted(external_tensors(root), key=lambda tensor: (tensor.file, tensor.start)):
         path = root / tensor.file

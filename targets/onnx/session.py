@@ -13,6 +13,7 @@ import onnxruntime
 
 from compressor.measure.batches import greedy_rows, in_groups, padded_behind, padded_in_front
 from compressor.target import Ended
+from targets.onnx.file import load_graph
 from targets.onnx.interface import LAST_TOKEN, session_entries
 
 LOGITS_BYTES = 128 << 20  # of one chunk: what is held is twice this, onnxruntime's buffer and the caller's view
@@ -107,7 +108,7 @@ class OnnxSession:
 
     def _patched(self, every_position: bool) -> onnxruntime.InferenceSession:
         """The shipped graph with changes made in memory; the weights stay in their file."""
-        model = onnx.load(self._root / "model.onnx", load_external_data=False)
+        model = load_graph(self._root)
         if self._level is not None:
             set_accuracy_level(model, self._level)
         if every_position:
@@ -118,7 +119,7 @@ class OnnxSession:
 
     @cached_property
     def _entries(self) -> dict[str, str]:
-        return session_entries(onnx.load(self._root / "model.onnx", load_external_data=False).graph)
+        return session_entries(load_graph(self._root).graph)
 
     def _options(self) -> Any:
         options = onnxruntime.SessionOptions()
@@ -165,7 +166,7 @@ def set_accuracy_level(model: onnx.ModelProto, level: int) -> None:
 
 def rounds_activations(root: Path) -> bool:
     """Whether a matrix of the artifact's graph computes with activations in int8, at the accuracy level it has."""
-    nodes = onnx.load(root / "model.onnx", load_external_data=False).graph.node
+    nodes = load_graph(root).graph.node
     levels = [attribute.i for node in nodes for attribute in node.attribute if attribute.name == "accuracy_level"]
     return ROUNDING_LEVEL in levels
 

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper
-from onnx.external_data_helper import ExternalDataInfo
 
+from targets.onnx.file import load_graph, read_bytes
 from targets.tensorrt_rtx.description import Place
 
 ALIGNMENT = 4  # of weights in an engine, in bytes
@@ -44,7 +43,7 @@ class _Wanted:
 
 def stored_tensors(root: Path) -> dict[str, TensorProto]:
     """The tensors of the graph in `root` whose data is in another file."""
-    graph = onnx.load(root / "model.onnx", load_external_data=False).graph
+    graph = load_graph(root).graph
     return {tensor.name: tensor for tensor in graph.initializer if tensor.external_data}
 
 
@@ -112,8 +111,7 @@ def _orders(root: Path, tensor: TensorProto) -> Iterator[_Wanted]:
 
 
 def _bytes(root: Path, tensor: TensorProto, transposed: bool) -> bytes:
-    place = ExternalDataInfo(tensor)
-    stored = np.fromfile(root / place.location, np.uint8, place.length or 0, offset=place.offset or 0)
+    stored = read_bytes(root, tensor)
     if not transposed:
         return stored.tobytes()
     if tensor.data_type != TensorProto.INT4:

@@ -55,8 +55,8 @@ def test_a_change_is_damage(tmp_path, change, reason):
     [
         ({"schema": 7}, "manifest schema 7; this version reads 1 and 2"),
         ({"files": 3}, "is not a manifest: files"),
-        ({"files": {"../../secret": {"bytes": 1, "sha256": ""}}}, "outside of the artifact"),
-        ({"files": {"/secret": {"bytes": 1, "sha256": ""}}}, "outside of the artifact"),
+        ({"files": {"../../secret": {"bytes": 1, "sha256": ""}}}, "outside of its folder"),
+        ({"files": {"/secret": {"bytes": 1, "sha256": ""}}}, "outside of its folder"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused(tmp_path, changed, reason):

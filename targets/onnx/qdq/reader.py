@@ -17,11 +17,12 @@ import onnx
 import onnxruntime
 import torch
 from onnx import NodeProto, TensorProto, helper
-from onnx.external_data_helper import ExternalDataInfo
 
 from compressor.checkpoint import Weight
 from compressor.errors import RunError
 from compressor.quantized import Activations, QuantizedWeight, Scheme
+from targets.onnx.file import load_graph, read_bytes
+from targets.onnx.reader import load
 
 BITS: Mapping[int, int] = {TensorProto.INT4: 4, TensorProto.INT8: 8}
 ROUNDED, MULTIPLIED = "rounded", "multiplied"  # what is done to the features of a product
@@ -36,7 +37,7 @@ def read_weights(root: Path) -> Iterator[tuple[str, Weight]]:
     Raises:
         RunError: onnxruntime makes other numbers of the file than its integers and scales; or the file is not whole.
     """
-    graph = _Graph(root, onnx.load(root / "model.onnx", load_external_data=False).graph)
+    graph = _Graph(root, load_graph(root).graph)
     for node in graph.quantized.values():
         yield node.output[0], graph.weight_of(node)
     for name in graph.stored:
@@ -121,16 +122,12 @@ class _Graph:
         """A stored tensor; int4 as the bytes it is packed in.
 
         Raises:
-            RunError: the data file ends before the tensor does.
+            InputError: its file ends before the tensor does, or its bytes are not those of its shape.
         """
         tensor = self.stored[name]
-        place, packed = ExternalDataInfo(tensor), tensor.data_type == TensorProto.INT4
-        dtype = np.dtype(np.uint8) if packed else helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        count = (place.length or 0) // dtype.itemsize
-        values = np.fromfile(self.root / place.location, dtype, count, offset=place.offset or 0)
-        if values.nbytes != place.length:
-            raise RunError(f"{self.root / place.location} ends before tensor {name} does.", "Lower the model again.")
-        return values if packed else values.reshape(tensor.dims)
+        if tensor.data_type == TensorProto.INT4:
+            return read_bytes(self.root, tensor)
+        return load(self.root, tensor).numpy()
 
     def _float(self, name: str) -> torch.Tensor:
         return torch.from_numpy(self.load(name)).float()

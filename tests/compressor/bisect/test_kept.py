@@ -27,7 +27,7 @@ def test_it_stays_where_the_same_command_may_go_on(tmp_path, error, stays):
 def test_two_at_once_are_refused(tmp_path):
     with workplace(tmp_path) as folder:
         (folder / "trial").touch()
-        with pytest.raises(InputError, match="Another llmc bisect is at work"), workplace(tmp_path):
+        with pytest.raises(InputError, match="Another llmc is at work in"), workplace(tmp_path):
             pass
         assert (folder / "trial").exists()
     with workplace(tmp_path):

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from compressor.checkpoint import Checkpoint
-from compressor.errors import RunError
+from compressor.errors import InputError
 from compressor.plan import check_plan
 from compressor.quantized import Scheme
 from compressor.target import Target
@@ -173,7 +173,7 @@ def test_a_truncated_data_file_is_one_sentence(tiny_model, lower, verified):
     artifact, _ = lower(OnnxFp32(), checkpoint)
     with (artifact.root / "model.onnx.data").open("r+b") as file:
         file.truncate(100_000)
-    with pytest.raises(RunError, match=r"model\.onnx\.data ends before tensor"):
+    with pytest.raises(InputError, match=r"model\.onnx\.data ends before tensor"):
         verified(OnnxFp32(), artifact, checkpoint)
 
 

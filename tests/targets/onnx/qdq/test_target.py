@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compressor.checkpoint import Checkpoint
-from compressor.errors import InputError, RunError
+from compressor.errors import InputError
 from compressor.quantized import Activations, Scheme
 from targets.onnx.qdq.target import OnnxQdqInt4, OnnxQdqInt8
 
@@ -131,5 +131,5 @@ def test_a_file_that_ends_early_is_found(tiny_model, quantize, lower, verified):
     data = artifact.root / "model.onnx.data"
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     assert INT4.broken_rules(artifact)
-    with pytest.raises(RunError, match="ends before tensor"):
+    with pytest.raises(InputError, match="ends before tensor"):
         verified(INT4, artifact, checkpoint)
