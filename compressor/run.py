@@ -33,6 +33,7 @@ MERGED = (
     "the model with its adapter, as it was fine-tuned: merged in float32 and not rounded. Everything else is compared "
     "with this, not with the base"
 )
+RESIZED = "the base alone is not measured: it has another number of tokens than the fine-tuned model"
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,11 @@ class Run:
     def _record_original(self) -> None:
         source, original = self.shared.source, self.shared.standard.original
         merged = original is not source.checkpoint
+        resized = source.checkpoint.architecture.vocab_size != original.architecture.vocab_size
+        notes = source.notes + [MERGED] * merged + [RESIZED] * resized
         size = _size(source.checkpoint)
-        self._record(
-            StepRecord("original", key=original.digest, notes=source.notes + [MERGED] * merged, **size), original
-        )
-        if merged and self.shared.standard.tokens is not None:
+        self._record(StepRecord("original", key=original.digest, notes=notes, **size), original)
+        if merged and not resized and self.shared.standard.tokens is not None:
             # What the model was before its adapter: how much there is to lose.
             self._record(StepRecord(BASE, key=source.checkpoint.digest, **size), source.checkpoint)
 

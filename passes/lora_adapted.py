@@ -11,7 +11,8 @@ from compressor.checkpoint import Checkpoint, Weight
 from compressor.families import HEAD
 from compressor.files import digest_json
 from compressor.shards import TensorInfo
-from passes.lora_place import Edits
+from passes.lora_edits import Edits
+from passes.lora_tables import tables
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,26 @@ class AdaptedCheckpoint(Checkpoint):
     def stored_info(self, parameter: str, dtype: torch.dtype | None) -> TensorInfo:
         """What the parameter is when it is stored in `dtype`, or in the base's own where that is None."""
         found = self.base.tensors[self.source(parameter)]
-        return replace(found, name=parameter, dtype=dtype or found.dtype)
+        shape = (self.rows_of(parameter), *found.shape[1:])
+        return replace(found, name=parameter, dtype=dtype or found.dtype, shape=shape)
+
+    def rows_of(self, parameter: str) -> int:
+        """Rows of a parameter as it is stored: as many as the base's, but in a table of tokens."""
+        if parameter in tables(self.architecture):
+            return self.architecture.vocab_size
+        return self.base.tensors[parameter].shape[0]
 
     def _read(self, parameter: str) -> torch.Tensor:
         source, change = self.source(parameter), self.edits.of(parameter)
         weight = self.base.read([source])[source]
         assert isinstance(weight, torch.Tensor)  # `plan` refuses quantized checkpoints
+        if parameter in tables(self.architecture):
+            weight = resized(weight, self.architecture.vocab_size)
         return weight if change is None else change.apply(weight, weight.dtype if self.rounded else torch.float32)
+
+
+def resized(table: torch.Tensor, rows: int) -> torch.Tensor:
+    """A table cut off behind so many rows, or with rows of zeros behind it, which the adapter's take the place of."""
+    if len(table) >= rows:
+        return table[:rows]
+    return torch.cat([table, table.new_zeros(rows - len(table), *table.shape[1:])])

@@ -24,6 +24,7 @@ from compressor.pass_ import Pass, PassContext
 from compressor.quantized import Scheme
 from passes.lora_adapted import AdaptedCheckpoint
 from passes.lora_base import base_notes
+from passes.lora_edits import Edits
 from passes.lora_place import place
 from passes.lora_stream import write_merged
 from passes.refusals import refuse_quantized
@@ -59,7 +60,7 @@ class LoraMerge(Pass):
             "; an adapter is merged into float weights, which are rounded afterwards",
             "Merge into the float model that it was made from; --requantize dequantizes this one first.",
         )
-        place(self._adapters, self._factors, self.combination, architecture)
+        self._edits(architecture)
         for adapter in self._adapters:
             adapter.check_finite()
         return {}
@@ -71,6 +72,11 @@ class LoraMerge(Pass):
                 "Merge first, and calibrate the cache afterwards.",
             )
         return False
+
+    def reshaped(self, architecture: Architecture) -> Architecture:
+        edits = self._edits(architecture)
+        tied = architecture.tied_embeddings and not edits.unties
+        return replace(architecture, tied_embeddings=tied, vocab_size=edits.vocab_size)
 
     def original(self, checkpoint: Checkpoint) -> Checkpoint:
         return self._adapted(checkpoint, rounded=False)
@@ -99,6 +105,9 @@ class LoraMerge(Pass):
             raise InputError(f"There are {len(self.adapter)} adapters and {len(self.weights)} weights.")
         return self.weights or (1.0,) * len(self.adapter)
 
+    def _edits(self, architecture: Architecture) -> Edits:
+        return place(self._adapters, self._factors, self.combination, architecture)
+
     @cached_property
     def _digest(self) -> str:
         return digest_json({"adapters": self._described(), "combination": self.combination})
@@ -111,12 +120,11 @@ class LoraMerge(Pass):
         ]
 
     def _adapted(self, checkpoint: Checkpoint, rounded: bool) -> AdaptedCheckpoint:
-        edits = place(self._adapters, self._factors, self.combination, checkpoint.architecture)
-        tied = checkpoint.architecture.tied_embeddings and not edits.unties
+        edits = self._edits(checkpoint.architecture)
         return AdaptedCheckpoint(
             checkpoint.root,
-            checkpoint.config if not edits.unties else {**checkpoint.config, "tie_word_embeddings": False},
-            replace(checkpoint.architecture, tied_embeddings=tied),
+            {**checkpoint.config, **_changed_settings(edits, checkpoint.architecture)},
+            self.reshaped(checkpoint.architecture),
             checkpoint.tensors,
             checkpoint.schemes,
             base=checkpoint,
@@ -124,3 +132,9 @@ class LoraMerge(Pass):
             rounded=rounded,
             adapters_digest=self._digest,
         )
+
+
+def _changed_settings(edits: Edits, architecture: Architecture) -> dict[str, object]:
+    """What config.json says of a model with these edits, where it has to say something else."""
+    untied = {"tie_word_embeddings": False} if edits.unties else {}
+    return untied | ({"vocab_size": edits.vocab_size} if edits.vocab_size != architecture.vocab_size else {})

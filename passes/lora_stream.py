@@ -20,7 +20,7 @@ from compressor.memory import reuse
 from compressor.pass_ import Progress
 from compressor.shards import TensorInfo
 from compressor.writer import SHARD_BYTES, CheckpointWriter, copy_companions
-from passes.lora_adapted import AdaptedCheckpoint
+from passes.lora_adapted import AdaptedCheckpoint, resized
 from passes.lora_delta import Change, rows_at_once
 
 ELEMENTS_AT_ONCE = 1 << 21  # of a part: long enough for the disk, small enough to stay in the last cache
@@ -76,11 +76,11 @@ def _read(adapted: AdaptedCheckpoint, shards: Sequence[Sequence[TensorInfo]]) ->
     for name in (one.name for tensors in shards for one in tensors):
         change, transposed = adapted.edits.of(name), adapted.architecture.is_transposed(name)
         source = adapted.source(name)
-        shape = adapted.base.tensors[source].shape
-        whole = change is not None and (transposed or not change.takes_rows)
+        shape, wanted = adapted.base.tensors[source].shape, adapted.rows_of(name)
+        whole = shape[0] != wanted or (change is not None and (transposed or not change.takes_rows))
         first = 0
         for rows in adapted.base.rows(source, shape[0] if whole else rows_at_once(shape, ELEMENTS_AT_ONCE)):
-            yield Part(rows, first, change, transposed)
+            yield Part(resized(rows, wanted) if whole else rows, first, change, transposed)
             first += len(rows)
 
 

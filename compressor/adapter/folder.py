@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from compressor.adapter.keys import parse_key
+from compressor.adapter.keys import UNUSED, parse_key
 from compressor.errors import InputError
 from compressor.files import digest_files
 from compressor.inside import check_links
@@ -73,7 +73,12 @@ class Adapter:
             if parsed is None:
                 raise InputError(f"The adapter {self.source} holds {key}, which is no part of a LoRA, LoHa or LoKr.")
             names |= {parsed.name} - {None}
-            found.setdefault(parsed.module, {})[parsed.part] = key
+            if parsed.part == UNUSED:
+                continue
+            parts = found.setdefault(parsed.module, {})
+            # A module that was trained whole may stand there twice, and peft reads the shorter name.
+            if len(key) < len(parts.get(parsed.part, key + " ")):
+                parts[parsed.part] = key
         if len(names) > 1:
             raise InputError(
                 f"{self.root} holds several adapters in one file: {', '.join(sorted(map(str, names)))}.",
@@ -101,9 +106,14 @@ class Adapter:
         return sorted({self.rank(module) for module, parts in self.modules.items() if not parts.keys() <= WHOLE})
 
     @property
+    def used(self) -> list[str]:
+        """Keys of the tensors that a merge reads."""
+        return [key for parts in self.modules.values() for key in parts.values()]
+
+    @property
     def parameters(self) -> int:
         """Number of trained parameters."""
-        return sum(math.prod(info.shape) for info in self.tensors.values())
+        return sum(math.prod(self.tensors[key].shape) for key in self.used)
 
     @property
     def nbytes(self) -> int:
@@ -119,6 +129,14 @@ class Adapter:
         alpha = self.config.get("lora_alpha" if self.config["peft_type"] == "LORA" else "alpha", 8)
         alpha, rank = self._by_pattern("alpha_pattern", module, alpha), self.rank(module)
         return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+
+    def token_indices(self, module: str) -> list[int]:
+        """Rows of a table that were trained alone. A head that is tied to the embedding has the embedding's."""
+        indices = self.config.get("trainable_token_indices") or []
+        if not isinstance(indices, Mapping):
+            return list(indices)
+        named = [rows for name, rows in indices.items() if f".{module}".endswith(f".{name}")]
+        return list(next(iter([*named, *indices.values()]), []))
 
     def _by_pattern(self, name: str, module: str, default: Any) -> Any:
         """The value of the first pattern that matches the end of a module's name."""
@@ -142,12 +160,12 @@ class Adapter:
         return {key: self.pickled[key].float() for key in keys}
 
     def check_finite(self) -> None:
-        """Read everything once.
+        """Read everything that a merge reads once.
 
         Raises:
             InputError: a tensor holds NaN or Inf.
         """
-        for key in self.tensors:
+        for key in self.used:
             self.read([key])
 
 

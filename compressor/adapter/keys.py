@@ -20,13 +20,17 @@ PARTS = (
     *(f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")),
     "trainable_tokens_delta",
 )
+UNUSED = (
+    "original_module"  # what a module that was trained whole had been: saved with a resized vocabulary, read by nobody
+)
 # The adapter's name is looked for last, so that `lora_A.weight` is not the lora_A of an adapter named weight.
 _PART = re.compile(
     rf"{PREFIX}(?P<module>.+?)(?:\.token_adapter)?\.(?P<part>{'|'.join(PARTS)})"
     r"(?:\.(?P<name>[^.]+))??(?:\.(?P<leaf>weight|bias))?$"
 )
 _WHOLE = re.compile(
-    rf"{PREFIX}(?P<module>.+?)(?:\.modules_to_save(?:\.(?P<name>[^.]+))?|\.base_layer)?\.(?P<part>weight|bias)$"
+    rf"{PREFIX}(?P<module>.+?)(?P<original>\.original_module)?(?:\.modules_to_save(?:\.(?P<name>[^.]+))?)?"
+    r"(?:\.token_adapter)?(?:\.base_layer)?\.(?P<part>weight|bias)$"
 )
 
 
@@ -36,7 +40,7 @@ class Key:
 
     Attributes:
         module: full name of the module it changes, as the model that was trained calls it.
-        part: one of PARTS, `lora_B.bias`, or `weight` and `bias` for a whole new parameter.
+        part: one of PARTS, `lora_B.bias`, `weight` and `bias` for a whole new parameter, or UNUSED.
         name: the adapter's name, where the key holds it.
     """
 
@@ -52,4 +56,6 @@ def parse_key(key: str) -> Key | None:
         bias = ".bias" if match["leaf"] == "bias" else ""
         return Key(match["module"], match["part"] + bias, match["name"])
     match = _WHOLE.match(key)
-    return Key(match["module"], match["part"], match["name"]) if match else None
+    if match is None:
+        return None
+    return Key(match["module"], UNUSED if match["original"] else match["part"], match["name"])
