@@ -12,6 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.config_rules import (
+    LABELS,
+    check_heads,
+    check_known,
+    check_padding,
+    check_positive,
+    check_rotary,
+    check_sizes,
+    why_not,
+)
 from compressor.errors import InputError
 from compressor.families import CACHE_SCALES, HEAD, Family, Modules, Norm, family_of
 from compressor.inside import check_links
@@ -231,6 +241,8 @@ def resolve(config: Mapping[str, Any]) -> Architecture:
     family = family_of(config)
     full = full_config(config)
     _check_required(full, family)
+    _check_numbers(full, family)
+    check_padding(config, full.vocab_size)
     heads = full.num_attention_heads
     head_dim = getattr(full, "head_dim", None) or full.hidden_size // heads
     rotary = _rotary_parameters(full, family)
@@ -264,17 +276,27 @@ def resolve(config: Mapping[str, Any]) -> Architecture:
         logit_softcap=softcaps[family.logit_softcap],
         rotary_dim=_rotary_dim(rotary, head_dim),
         rotary_kinds=tuple(full.layer_types if family.rotary_by_layer_type else [""] * full.num_hidden_layers),
-        rope_types=tuple(dict.fromkeys(one.get("rope_type", "default") for one in rotary.values())),
+        rope_types=_rope_types(rotary),
         windows=_windows(full, family),
     )
 
 
 def full_config(config: Mapping[str, Any]) -> Any:
-    """The transformers configuration object of a config.json, quantization left out, defaults filled in."""
+    """The transformers configuration object of a config.json, quantization left out, defaults filled in.
+
+    Raises:
+        InputError: a number in it makes no sense, or transformers cannot use it.
+    """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
-    known = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
-    return CONFIG_MAPPING[config["model_type"]](**known)
+    kind = CONFIG_MAPPING[config["model_type"]]
+    check_sizes(config, kind.attribute_map)
+    left_out = ("model_type", "quantization_config", *LABELS)
+    try:
+        return kind(**{key: value for key, value in config.items() if key not in left_out})
+    except (StrictDataclassError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise why_not(error) from error
 
 
 def _check_required(config: Any, family: Family) -> None:
@@ -284,6 +306,18 @@ def _check_required(config: Any, family: Family) -> None:
             raise InputError(
                 f"config.json says {key}={found}; llmc takes {family.model_type} models with {key}={value}."
             )
+
+
+def _check_numbers(config: Any, family: Family) -> None:
+    """Refuse numbers that no model computes with; sizes were seen before."""
+    named = (family.norm_epsilon, family.score_scale, family.attention_softcap, family.logit_softcap)
+    window = None if family.window is None else "sliding_window"
+    check_positive(**{key: getattr(config, key) for key in (*named, window) if key is not None})
+    check_heads(config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    rotary = _rotary_parameters(config, family)
+    for parameters in rotary.values():
+        check_rotary(parameters)
+    check_known(getattr(config, family.activation), _rope_types(rotary))
 
 
 def _trait(config: Any, trait: bool | str) -> bool:
@@ -301,6 +335,10 @@ def _rotary_parameters(config: Any, family: Family) -> dict[str, Mapping[str, An
     if family.rotary_by_layer_type:
         return {kind: config.rope_parameters[kind] for kind in dict.fromkeys(config.layer_types)}
     return {"": config.rope_parameters}
+
+
+def _rope_types(rotary: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one.get("rope_type", "default") for one in rotary.values()))
 
 
 def _rotary_dim(rotary: Mapping[str, Mapping[str, Any]], head_dim: int) -> int:

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from compressor.errors import InputError, nearest
+from compressor.errors import InputError
 
 HEAD = "lm_head"
+COMPILED = "_orig_mod."  # torch.compile puts it before what it compiled, a model or each of its blocks
+# What a model is called in one that holds it: by DistributedDataParallel, and of images and text, in both spellings.
+WRAPPERS = ("module.", "model.language_model.", "language_model.")
 CACHE_SCALES = ("k_scale", "v_scale")  # of an fp8 key-value cache, [1] each, in the attention module
 
 Norm = Literal["rms", "layer"]
@@ -102,7 +105,7 @@ class Family:
         scaled_embedding: embeddings are multiplied by the square root of the width.
         score_scale: attention scores are divided by the square root of this setting; None is the head's width.
         rotary_by_layer_type: `rope_parameters` has an entry for each kind of layer.
-        optional_prefix: what checkpoints may leave out at the start of every name but `lm_head`.
+        optional_prefix: what checkpoints may leave out at the start of every name but those of `lm_head`.
         ignored: endings of tensors that say nothing: tables and masks that the model computes.
         required: settings that change what a model computes and must be at these values, or absent.
     """
@@ -127,8 +130,8 @@ class Family:
     attention_softcap: str | None = None
     logit_softcap: str | None = None
     rotary_by_layer_type: bool = False
-    optional_prefix: str = ""
-    ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    optional_prefix: str = "model."
+    ignored: tuple[str, ...] = (".inv_freq", ".original_inv_freq", ".cos_cached", ".sin_cached")
     required: tuple[tuple[str, Any], ...] = ()
 
 
@@ -211,8 +214,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
         )
     if model_type not in FAMILIES:
         raise InputError(
-            f"Unknown model family {config.get('model_type')!r}; {nearest(model_type, FAMILIES)}",
-            "Supported families: " + ", ".join(FAMILIES) + ".",
+            f"The model is of the family {config.get('model_type')!r}, which llmc does not take.",
+            "Families that it takes: " + ", ".join(FAMILIES) + ".",
         )
     family = FAMILIES[model_type]
     classes = config.get("architectures") or [family.architecture]
@@ -222,5 +225,12 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def full_name(tensor: str, prefix: str) -> str:
-    """A tensor's name with the `optional_prefix` of its family, where the file has left it out."""
-    return tensor if tensor.startswith((prefix, HEAD)) else prefix + tensor
+    """A tensor's name as its family has it, whatever held the model when it was saved.
+
+    Args:
+        prefix: the `optional_prefix` of its family, which is put where the file has left it out.
+    """
+    name = tensor.replace(COMPILED, "")
+    for wrapper in WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name if name.startswith((prefix, f"{HEAD}.")) else prefix + name

@@ -180,6 +180,7 @@ def read_tensors(root: Path, infos: Mapping[str, TensorInfo], names: Iterable[st
             for name in wanted:
                 read[name] = file.get_tensor(infos[name].name).clone()
                 _check_finite(read[name], name, root / shard)
+                _check_varied(read[name], name, root / shard)
     return read
 
 
@@ -273,6 +274,20 @@ def _check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
         kind = "NaN" if bool(torch.isnan(odd).any()) else "Inf"
         raise InputError(
             f"{path}: tensor {name} holds {kind} values.", "The checkpoint is damaged or diverged in training."
+        )
+
+
+def _check_varied(tensor: torch.Tensor, name: str, path: Path) -> None:
+    """Refuse a matrix of one value, which no training leaves; norms and biases have one dimension and may be."""
+    is_matrix = name.endswith(".weight") and tensor.ndim == 2 and tensor.numel() > 1 and tensor.is_floating_point()
+    if not is_matrix or tensor.dtype == torch.float8_e4m3fn:
+        return
+    first = tensor[0, 0]
+    # The first row nearly always settles it; the rest is looked at in parts, to take no memory.
+    if all(bool((part == first).all()) for part in (tensor[0], *tensor.flatten().split(ELEMENTS_AT_ONCE))):
+        raise InputError(
+            f"{path}: all values of tensor {name} are {float(first):g}.",
+            "The checkpoint is damaged or was never filled.",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,7 +226,7 @@ def load_pickle(path: Path) -> Mapping[str, torch.Tensor]:
     """The named tensors of a pickle, memory-mapped; code in it does not run.
 
     Raises:
-        InputError: it holds something else, or is truncated.
+        InputError: it holds something else, is truncated, or its archive is compressed.
     """
     state = _load_tensors(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -238,9 +239,25 @@ def _load_tensors(path: Path) -> Any:
 
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"  # files of PyTorch before 1.6 are not, and cannot be mapped
+    if is_zip:
+        _check_plain(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} holds Python objects that are not tensors, which are not opened.") from error
     except (RuntimeError, EOFError, OSError) as error:
         raise InputError(f"{path} is truncated or not a PyTorch file.", "Download it again.") from error
+
+
+def _check_plain(path: Path) -> None:
+    """PyTorch's archives are not compressed: a mapped file would give compressed bytes for weights."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise InputError(f"{path} is truncated or not a PyTorch file.", "Download it again.") from error
+    if packed:
+        raise InputError(
+            f"{path} is a compressed archive ({packed[0]}), which PyTorch does not write.",
+            "Save its tensors again with torch.save.",
+        )

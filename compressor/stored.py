@@ -5,14 +5,14 @@ What the files leave open is decided as transformers decides it, and said in a n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from compressor.architecture import Architecture, read_config, resolve
 from compressor.families import FAMILIES, HEAD, full_name
-from compressor.shards import TensorInfo, equal_values, read_headers
+from compressor.shards import TensorInfo, check_equal, equal_values, read_headers
 
 HEAD_WEIGHT = f"{HEAD}.weight"
 UNTIED = (
@@ -41,10 +41,29 @@ def read_stored(root: Path) -> Stored:
     architecture = resolve(config)
     headers = read_headers(root)
     family = FAMILIES[architecture.model_type]
-    named = {full_name(name, family.optional_prefix): info for name, info in headers.tensors.items()}
-    tensors = {name: info for name, info in named.items() if not name.endswith(family.ignored)}
-    found = Stored(config, architecture, tensors, tuple(headers.notes))
+    wanted = [info for info in headers.tensors.values() if not info.name.endswith(family.ignored)]
+    tensors = _by_full_name(root, wanted, family.optional_prefix)
+    found = Stored(config, architecture, tensors, (*headers.notes, *_renamed(tensors)))
     return _with_head(root, found) if architecture.tied_embeddings else found
+
+
+def _by_full_name(root: Path, infos: Iterable[TensorInfo], prefix: str) -> dict[str, TensorInfo]:
+    """Tensors under the names that their family gives them; two that get the same one have to be equal."""
+    named: dict[str, TensorInfo] = {}
+    for info in infos:
+        before = named.setdefault(full_name(info.name, prefix), info)
+        if before is not info:
+            check_equal(root, before, info)
+    return named
+
+
+def _renamed(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """A note on names that are not those of the family, with the first of them."""
+    renamed = [(info.name, name) for name, info in tensors.items() if info.name != name]
+    if not renamed:
+        return []
+    stored, name = renamed[0]
+    return [f"{len(renamed)} tensors are stored under other names than the family's: {stored} is read as {name}"]
 
 
 def _with_head(root: Path, found: Stored) -> Stored:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.errors import InputError, nearest
+from compressor.errors import InputError
 from compressor.families import FAMILIES, Family
 from compressor.gguf.architectures import ARCHITECTURES, GgufArchitecture
 from compressor.gguf.container import GgufFile
@@ -36,6 +36,7 @@ def build_config(file: GgufFile) -> dict[str, Any]:
     row = _architecture(file)
     family = FAMILIES[row.family]
     _refuse_foreign(file, row)
+    _check_sizes(file)
     config = {
         "model_type": row.family,
         "architectures": [family.architecture],
@@ -72,8 +73,8 @@ def _architecture(file: GgufFile) -> GgufArchitecture:
     name = str(file.metadata.get("general.architecture"))
     if name not in ARCHITECTURES:
         raise InputError(
-            f"{file.path} holds the unknown architecture {name!r}; {nearest(name, ARCHITECTURES)}",
-            "Architectures that can be read: " + ", ".join(ARCHITECTURES) + ".",
+            f"{file.path} holds the architecture {name!r}, which cannot be read.",
+            "Architectures that can: " + ", ".join(ARCHITECTURES) + ".",
         )
     return ARCHITECTURES[name]
 
@@ -108,6 +109,18 @@ def _refuse_foreign(file: GgufFile, row: GgufArchitecture) -> None:
             raise InputError(
                 f"{file.path} sets {row.name}.{key} = {value}, which a {row.name} model here does not have."
             )
+
+
+def _check_sizes(file: GgufFile) -> None:
+    """Refuse sizes that no file of so many tensors has, before lists of that length are made."""
+    sizes = {key: _key(file, key) for key in ("block_count", "embedding_length", "attention.head_count")}
+    for key, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise InputError(f"{file.path} says {key}: {size!r}, which is no size.")
+    if sizes["block_count"] > len(file.tensors):
+        raise InputError(
+            f"{file.path} says block_count: {sizes['block_count']}, and holds {len(file.tensors)} tensors in all."
+        )
 
 
 def _heads(file: GgufFile, row: GgufArchitecture) -> dict[str, Any]:

@@ -67,6 +67,8 @@ class GgufFile:
             metadata = dict(header.entry() for _ in range(key_count))
             listed = [header.tensor() for _ in range(tensor_count)]
             alignment = metadata.get("general.alignment") or DEFAULT_ALIGNMENT
+            if not isinstance(alignment, int):
+                raise InputError(f"{path} is damaged: its general.alignment is {alignment!r}.")
             start = math.ceil(file.tell() / alignment) * alignment
         tensors = {entry[0]: _stored(path, start, *entry) for entry in listed}
         return cls(path, metadata, tensors)
@@ -126,6 +128,8 @@ class _Header:
             return self._string()
         if kind == ARRAY:
             element, count = self.unpack("IQ")
+            if element == ARRAY:
+                raise InputError(f"{self.path} is damaged: its metadata has a list of lists, which no model has.")
             if element in SCALARS:
                 return list(self.unpack(f"{self._plausible(count)}{SCALARS[element]}"))
             return [self._value(element) for _ in range(self._plausible(count))]
@@ -161,6 +165,8 @@ def _stored(path: Path, start: int, name: str, shape: tuple[int, ...], number: i
         raise InputError(f"{path}: tensor {name} has the unknown type {number}.", "A newer gguf package may know it.")
     kind = GGMLQuantizationType(number)
     block, block_bytes = GGML_QUANT_SIZES[kind]
+    if not shape or 0 in shape or shape[-1] % block:
+        raise InputError(f"{path} is damaged: tensor {name} has the shape {list(shape)}, in blocks of {block}.")
     nbytes = math.prod(shape) // block * block_bytes
     if start + offset + nbytes > path.stat().st_size:
         raise InputError(f"{path} is truncated: tensor {name} lies beyond its end.", "Download it again.")

@@ -149,12 +149,15 @@ def test_fused_linears():
     assert fused[1] == ("model.layers.2.mlp.gate_proj", "model.layers.2.mlp.up_proj")
 
 
-def test_unknown_family_names_the_known_ones():
-    with pytest.raises(InputError, match="'mamba'") as caught:
-        resolve({"model_type": "mamba"})
-    assert all(family in caught.value.hint for family in FAMILIES)
-    with pytest.raises(InputError, match="did you mean 'qwen3'"):
-        resolve({"model_type": "qwen3x"})
+@pytest.mark.parametrize("family", ["mamba", "qwen3_moe"])
+def test_unknown_family_names_the_known_ones_once_and_guesses_none(family):
+    with pytest.raises(InputError, match=repr(family)) as caught:
+        resolve({"model_type": family})
+    assert caught.value.hint == "Families that it takes: " + ", ".join(FAMILIES) + "."
+    assert not any(f"{known!r}" in str(caught.value) for known in FAMILIES)
+
+
+def test_a_folder_without_a_family():
     with pytest.raises(InputError, match="None"):
         resolve({})
 
@@ -170,3 +173,52 @@ def test_config_that_cannot_be_read(tmp_path):
     (tmp_path / "config.json").write_text('{\n "a": 1,\n}')
     with pytest.raises(InputError, match="line 3"):
         read_config(tmp_path)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"hidden_size": 0}, "hidden_size: 0, which is no size"),
+        ({"hidden_size": "a"}, r"hidden_size: expected int, got str \(value: 'a'\)"),
+        ({"num_attention_heads": 0}, "num_attention_heads: 0,"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads: 3, which does not divide 4 heads"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000, which is no size from 1 to 10000"),
+        ({"max_position_embeddings": 10**9}, "max_position_embeddings: 1000000000,"),
+        ({"vocab_size": 2**31}, "vocab_size: 2147483648,"),
+        ({"eos_token_id": [1, 2**31]}, "eos_token_id: 2147483648, which is no token id"),
+        ({"pad_token_id": 50}, "pad_token_id: 50, and the embedding has 50 rows"),
+        ({"rms_norm_eps": NAN}, "rms_norm_eps: nan, which is not a positive number"),
+        ({"rms_norm_eps": INF}, "rms_norm_eps: inf"),
+        ({"rms_norm_eps": -1e-6}, "rms_norm_eps: -1e-06"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps: 0.0"),
+        ({"rope_theta": 0.0}, "rope_theta: 0.0"),
+        ({"rope_theta": NAN}, "rope_theta: nan"),
+        ({"rope_theta": -10000.0}, "rope_theta: -10000.0"),
+        ({"rope_theta": "x"}, "rope_theta: x"),
+        ({"partial_rotary_factor": 0.0}, "partial_rotary_factor: 0.0, which is no share of a head"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor: 1.5"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": NAN}}, "factor: nan"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "Missing required keys .*factor"),
+        ({"rope_scaling": {"rope_type": "other"}}, "the rope_type 'other', which transformers does not have"),
+        ({"hidden_act": "nope"}, "the activation 'nope', which transformers does not have"),
+    ],
+)
+def test_nonsense_is_refused_with_its_key_and_value(overrides, sentence):
+    with pytest.raises(InputError, match=sentence):
+        resolve({"model_type": "llama", **SMALL, **overrides})
+
+
+def test_sizes_go_by_the_names_of_the_family():
+    with pytest.raises(InputError, match="n_layer: 1000000000,"):
+        resolve({"model_type": "gpt2", "n_layer": 10**9})
+    with pytest.raises(InputError, match="layer_norm_epsilon: nan"):
+        resolve({"model_type": "gpt2", "layer_norm_epsilon": NAN})
+    with pytest.raises(InputError, match="query_pre_attn_scalar: 0"):
+        resolve({"model_type": "gemma2", **SMALL, "query_pre_attn_scalar": 0})
+
+
+def test_labels_of_a_classifier_are_not_counted():
+    assert resolve({"model_type": "llama", **SMALL, "num_labels": 10**9}).layers == 3

@@ -70,14 +70,6 @@ def test_digest_tells_models_apart(tiny_model):
     assert Checkpoint.open(root).digest != before
 
 
-def test_cached_frequencies_are_ignored(tiny_model):
-    root = tiny_model("llama")
-    change(root, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}))
-    checkpoint = Checkpoint.open(root)
-    assert checkpoint.notes == ()
-    assert not any("rotary" in name for name in checkpoint.tensors)
-
-
 def test_quantized_folder_is_read_as_integers(tiny_model, tmp_path):
     root = tiny_model("llama")
     checkpoint = Checkpoint.open(root)

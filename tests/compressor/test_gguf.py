@@ -216,7 +216,7 @@ def test_truncated_file_is_refused_at_any_length(tiny_model, gguf_of, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"general.architecture": "mamba"}, "unknown architecture 'mamba'"),
+        ({"general.architecture": "mamba"}, "the architecture 'mamba', which cannot be read"),
         ({"split.count": 3}, "one of 3 parts"),
         ({"llama.expert_count": 8}, "expert_count = 8"),
         ({"llama.attention.sliding_window": 128}, "sliding_window"),

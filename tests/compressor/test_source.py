@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import zipfile
 
 import huggingface_hub
 import pytest
@@ -139,6 +140,18 @@ def test_a_head_among_pickles_with_values_of_its_own_is_not_tied(pickled, take, 
     source = take(root, allow_pickle=True)
     assert torch.equal(source.checkpoint.block("head").weights["lm_head.weight"], head)
     assert "lm_head.weight holds other values" in source.imported
+
+
+def test_a_compressed_archive_is_refused(pickled, take):
+    root, _ = pickled()
+    path = root / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    with pytest.raises(InputError, match="is a compressed archive"):
+        take(root, allow_pickle=True)
 
 
 def test_safetensors_win_over_pickles(tiny_model, take):

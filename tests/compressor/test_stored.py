@@ -136,3 +136,71 @@ def test_a_tensor_in_two_shards_with_different_values_is_refused(tiny_model):
     with pytest.raises(InputError, match=r"up_proj.*two different values") as caught:
         Checkpoint.open(root)
     assert "out of date" in caught.value.hint
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.removeprefix("model."),
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: name.replace(".layers.1.", ".layers.1._orig_mod."),
+        lambda name: f"language_model.{name}",
+        lambda name: f"model.language_model.{name.removeprefix('model.')}" if name.startswith("model.") else name,
+    ],
+    ids=["base model", "compiled", "parallel", "compiled blocks", "part of a larger one", "newer spelling"],
+)
+def test_names_that_a_wrapper_left_behind(tiny_model, rename):
+    root = tiny_model("llama", tied=False)
+    tensors = load_file(root / SINGLE_SHARD)
+    save_file({rename(name): tensor for name, tensor in tensors.items()}, root / SINGLE_SHARD)
+    checkpoint = Checkpoint.open(root)
+    assert checkpoint.tensors.keys() == tensors.keys()
+    assert torch.equal(checkpoint.block("layers.1").weights[UP], tensors[UP])
+    assert f"is read as {next(name for name in checkpoint.tensors if rename(name) != name)}" in checkpoint.notes[0]
+
+
+def test_two_names_of_one_parameter(tiny_model):
+    root = tiny_model("llama")
+    change(root, lambda tensors: tensors.update({f"_orig_mod.{UP}": tensors[UP] + 1}))
+    with pytest.raises(InputError, match=r"_orig_mod.*two different values"):
+        Checkpoint.open(root)
+    change(root, lambda tensors: tensors.update({f"_orig_mod.{UP}": tensors[UP].clone()}))
+    assert Checkpoint.open(root).read([UP])[UP].shape == (128, 64)
+
+
+# -- values -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25])
+def test_a_matrix_of_one_value_is_refused_when_it_is_read(tiny_model, value):
+    root = tiny_model("llama")
+    change(root, lambda tensors: tensors[UP].fill_(value))
+    checkpoint = Checkpoint.open(root)
+    checkpoint.block("layers.0")
+    with pytest.raises(InputError, match=f"all values of tensor {UP} are {value:g}"):
+        checkpoint.block("layers.1")
+
+
+def test_rows_of_zeros_and_constant_norms_are_fine(tiny_model):
+    root = tiny_model("llama")
+
+    def edit(tensors):
+        tensors[UP][:-1] = 0
+        tensors[NORM].fill_(1)
+
+    change(root, edit)
+    for block in Checkpoint.open(root).blocks():
+        assert block.weights
+
+
+@pytest.mark.parametrize("ending", ["inv_freq", "cos_cached", "sin_cached"])
+def test_rotary_tables_are_ignored(tiny_model, ending):
+    root = tiny_model("llama")
+    change(root, lambda tensors: tensors.update({f"model.layers.0.self_attn.rotary_emb.{ending}": torch.ones(512, 16)}))
+    checkpoint = Checkpoint.open(root)
+    assert not any("rotary" in name for name in checkpoint.tensors)
+    assert checkpoint.notes == ()
