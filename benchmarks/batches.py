@@ -73,8 +73,8 @@ class Timed:
 
 def _open(folder: Path, size: int, stack: ExitStack) -> Asked:
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    answerer, tokenizer, architecture = open_folder(folder, scratch, _quiet, size)
-    return stack.enter_context(closing(answerer)), Prompter.of(tokenizer, folder, architecture)
+    answerer, prompter = open_folder(folder, scratch, _quiet, size)
+    return stack.enter_context(closing(answerer)), prompter
 
 
 def _row(asked: Mapping[int, Asked], task: LoadedTask, size: int, turns: int) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ class Standard:
         origins: number of the document of each token, int32 [windows, length]; None for running text.
         tokenizer: to show what models write; None leaves it out.
         tasks: that the original and the artifact are asked; `prompter` makes their prompts, None without tasks.
+        notes: what there is to say of the original.
     """
 
     original: Checkpoint
@@ -51,6 +52,7 @@ class Standard:
     tokenizer: Decodes | None = None
     tasks: Sequence[LoadedTask] = ()
     prompter: Prompter | None = None
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         longest = self.settings.latency.prompt + self.settings.latency.output

@@ -22,7 +22,7 @@ from compressor.measure import BATCH_SIZE
 from compressor.measure.accuracy import Report
 from compressor.measure.answers import Continuation
 from compressor.open_folder import open_folder
-from compressor.tasks.scoring import Prompter, Writer
+from compressor.tasks.scoring import Writer
 
 DEFAULT_TOKENS = 256  # of a generation, as of lm-eval's own models
 LOG = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ class LlmcLM(TemplateLM):
         self._scratch = tempfile.TemporaryDirectory(prefix="llmc-")
         path = Path(pretrained)
         scratch, size = Path(self._scratch.name), _size(batch_size)
-        self._answerer, self.tokenizer, architecture = open_folder(path, scratch, progress, size)
-        self._prompter = Prompter.of(self.tokenizer, path, architecture)
+        self._answerer, self._prompter = open_folder(path, scratch, progress, size)
+        self.tokenizer = self._prompter.tokenizer
         self._progress = progress
         self.runtime = self._answerer.runtime
 
@@ -75,7 +75,10 @@ class LlmcLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return self.tokenizer.eos_token_id
+        own = self.tokenizer.eos_token_id
+        if own is None and not self._prompter.ends:
+            raise InputError(f"{self.tokenizer.name_or_path} names no token that ends a text, which lm-eval asks for.")
+        return min(self._prompter.ends) if own is None else own
 
     @property
     def prefix_token_id(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compressor.architecture import Architecture, resolve
+from compressor.architecture import resolve
 from compressor.manifest import read_manifest
 from compressor.measure import BATCH_SIZE
 from compressor.measure.answers import Answerer, CheckpointAnswerer, SessionAnswerer
@@ -15,13 +15,14 @@ from compressor.readback import artifact_config
 from compressor.registry import make_target
 from compressor.source import open_model
 from compressor.target import MANIFEST, Artifact
+from compressor.tasks.scoring import Prompter
 from compressor.tokenizer import load_tokenizer
 
 
 def open_folder(
     path: Path, scratch: Path, progress: Progress, batch_size: int = BATCH_SIZE
-) -> tuple[Answerer, Any, Architecture]:
-    """What answers for a folder, its tokenizer and its shape.
+) -> tuple[Answerer, Prompter]:
+    """What answers for a folder, and what makes prompts for it.
 
     Args:
         scratch: where a model that has to be converted goes.
@@ -33,12 +34,13 @@ def open_folder(
     """
     if not (path / MANIFEST).is_file():
         checkpoint = open_model(str(path), scratch / "import", progress=progress).checkpoint
-        return CheckpointAnswerer(checkpoint, batch_size), load_tokenizer(checkpoint.root), checkpoint.architecture
+        prompter = Prompter.of(load_tokenizer(checkpoint.root), checkpoint.root, checkpoint.architecture)
+        return CheckpointAnswerer(checkpoint, batch_size), prompter
     manifest = read_manifest(path)
     artifact = Artifact(path, manifest.target)
-    tokenizer = artifact_tokenizer(path)
+    prompter = Prompter.of(artifact_tokenizer(path), path, resolve(artifact_config(path)))
     session = open_session(make_target(manifest.target, manifest.options), artifact)
-    return SessionAnswerer(session, batch_size), tokenizer, resolve(artifact_config(path))
+    return SessionAnswerer(session, batch_size), prompter
 
 
 def artifact_tokenizer(root: Path) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.earlier import EarlierRows
+from compressor.end_tokens import EndTokens
 from compressor.errors import InputError
 from compressor.evaluator import Standard
 from compressor.files import TEMPORARY_PREFIX, is_disk_full, remove_leftovers
@@ -102,6 +103,7 @@ def _prepare(
     """Load the texts, and set up what every row is measured with."""
     checkpoint, recipe = source.checkpoint, plans[0].recipe
     tokenizer = load_tokenizer(checkpoint.root, trust_remote_code=settings.trust_remote_code)
+    notes = EndTokens.of(checkpoint.root, tokenizer).notes(tokenizer)
     prompter = Prompter.of(tokenizer, checkpoint.root, checkpoint.architecture) if tasks else None
     for task in tasks:
         assert prompter is not None
@@ -111,7 +113,8 @@ def _prepare(
     judged = loaded.evaluation
     tokens = None if judged is None else judged.tokens
     origins = None if judged is None or judged.origins is None else judged.origins.int().numpy()
-    standard = Standard(original, tokens, recipe.measure, scratch, progress, origins, tokenizer, tasks, prompter)
+    measure = recipe.measure
+    standard = Standard(original, tokens, measure, scratch, progress, origins, tokenizer, tasks, prompter, notes)
     steps = Steps(settings.out / STEPS_FOLDER, loaded.calibration, original, recipe.seed, progress)
     return Shared(source, loaded, steps, standard)
 

@@ -94,7 +94,7 @@ class Run:
         source, original = self.shared.source, self.shared.standard.original
         merged = original is not source.checkpoint
         resized = source.checkpoint.architecture.vocab_size != original.architecture.vocab_size
-        notes = source.notes + [MERGED] * merged + [RESIZED] * resized
+        notes = [*source.notes, *self.shared.standard.notes, *[MERGED] * merged, *[RESIZED] * resized]
         size = _size(source.checkpoint)
         self._record(StepRecord("original", key=original.digest, notes=notes, **size), original)
         if merged and not resized and self.shared.standard.tokens is not None:

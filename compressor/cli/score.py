@@ -115,11 +115,10 @@ def _score_folder(path: Path, loaded: Sequence[LoadedTask], batch_size: int, pro
     import tempfile
 
     from compressor.open_folder import open_folder
-    from compressor.tasks.scoring import Prompter, score
+    from compressor.tasks.scoring import score
 
     with tempfile.TemporaryDirectory(prefix="llmc-") as scratch:
-        answerer, tokenizer, architecture = open_folder(path, Path(scratch), progress, batch_size)
-        prompter = Prompter.of(tokenizer, path, architecture)
+        answerer, prompter = open_folder(path, Path(scratch), progress, batch_size)
         with closing(answerer):
             found = {
                 task.name: score(task, answerer, prompter, _report(progress, f"asking {task.name}")).metrics

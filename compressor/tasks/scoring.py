@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from compressor.architecture import Architecture
+from compressor.end_tokens import EndTokens
 from compressor.errors import InputError
 from compressor.measure.accuracy import Report
 from compressor.measure.answers import Answerer, Continuation
@@ -51,12 +51,8 @@ class Prompter:
 
     @classmethod
     def of(cls, tokenizer: Any, root: Path, architecture: Architecture) -> Prompter:
-        """For the model in a folder, whose generation_config.json names the tokens that end a generation."""
-        path = root / "generation_config.json"
-        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        ends = named if isinstance(named, list) else [named]
-        known = {one for one in [*ends, tokenizer.eos_token_id] if one is not None}
-        return cls(tokenizer, architecture.max_positions, frozenset(known))
+        """For the model or the artifact in the folder `root`."""
+        return cls(tokenizer, architecture.max_positions, frozenset(EndTokens.of(root, tokenizer).ids))
 
     def text(self, task: Task, sample: Sample) -> tuple[str, bool]:
         """The text of a prompt, and whether the tokenizer's special tokens are still to be added to it."""

@@ -8,7 +8,7 @@ does.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from compressor.gguf.tokenizer import NOT_STRIPPING, PRE_TOKENIZERS, build_token
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # values of tokenizer.ggml.token_type
 SPECIAL_IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # ours -> llama.cpp's name
-FURTHER_ENDS = ("eot", "eom")  # beside eos, where the model has more tokens that end a generation
+EOS, FURTHER_ENDS = "eos", ("eot", "eom")  # the latter where the model has more tokens that end a generation
 REMEDY = "Targets that ship the tokenizer as it is, such as vllm-int4 or hf, work."
 
 
@@ -49,12 +49,27 @@ def describe_tokenizer(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
     }
 
 
-def further_ends(root: Path, eos: int | None) -> dict[str, int]:
-    """Keys for the tokens beside eos that end a generation, according to a folder's generation_config.json."""
-    path = root / "generation_config.json"
-    ends = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-    others = [token for token in ends if token != eos] if isinstance(ends, list) else []
-    return {f"tokenizer.ggml.{key}_token_id": token for key, token in zip(FURTHER_ENDS, others, strict=False)}
+def end_keys(ends: Sequence[int], eos: int | None) -> dict[str, int]:
+    """Keys for the tokens that end a generation.
+
+    Args:
+        ends: all of them.
+        eos: the tokenizer's own, which stays `eos`: chat templates write it.
+    """
+    names = FURTHER_ENDS if eos is not None else (EOS, *FURTHER_ENDS)
+    others = [token for token in ends if token != eos]
+    return {f"tokenizer.ggml.{name}_token_id": token for name, token in zip(names, others, strict=False)}
+
+
+def lost_ends(ends: Sequence[int], tokenizer: Any) -> list[str]:
+    """A note on the tokens that end a generation and have no key."""
+    kept = {tokenizer.eos_token_id, *end_keys(ends, tokenizer.eos_token_id).values()}
+    lost = tokenizer.convert_ids_to_tokens([token for token in ends if token not in kept])
+    if not lost:
+        return []
+    room = f"a GGUF file has room for {1 + len(FURTHER_ENDS)} tokens that end a text"
+    return [f"{room}; {', '.join(lost)} end{'s' * (len(lost) == 1)} it in the model too, and in llama.cpp only if it "
+            "knows the name"]  # fmt: skip
 
 
 def check_tokenizer(metadata: Mapping[str, Any], tokenizer: Any) -> None:

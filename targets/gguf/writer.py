@@ -13,6 +13,7 @@ import torch
 
 from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
+from compressor.end_tokens import EndTokens
 from compressor.errors import InputError
 from compressor.gguf.architectures import gain_shift, gguf_names
 from compressor.gguf.blocks import GROUP_SIZES
@@ -21,7 +22,7 @@ from compressor.quantized import QuantizedWeight, Scheme
 from compressor.tokenizer import load_tokenizer
 from targets.casting import Caster
 from targets.gguf.metadata import OF_FAMILY, add_metadata, rope_tensors
-from targets.gguf.tokenizer import check_tokenizer, describe_tokenizer, further_ends
+from targets.gguf.tokenizer import check_tokenizer, describe_tokenizer, end_keys
 from targets.packing.gguf_blocks import BLOCK, pack_blocks
 
 
@@ -80,7 +81,8 @@ def write_file(path: Path, checkpoint: Checkpoint, caster: Caster, file_type: st
 def _add_tokenizer(writer: Any, checkpoint: Checkpoint) -> None:
     tokenizer = load_tokenizer(checkpoint.root)
     described = describe_tokenizer(tokenizer, checkpoint.architecture.vocab_size)
-    for key, value in (described | further_ends(checkpoint.root, tokenizer.eos_token_id)).items():
+    ends = EndTokens.of(checkpoint.root, tokenizer).ids
+    for key, value in (described | end_keys(ends, tokenizer.eos_token_id)).items():
         _add_value(writer, key, value)
     check_tokenizer({key: entry.value for key, entry in writer.kv_data[0].items()}, tokenizer)
 

@@ -23,6 +23,7 @@ from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight
 from compressor.requirements import unfit
 from compressor.target import Artifact, Session, StoredTensor, Target
+from compressor.tokenizer import load_tokenizer
 from compressor.writer import copy_companions
 from targets.casting import served_config
 
@@ -63,16 +64,18 @@ class OnnxFolder(Target):
 
         from targets.onnx import genai, weights
         from targets.onnx.interface import session_entries
+        from targets.onnx.special_tokens import SpecialTokens
 
         with closing(weights.DataFile(out)) as data:
             model, notes = self.build(checkpoint, data, progress)
         model.graph.initializer.extend(data.initializers)
         onnx.save(model, out / GRAPH)
         cache, entries = genai.Cache(self.compute, self.shares_cache), session_entries(model.graph)
-        genai.write_config(checkpoint.root, checkpoint.config, checkpoint.architecture, out, cache, entries)
+        tokens = SpecialTokens.of(checkpoint.root, load_tokenizer(checkpoint.root), checkpoint.architecture.vocab_size)
+        genai.write_config(checkpoint.root, checkpoint.architecture, tokens, out, cache, entries)
         write_json(out / "config.json", served_config(checkpoint, self.compute))
         copy_companions(checkpoint.root, out)
-        return notes
+        return [*notes, *tokens.notes]
 
     def expected(self, name: str, weight: Weight, architecture: Architecture) -> Weight:
         if not isinstance(weight, QuantizedWeight):

@@ -5,7 +5,6 @@ Keys: microsoft/onnxruntime-genai, src/config.cpp; values as its own model build
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Any
 import torch
 
 from compressor.architecture import Architecture
+from compressor.end_tokens import read_generation_config
 from compressor.files import write_json
+from targets.onnx.special_tokens import SpecialTokens
 
 CONFIG_FILE = "genai_config.json"
 # Settings of generation_config.json that genai knows, with genai's defaults.
@@ -49,8 +50,8 @@ class Cache:
 
 def write_config(
     model: Path,
-    config: Mapping[str, Any],
     architecture: Architecture,
+    tokens: SpecialTokens,
     out: Path,
     cache: Cache,
     session_entries: Mapping[str, str],
@@ -60,10 +61,10 @@ def write_config(
     Args:
         session_entries: further settings of the onnxruntime session.
     """
-    generation = _read_json(model / "generation_config.json")
+    generation = read_generation_config(model)
     value = {
         "model": {
-            **_special_tokens(model, config, generation),
+            **tokens.entries(),
             "context_length": architecture.max_positions,
             "decoder": _decoder(architecture, session_entries),
             "type": architecture.model_type if architecture.rotary_dim else GENERIC,
@@ -108,41 +109,3 @@ def _search(architecture: Architecture, generation: Mapping[str, Any], cache: Ca
         "min_length": 0,
         "past_present_share_buffer": cache.is_shared and per_token * architecture.max_positions <= LARGEST_SHARED_CACHE,
     }
-
-
-def _special_tokens(model: Path, config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Ids of the special tokens: generation_config.json before config.json before the tokenizer."""
-    tokenizer = _tokenizer_ids(model)
-    found: dict[str, Any] = {}
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        sources = (source.get(key) for source in (generation, config, tokenizer))
-        found[key] = next((value for value in sources if value is not None), None)
-    ends = _as_list(found["eos_token_id"])
-    if tokenizer.get("eos_token_id") not in (None, *ends):
-        # Chat models end each turn with the tokenizer's own token, which config.json often forgets.
-        ends.insert(0, tokenizer["eos_token_id"])
-    bos = 1 if found["bos_token_id"] is None else found["bos_token_id"]
-    pad = found["pad_token_id"] if found["pad_token_id"] is not None else (ends or [0])[0]
-    return {"bos_token_id": bos, "eos_token_id": ends[0] if len(ends) == 1 else ends, "pad_token_id": pad}
-
-
-def _tokenizer_ids(model: Path) -> dict[str, int]:
-    """Ids of the special tokens that tokenizer_config.json names, looked up in tokenizer.json."""
-    ids = {token["content"]: token["id"] for token in _read_json(model / "tokenizer.json").get("added_tokens", ())}
-    found = {}
-    for kind in ("bos", "eos", "pad"):
-        token = _read_json(model / "tokenizer_config.json").get(f"{kind}_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        if text in ids:
-            found[f"{kind}_token_id"] = ids[text]
-    return found
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list) else [value]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}

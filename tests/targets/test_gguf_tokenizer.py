@@ -17,7 +17,7 @@ from compressor.gguf.tokenizer import build_tokenizer, merges_by_score
 from compressor.quantized import Scheme
 from compressor.tokenizer import load_tokenizer
 from targets.gguf import GgufQ4
-from targets.gguf.tokenizer import check_tokenizer, describe_tokenizer, further_ends
+from targets.gguf.tokenizer import check_tokenizer, describe_tokenizer, end_keys, lost_ends
 
 # As the tokenizer.json of Llama 3 has it.
 LLAMA3 = (
@@ -162,12 +162,26 @@ def test_more_tokens_than_rows():
 
 
 @pytest.mark.parametrize(
-    ("ends", "found"), [(2, {}), ([2], {}), ([2, 7], {"eot": 7}), ([7, 2, 8], {"eot": 7, "eom": 8})]
+    ("ends", "eos", "found"),
+    [
+        ([2], 2, {}),
+        ([7], 2, {"eot": 7}),
+        ([2, 7], 2, {"eot": 7}),
+        ([7, 2, 8], 2, {"eot": 7, "eom": 8}),
+        ([7, 8], None, {"eos": 7, "eot": 8}),
+    ],
 )
-def test_further_tokens_that_end_a_generation(tmp_path, ends, found):
-    assert further_ends(tmp_path, 2) == {}
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-    assert further_ends(tmp_path, 2) == {f"tokenizer.ggml.{key}_token_id": token for key, token in found.items()}
+def test_keys_of_tokens_that_end_a_generation(ends, eos, found):
+    assert end_keys(ends, eos) == {f"tokenizer.ggml.{key}_token_id": token for key, token in found.items()}
+
+
+def test_tokens_without_a_key_are_named(tiny_model, quantize, lower, recast, byte_tokenizer):
+    assert lost_ends([257, 0, 1], byte_tokenizer) == []
+    root = recast(tiny_model("llama"), torch.float32)
+    (root / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, 0, 1, 2, 3]}))
+    _, notes = lower(GgufQ4(), quantize(root, Scheme(4, 64)))
+    lost = ", ".join(byte_tokenizer.convert_ids_to_tokens([2, 3]))
+    assert any(note.startswith(f"a GGUF file has room for 3 tokens that end a text; {lost} end it") for note in notes)
 
 
 def test_file_describes_itself(tiny_model, quantize, lower, recast, tmp_path):

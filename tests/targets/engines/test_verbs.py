@@ -170,7 +170,7 @@ def test_lm_eval_asks_it(unmeasured, table, byte_tokenizer):
 def test_what_is_longer_than_is_served_is_refused_before_anything_is_asked(run, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(vllm_session, "SERVED_LENGTH", LENGTH)
     out = run("--measure", "none")
-    answerer, _, _ = open_folder(out / "artifact", tmp_path / "scratch", lambda *_: None)
+    answerer, _ = open_folder(out / "artifact", tmp_path / "scratch", lambda *_: None)
     try:
         texts = [Continuation([5, 6], 1), Continuation(list(range(LENGTH + 1)), 3)]
         with pytest.raises(InputError, match=r"A text takes 65 tokens, and vLLM .* has room for 64 here"):

@@ -16,6 +16,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.families import FAMILIES
 from compressor.quantized import Scheme
 from targets.onnx.genai import Cache, write_config
+from targets.onnx.special_tokens import SpecialTokens
 from targets.onnx.target import OnnxFp16, OnnxFp32, OnnxInt4
 
 EMBEDDING = "model.embed_tokens"
@@ -26,15 +27,16 @@ PROMPTS = ("Once upon a time", "Hello")
 NEW_TOKENS = 12
 PAD = 258
 CACHE = Cache(torch.float32, is_shared=True)
+TOKENS = SpecialTokens(256, (257,), PAD)
 
 
-def genai_greedy(root, prompts: list[list[int]], length: int) -> list[list[int]]:
+def genai_greedy(root, prompts: list[list[int]], length: int, pad: int = PAD) -> list[list[int]]:
     model = og.Model(str(root))
     parameters = og.GeneratorParams(model)
     parameters.set_search_options(max_length=length, batch_size=len(prompts), do_sample=False)
     generator = og.Generator(model, parameters)
     widest = max(map(len, prompts))
-    generator.append_tokens(np.array([prompt + [PAD] * (widest - len(prompt)) for prompt in prompts], np.int32))
+    generator.append_tokens(np.array([prompt + [pad] * (widest - len(prompt)) for prompt in prompts], np.int32))
     while not generator.is_done():
         generator.generate_next_token()
     return [list(generator.get_sequence(row)) for row in range(len(prompts))]
@@ -86,6 +88,34 @@ def test_rows_of_different_length(tiny_model, lower, reference, byte_tokenizer):
         assert row[widest:] == transformers_greedy(model, prompt, NEW_TOKENS)
 
 
+@pytest.mark.parametrize("named", [None, 257], ids=["no padding token", "padding ends a text"])
+def test_a_batch_keeps_tokens_that_end_a_text(tiny_model, recast, lower, reference, byte_tokenizer, named):
+    """A chat has them in the middle, and genai leaves out padding wherever it stands."""
+    root = recast(tiny_model("llama"), torch.float32)
+    byte_tokenizer.__class__.from_pretrained(root, pad_token=None).save_pretrained(root)
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((root / name).read_text())
+        (root / name).write_text(json.dumps(values | {"pad_token_id": named}))
+    (artifact, notes), model = lower(OnnxFp32(), Checkpoint.open(root)), reference(Checkpoint.open(root))
+    pad = config_of(artifact)["model"]["pad_token_id"]
+    assert pad == 259  # the first row without a token
+    assert any("batches of onnxruntime-genai" in note and "(259)" in note for note in notes)
+    prompts = [[*byte_tokenizer.encode("Hello"), 257, *byte_tokenizer.encode("Hi")], byte_tokenizer.encode("Once upon")]
+    widest = max(map(len, prompts))
+    rows = genai_greedy(artifact.root, prompts, widest + NEW_TOKENS, pad)
+    for prompt, row in zip(prompts, rows, strict=True):
+        assert row[widest:] == transformers_greedy(model, prompt, NEW_TOKENS)
+
+
+def test_padding_of_a_full_vocabulary(tiny_model, byte_tokenizer):
+    """The unknown token, else a special one that no chat has, else there is none."""
+    root, copy = tiny_model("llama"), byte_tokenizer.__class__.from_pretrained(tiny_model("llama"))
+    copy.pad_token = None  # its token stays, and is special
+    assert SpecialTokens.of(root, copy, 259).padding == 258
+    copy.chat_template += "<|pad|>"
+    assert SpecialTokens.of(root, copy, 257).padding == 258  # as config.json names it
+
+
 def test_run_command_runs(tiny_model, lower, hostile_folder):
     artifact, _ = lower(OnnxFp32(), Checkpoint.open(tiny_model("llama")))
     command = shlex.split(OnnxFp32().run_command(str(artifact.root), {}))
@@ -105,7 +135,7 @@ def test_special_tokens_and_search(tiny_model, lower):
     generation = {"do_sample": True, "temperature": 0.7, "top_k": 20, "eos_token_id": [1, 2]}
     (root / "generation_config.json").write_text(json.dumps(generation))
     config = config_of(lower(OnnxFp32(), Checkpoint.open(root))[0])
-    assert config["model"]["eos_token_id"] == [257, 1, 2]  # the tokenizer's own end of turn is added
+    assert config["model"]["eos_token_id"] == [1, 2]  # as transformers: the tokenizer's own is not among them
     assert (config["model"]["bos_token_id"], config["model"]["pad_token_id"]) == (256, 258)
     search = config["search"]
     assert (search["do_sample"], search["temperature"], search["top_k"], search["top_p"]) == (True, 0.7, 20, 1.0)
@@ -117,15 +147,10 @@ def test_a_long_context_does_not_allocate_its_whole_cache(tiny_model, tmp_path):
     architecture = Checkpoint.open(root).architecture
     shares = []
     for positions in (512, 3 << 20):
-        write_config(root, {}, replace(architecture, max_positions=positions), tmp_path, CACHE, {})
+        write_config(root, replace(architecture, max_positions=positions), TOKENS, tmp_path, CACHE, {})
         shares.append(json.loads((tmp_path / "genai_config.json").read_text())["search"]["past_present_share_buffer"])
     assert shares == [True, False]
 
 
-def test_a_folder_without_special_tokens(tiny_model, tmp_path):
-    root = tiny_model("llama")
-    architecture = Checkpoint.open(root).architecture
-    (tmp_path / "bare").mkdir()
-    write_config(tmp_path / "bare", {}, architecture, tmp_path, CACHE, {})
-    model = json.loads((tmp_path / "genai_config.json").read_text())["model"]
-    assert (model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == (1, [], 0)
+def test_tokens_that_the_model_does_not_name():
+    assert SpecialTokens(None, (), 0).entries() == {"eos_token_id": [], "pad_token_id": 0}

@@ -1,0 +1,89 @@
+"""Which tokens end a text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.architecture import read_config
+from compressor.errors import InputError
+
+GENERATION_CONFIG, CONFIG, TOKENIZER = "generation_config.json", "config.json", "the tokenizer"
+
+
+@dataclass(frozen=True)
+class EndTokens:
+    """Tokens that end a text, in the order in which they are named, and where they are named."""
+
+    ids: tuple[int, ...]
+    named_by: str
+
+    @classmethod
+    def of(cls, root: Path, tokenizer: Any) -> EndTokens:
+        """Those of the model, or of the artifact, in the folder `root`.
+
+        As `transformers.generate` decides: generation_config.json, else config.json. Where neither names one, it would
+        go on to the limit; then the tokenizer's own end is taken.
+
+        Raises:
+            InputError: a file cannot be read, or names something other than tokens.
+        """
+        if files := list(root.glob("*.gguf")):
+            return cls(tuple(_gguf_ends(files[0])), files[0].name)
+        if ids := _ids(read_generation_config(root).get("eos_token_id"), root / GENERATION_CONFIG):
+            return cls(ids, GENERATION_CONFIG)
+        if (root / CONFIG).is_file() and (ids := _ids(read_config(root).get("eos_token_id"), root / CONFIG)):
+            return cls(ids, CONFIG)
+        return cls(_ids(tokenizer.eos_token_id, root), TOKENIZER)
+
+    def notes(self, tokenizer: Any) -> list[str]:
+        """What the ledger says of them, where the tokenizer names another end."""
+        own = tokenizer.eos_token_id
+        if self.named_by == TOKENIZER:
+            found = f"{GENERATION_CONFIG} and {CONFIG} name no token that ends a text"
+            return [f"{found}; the tokenizer's own is taken, {tokenizer.eos_token}" if self.ids else found]
+        if own is None or own in self.ids:
+            return []
+        ends = ", ".join(tokenizer.convert_ids_to_tokens(list(self.ids)))
+        return [
+            f"a text ends at {ends}, as {self.named_by} says, and not at the tokenizer's {tokenizer.eos_token}; "
+            f"some runtimes stop there too"
+        ]
+
+
+def read_generation_config(root: Path) -> dict[str, Any]:
+    """The generation_config.json of a folder; empty where there is none.
+
+    Raises:
+        InputError: it is not a JSON object.
+    """
+    path = root / GENERATION_CONFIG
+    if not path.is_file():
+        return {}
+    remedy = "Save it again with transformers, or take it away."
+    try:
+        found = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not valid JSON (line {error.lineno}).", remedy) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text.", remedy) from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not a JSON object.", remedy)
+    return found
+
+
+def _ids(named: Any, path: Path) -> tuple[int, ...]:
+    """What `eos_token_id` names: nothing, a token, or several."""
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids):
+        raise InputError(f"{path}: eos_token_id is {named!r}, neither a token id nor a list of them.")
+    return tuple(dict.fromkeys(ids))
+
+
+def _gguf_ends(path: Path) -> list[int]:
+    from compressor.gguf.config import end_ids
+    from compressor.gguf.container import GgufFile
+
+    return end_ids(GgufFile.open(path))
