@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor import layout
+from compressor.adapter import CONFIG_FILE, holds_adapter
 from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint
 from compressor.convert import Check, Outline
@@ -17,15 +18,26 @@ from compressor.recipe import Recipe
 from compressor.target import Target
 from compressor.tasks.task import LoadedTask, load_tasks
 
+MERGED_ONLY = (
+    "The adapter was merged and nothing else was done: {} holds floats, and there was no text to calibrate its default "
+    "passes on (--calibration)."
+)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe that fits its model. `schemes` are those of the linears after all passes."""
+    """A recipe that fits its model.
+
+    Attributes:
+        schemes: of the linears after all passes.
+        notes: what was decided, for the ledger.
+    """
 
     recipe: Recipe
     passes: list[Pass]
     target: Target
     schemes: Mapping[str, Scheme]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, recipe: Recipe, checkpoint: Checkpoint, allow_pickle: bool) -> Plan:
@@ -34,13 +46,15 @@ class Plan:
         Raises:
             InputError: a pass's options do not fit the model, or the target cannot take the outcome.
         """
+        check_adapter_beside(recipe, checkpoint.root)
+        notes = (MERGED_ONLY.format(recipe.build_target().name),) if recipe.merges_alone else ()
         recipe = recipe.for_model(checkpoint.schemes)
         passes, target, schemes = check_recipe(recipe, checkpoint, allow_pickle)
         check_values(checkpoint, passes, schemes, target)
         original = original_of(checkpoint, passes)
         for one in passes:
             one.check(original)
-        return cls(recipe, passes, target, schemes)
+        return cls(recipe, passes, target, schemes, notes)
 
     @property
     def calibrated(self) -> list[str]:
@@ -61,6 +75,25 @@ def check_of(recipes: Sequence[Recipe], allow_pickle: bool) -> Check:
             check_recipe(recipe.for_model(outline.schemes), outline, allow_pickle)
 
     return check
+
+
+def check_adapter_beside(recipe: Recipe, root: Path) -> None:
+    """Refuse a model with an adapter in its folder, which transformers applies on opening it, unless the recipe says.
+
+    Args:
+        root: the folder that the model was opened in, which may be one that it was converted to.
+
+    Raises:
+        InputError: there is one.
+    """
+    said = recipe.adapter is not None or any(one.comes_first for one in recipe.build_passes())
+    folders = (Path(recipe.model).expanduser(), root)
+    beside = next((folder for folder in folders if (folder / "config.json").is_file() and holds_adapter(folder)), None)
+    if beside is not None and not said:
+        raise InputError(
+            f"{beside} holds a model and an adapter ({CONFIG_FILE}), which transformers applies on opening it.",
+            f"Give --adapter {beside} to merge it, or --no-adapter to leave it out.",
+        )
 
 
 def original_of(checkpoint: Checkpoint, passes: Sequence[Pass]) -> Checkpoint:

@@ -14,7 +14,7 @@ from compressor.errors import InputError, nearest
 from compressor.families import EMBEDDINGS, HEAD
 from compressor.gate.limits import Limits
 from compressor.measure import BATCH_SIZE
-from compressor.pass_ import Pass
+from compressor.pass_ import Need, Pass
 from compressor.quantized import Scheme
 from compressor.target import Target
 
@@ -71,7 +71,7 @@ class Recipe(_Section):
     """One run: model, passes in their order, target, and what is measured."""
 
     model: str
-    adapter: dict[str, float] | None = None  # folders or hub ids, and what each is multiplied by
+    adapter: dict[str, float] | None = None  # folders or hub ids, and what each is multiplied by; [] says: none
     calibration: CalibrationSection | None = None
     requantize: bool = False  # take a quantized model for the float model that it stands for
     passes: list[str | dict[str, Any]] | None = None  # None: what the target suggests for a float model
@@ -108,9 +108,23 @@ class Recipe(_Section):
         return [{MERGE: {"adapter": list(self.adapter), "weights": weights}}]
 
     def for_model(self, schemes: Mapping[str, Scheme]) -> Recipe:
-        """The recipe for a model with these schemes: the target's preset is for models with float layers only."""
+        """The recipe for a model with these schemes, without the target's preset where that is not for it.
+
+        A preset is for models with float layers only, and for merging alone there is none.
+        """
         quantized = bool(schemes.keys() - EMBEDDINGS - {HEAD})
-        return self.model_copy(update={"passes": []}) if quantized and self.passes is None else self
+        needless = self.passes is None and (quantized or self.merges_alone)
+        return self.model_copy(update={"passes": []}) if needless else self
+
+    @property
+    def merges_alone(self) -> bool:
+        """Whether merging adapters is all there is to do: the target holds floats, and its preset has no text to
+        calibrate on.
+        """
+        target = self.build_target()
+        if not self.adapter or self.passes is not None or self.calibration is not None or not target.holds_floats:
+            return False
+        return any(Need.CALIBRATION in registry.make_pass(*_named(entry)).needs for entry in target.preset)
 
     def with_bits(self, bits: float) -> Recipe:
         """The recipe with the preset of its target, with other bits; see `preset_with_bits`."""
@@ -124,7 +138,8 @@ class Recipe(_Section):
     def written_out(self) -> dict[str, Any]:
         """The recipe with every default in its place, ready to be run again."""
         target = self.build_target()
-        plain = self.model_dump(mode="json", exclude={"adapter"})  # it stands among the passes
+        merging = {"adapter"} if self.adapter else set()  # they stand among the passes
+        plain = self.model_dump(mode="json", exclude=merging)
         plain["passes"] = [{one.name: _plain(one.options())} for one in self.build_passes()]
         plain["target"] = {target.name: _plain(target.options())}
         return plain

@@ -87,7 +87,7 @@ class Run:
             environment=environment(),
             texts=texts.records(),
             audit=texts.audit,
-            warnings=texts.warnings(recipe),
+            warnings=[*self.plan.notes, *texts.warnings(recipe)],
         )
 
     def _record_original(self) -> None:

@@ -179,6 +179,7 @@ class Target(Configurable, ABC):
     runtime: ClassVar[str]  # what people install to serve it
     engine: ClassVar[Engine | None] = None  # that `open` runs it in, a process that reads all files when it starts
     preset: ClassVar[tuple[str, ...]] = ()  # passes, as spelled on the command line, when the recipe names none
+    holds_floats: ClassVar[bool] = False  # beside what its preset makes: a merged model is an artifact as it is
     baseline: ClassVar[str | None] = None  # target that holds the original model in the same runtime
     holds_cache_scales: ClassVar[bool] = False  # of an fp8 key-value cache
     holds_quantized_embedding: ClassVar[bool] = False

@@ -43,6 +43,7 @@ class HuggingFace(Target):
     summary = "Hugging Face folder (compressed-tensors) for transformers and TGI"
     runtime = "transformers >= 5.15 with compressed-tensors, or text-generation-inference >= 3.0"
     preset = ("gptq:bits=4",)
+    holds_floats = True
     holds_cache_scales = True
     holds_quantized_embedding = True
     reader = f"{compressed_folder.READER}, or {nf4_folder.READER} for NF4"

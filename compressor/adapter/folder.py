@@ -172,9 +172,14 @@ class Adapter:
 WHOLE = {"weight", "bias", "trainable_tokens_delta"}  # parts that have no rank
 
 
+def holds_adapter(root: Path) -> bool:
+    """Whether a folder holds an adapter, beside a model or alone."""
+    return (root / CONFIG_FILE).is_file()
+
+
 def is_adapter(root: Path) -> bool:
     """Whether a folder holds an adapter and no model."""
-    return (root / CONFIG_FILE).is_file() and not (root / "config.json").is_file()
+    return holds_adapter(root) and not (root / "config.json").is_file()
 
 
 def pickle_of(source: str) -> Path | None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     metavar="DIR[:WEIGHT]",
     help="A PEFT adapter (LoRA ...) to merge first: a folder or hub id; repeat for several.",
 )
+@click.option("--no-adapter", is_flag=True, help="Leave out an adapter that lies in the model's folder.")
 @click.option(
     "--recipe", "recipe_file", type=click.Path(path_type=Path), help="YAML recipe; options given here win over it."
 )
@@ -115,6 +116,7 @@ def compress_command(
     llmc compress ./my-model --target onnx-int4 --target trt-int4 --calibration train.jsonl
     llmc compress ./my-model --target onnx-int4 --bits 4.5 --calibration train.jsonl
     llmc compress ./base --adapter ./my-lora --target onnx-int4 --calibration train.jsonl --eval held-out.txt
+    llmc compress ./base --adapter ./my-lora --target hf --eval held-out.txt        # only merges
     """
     from compressor.registry import check_installation
 

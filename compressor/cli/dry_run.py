@@ -80,6 +80,8 @@ def _show(plan: Plan, checkpoint: Checkpoint) -> None:
         click.echo(f"  {scheme}" if plan.choosing else f"  {count:5} linears  {scheme}")
     if plan.choosing:
         click.echo(f"How many linears get which of these is what {plan.choosing[0]} finds out.")
+    for note in plan.notes:
+        click.echo(note)
 
 
 def _linears(plan: Plan, checkpoint: Checkpoint) -> Counter[str]:

@@ -75,7 +75,7 @@ def _given(model: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     }
     values = {
         "model": model,
-        "adapter": [_weighted(text) for text in options["adapters"]] or None,
+        "adapter": _adapters(options),
         **_targets(options["targets"]),
         "requantize": options["requantize"] or None,
         "passes": list(options["passes"]) or None,
@@ -83,6 +83,13 @@ def _given(model: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
         "measure": _set(measure) or None,
     }
     return _set(values)
+
+
+def _adapters(options: Mapping[str, Any]) -> list[Any] | None:
+    """The adapters, an empty list where none is wanted, and None where nothing was said."""
+    if options["no_adapter"] and options["adapters"]:
+        raise InputError("--adapter and --no-adapter say opposite things; give one of them.")
+    return [_weighted(text) for text in options["adapters"]] or ([] if options["no_adapter"] else None)
 
 
 def _targets(names: Sequence[str]) -> dict[str, Any]:

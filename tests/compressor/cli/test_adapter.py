@@ -123,3 +123,58 @@ def test_a_quantized_base_is_refused_unless_it_is_dequantized(llmc, tiny_model, 
     code, _, error = llmc(*words)
     assert code == 2 and "merged into float weights" in error and "--requantize" in error
     assert llmc(*words, "--requantize")[0] == 0
+
+
+def test_merging_alone_asks_for_no_calibration(llmc, tiny_model, adapter_of, tmp_path, text):
+    root, out = tiny_model("llama"), tmp_path / "out"
+    adapter = adapter_of(root, LORA)
+    words = ["compress", root, "--adapter", adapter, "-t", "hf"]
+    assert llmc(*words, "-o", out, "--eval", text, *SHORT)[0] == 0
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert [row["name"].partition(":")[0] for row in ledger["steps"]][2:] == ["lora-merge", "hf"]
+    assert any("The adapter was merged and nothing else was done" in said for said in ledger["warnings"])
+    assert list(yaml.safe_load((out / "recipe.yaml").read_text())["passes"][0]) == ["lora-merge"]
+    merged, artifact = (load_file(out / name / "model.safetensors") for name in ("steps/01-lora-merge", "artifact"))
+    assert all(torch.equal(tensor, artifact[name]) for name, tensor in merged.items())
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "alone"),
+    [
+        ("hf", {}, True),
+        ("hf", {"adapter": []}, False),
+        ("hf", {"passes": ["gptq"]}, False),
+        ("hf", {"calibration": {"texts": "x.txt"}}, False),
+        ("vllm-int4", {}, False),
+        ("onnx-int4", {}, False),
+        ("onnx-fp32", {}, False),
+    ],
+)
+def test_only_a_target_of_floats_is_left_with_the_merge_alone(target, more, alone):
+    from compressor.recipe import Recipe
+
+    recipe = Recipe(**{"model": "m", "target": target, "adapter": "./lora"} | more)
+    assert recipe.merges_alone == alone
+    preset = recipe.for_model({}).passes
+    assert preset == ([] if alone else more.get("passes"))
+
+
+def test_a_dry_run_says_that_it_only_merges(llmc, tiny_model, adapter_of):
+    root = tiny_model("llama")
+    code, shown, _ = llmc("compress", root, "--adapter", adapter_of(root, LORA), "-t", "hf", "--dry-run")
+    assert code == 0 and "nothing else was done" in shown
+
+
+def test_an_adapter_beside_the_weights_is_decided_about(llmc, tiny_model, adapter_of, tmp_path):
+    root = tiny_model("llama")
+    for file in adapter_of(root, LORA).glob("adapter*"):
+        (root / file.name).write_bytes(file.read_bytes())
+    words = ["compress", root, "-t", "hf", "--pass", "rtn:group_size=32", "--measure", "none"]
+    code, _, error = llmc(*words, "--dry-run")
+    said = " ".join(error.split())
+    assert code == 2 and "transformers applies" in said and "--no-adapter to leave it out" in said
+    assert f"--adapter {root}" in said.replace("\n", "")
+    assert llmc(*words, "--adapter", root, "--no-adapter", "--dry-run")[0] == 2
+    assert "lora-merge" in llmc(*words, "--adapter", root, "--dry-run")[1]
+    assert llmc(*words, "--no-adapter", "-o", tmp_path / "out")[0] == 0
+    assert llmc("compress", "--recipe", tmp_path / "out" / "recipe.yaml", "-o", tmp_path / "again")[0] == 0
