@@ -9,7 +9,7 @@ import numpy as np
 from rows import Result, Row, Turns
 
 from compressor.measure.statistics import Estimate, mean
-from compressor.report.tables import estimate
+from compressor.report.numbers import estimate
 
 PEERS = ("llm-compressor", "auto-round")
 YARDSTICK = "llm-compressor gptq"  # of time and memory

@@ -35,7 +35,7 @@ from compressor.files import write_json, write_whole
 from compressor.ledger import load_ledger
 from compressor.measure.accuracy import checkpoint_scores, summarize
 from compressor.measure.statistics import Estimate, mean
-from compressor.report.tables import estimate
+from compressor.report.numbers import estimate
 from compressor.tokenizer import load_tokenizer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "distillation.md"

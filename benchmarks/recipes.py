@@ -36,7 +36,7 @@ from compressor.errors import LlmcError
 from compressor.files import write_json, write_whole
 from compressor.ledger import LEDGER_FILE, Ledger, load_ledger
 from compressor.measure.latency import Workload, measure_latency
-from compressor.report.tables import estimate
+from compressor.report.numbers import estimate
 from compressor.target import Session
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -107,6 +108,22 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def bits_per_weight(self) -> dict[str, float]:
+        """8 x bytes / parameters of `all` of the model, of its `decoder layers` and of `embedding and head`."""
+        shapes, prefix = self.architecture.tensor_shapes(), f"{self.architecture.modules.blocks}."
+        sizes = {name: info.nbytes for name, info in self.tensors.items()}
+        chosen: dict[str, Callable[[str], bool]] = {
+            "all": lambda name: True,
+            "decoder layers": lambda name: name.startswith(prefix),
+            "embedding and head": lambda name: not name.startswith(prefix),
+        }
+        return {
+            part: 8 * sum(size for name, size in sizes.items() if holds(name))
+            / sum(math.prod(shape) for name, shape in shapes.items() if holds(name))
+            for part, holds in chosen.items()
+        }  # fmt: skip
 
     @property
     def block_names(self) -> list[str]:

@@ -97,6 +97,7 @@ class StepRecord:
         layers: error of each decoder layer, where a pass rounded them.
         sensitivity: of groups of linears, where a pass measured it.
         continuations: what it writes after pieces of the evaluation text.
+        bits_of: bits per weight of parts of the model: `decoder layers`, `embedding and head`.
     """
 
     name: str
@@ -118,6 +119,7 @@ class StepRecord:
     layers: list[LayerError] = field(default_factory=list)
     sensitivity: list[SensitivityRecord] = field(default_factory=list)
     continuations: list[Continuation] = field(default_factory=list)
+    bits_of: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -160,5 +160,5 @@ class Run:
 
 
 def _size(checkpoint: Checkpoint) -> dict[str, Any]:
-    bits = 8 * checkpoint.nbytes / checkpoint.architecture.parameters
-    return {"size_bytes": checkpoint.nbytes, "bits_per_weight": bits}
+    bits = checkpoint.bits_per_weight
+    return {"size_bytes": checkpoint.nbytes, "bits_per_weight": bits.pop("all"), "bits_of": bits}

@@ -14,7 +14,7 @@ from compressor.files import TEMPORARY_PREFIX
 from compressor.measure.accuracy import Reference, checkpoint_scores
 from compressor.measure.statistics import Estimate
 from compressor.pass_ import Pass, PassContext
-from compressor.report.tables import estimate
+from compressor.report.numbers import estimate
 
 Way = TypeVar("Way")
 

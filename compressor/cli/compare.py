@@ -192,7 +192,7 @@ def _show(found: ArtifactComparison) -> None:
     if found.loss is None:
         _line("·", "yellow", "quantizing", f"not compared: {found.no_loss}")
     else:
-        from compressor.report.tables import estimate
+        from compressor.report.numbers import estimate
 
         change = estimate(found.loss.perplexity_increase, percent=True)
         kl, top1 = estimate(found.loss.kl), estimate(found.loss.top1, percent=True)
@@ -206,7 +206,7 @@ def _show(found: ArtifactComparison) -> None:
 def _sentence(row: RuntimeRow) -> str:
     if row.difference is None:
         return f"{row.verdict}: {row.reason}"
-    from compressor.report.tables import estimate
+    from compressor.report.numbers import estimate
 
     found = row.difference
     apart = f"mean {found.mean:.2g}, largest {found.largest:.2g}"

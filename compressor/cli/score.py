@@ -145,7 +145,7 @@ def _plain(found: Found) -> Any:
 
 
 def _show(found: Found, loaded: Sequence[LoadedTask]) -> None:
-    from compressor.report.tables import estimate
+    from compressor.report.numbers import estimate
 
     for row, tasks in found.items():
         click.secho(row, bold=True)

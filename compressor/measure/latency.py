@@ -58,6 +58,12 @@ class Latency:
     intervals: dict[str, list[float]] = field(default_factory=dict)
     broke: str | None = None
 
+    @property
+    def per_token_ms(self) -> dict[str, float]:
+        """Percentiles over the repeats of a repeat's mean time per further token; of single tokens in old ledgers."""
+        taken = self.repeats.get("itl_ms")
+        return percentiles(taken) if taken else self.itl_ms
+
 
 @dataclass(frozen=True)
 class Timings:

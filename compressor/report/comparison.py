@@ -17,6 +17,7 @@ from compressor.report import charts, figures, summary, tables
 from compressor.report.charts import Mark
 from compressor.report.figures import MIB, Figure
 from compressor.report.html import page
+from compressor.report.numbers import estimate
 
 LEFT_OUT = ("target", "perplexity", "top-1", "gate")  # where there is little room
 KINDS = 6  # of colours for runs
@@ -132,18 +133,18 @@ def fronts(runs: Sequence[Compared]) -> Fronts:
         for workload in dict.fromkeys(run.workload for run in alike if run.workload):
             timed = [(run, run.speed) for run in alike if run.workload == workload]
             marks = [run.mark(run.metrics[name], speed) for run, speed in timed if speed is not None]
-            found.speed.extend(_add(found, metric, marks, "tokens/s", ": ".join(workload)))
+            found.speed.extend(_add(found, metric, marks, "tokens/s", ", " + ", ".join(workload)))
     return found
 
 
-def _add(found: Fronts, metric: figures.Metric, marks: list[Mark], x: str, caption: str) -> list[str]:
+def _add(found: Fronts, metric: figures.Metric, marks: list[Mark], x: str, where: str) -> list[str]:
     """Draw a chart where there are two marks to compare, and name those of its front."""
     marks = [Mark(one.label, one.kind, metric.shown(one.y), one.x) for one in marks]
     front = figures.pareto(marks, (x != "tokens/s", metric.falls))
     if len(marks) < 2:
         return []
-    title = f"{metric.title} against {'speed' if x == 'tokens/s' else 'size'}"
-    found.figures.append(Figure(title, charts.scatter(title, marks, (x, metric.named), front), caption))
+    title = f"{metric.title} against {'speed' if x == 'tokens/s' else 'size'}{where}"
+    found.figures.append(Figure.of(charts.scatter, title, marks, (x, metric.named), front))
     return [one.label for one in front]
 
 
@@ -178,10 +179,10 @@ def _cells(run: Compared, found: Fronts) -> tuple[str, ...]:
         (tables.MISSING,) * 4
         if quality is None
         else (
-            tables.estimate(quality.perplexity, least=2),
-            tables.estimate(quality.perplexity_increase, percent=True),
-            tables.estimate(quality.kl),
-            tables.estimate(quality.top1, percent=True),
+            estimate(quality.perplexity, least=2),
+            estimate(quality.perplexity_increase, percent=True),
+            estimate(quality.kl),
+            estimate(quality.top1, percent=True),
         )
     )
     return (
@@ -189,7 +190,7 @@ def _cells(run: Compared, found: Fronts) -> tuple[str, ...]:
         run.ledger.artifact.target if run.ledger.artifact else "no artifact",
         *judged,
         tables.size(run.size_bytes),
-        tables.MISSING if run.speed is None else tables.estimate(run.speed),
+        tables.MISSING if run.speed is None else estimate(run.speed),
         str(run.decision.verdict) if run.decision else tables.MISSING,
         "★" * (run.label in found.size) + "⚡" * (run.label in found.speed),
     )
@@ -239,7 +240,7 @@ def _accuracy(runs: Sequence[Compared]) -> list[Figure]:
     for name in dict.fromkeys(name for run in runs for name in run.metrics):
         shown = figures.metric(name)
         marks = [run.mark(shown.shown(run.metrics[name])) for run in runs if name in run.metrics]
-        found.append(Figure(shown.named, charts.intervals(shown.named, marks)))
+        found.append(Figure.of(charts.intervals, shown.named, marks))
     return found
 
 
@@ -248,5 +249,5 @@ def _latency(runs: Sequence[Compared]) -> list[Figure]:
     for workload in dict.fromkeys(run.workload for run in runs if run.workload):
         timed = [(run, speeds[0]) for run in runs if run.workload == workload and (speeds := summary.speed(run.ledger))]
         taken = [(run.mark(one.tokens_per_s), one) for run, one in timed]
-        found += figures.repeats(taken, ": ".join(workload))
+        found += figures.repeats(taken, ", ".join(workload))
     return found

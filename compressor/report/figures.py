@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from compressor.measure.latency import Latency
 from compressor.measure.statistics import Estimate
 from compressor.report import charts
 from compressor.report.charts import NOWHERE, Mark
+from compressor.report.numbers import number
+from compressor.report.svg import NARROW
 
 MIB = 1 << 20
 PLACE = re.compile(r"\.(\d+)\.(?:.*\.)?([^.]+)$")  # layer and module of a linear's full name
@@ -56,11 +59,25 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with what has to be known to read it."""
+    """A chart with what has to be known to read it.
+
+    Attributes:
+        draw: makes the chart, given its `width` in pixels.
+    """
 
     title: str
-    drawing: Markup
+    draw: Callable[..., Markup]
     caption: str = ""
+
+    @classmethod
+    def of(cls, chart: Callable[..., Markup], title: str, *values: Any, caption: str = "") -> Figure:
+        """A chart of `compressor.report.charts`, and what it draws."""
+        return cls(title, partial(chart, title, *values), caption)
+
+    @property
+    def drawing(self) -> Markup:
+        """The chart as a telephone shows it."""
+        return self.draw(width=NARROW)
 
 
 def metrics(row: StepRecord) -> dict[str, Estimate]:
@@ -126,7 +143,7 @@ def _accuracy(ledger: Ledger, name: str) -> Figure | None:
     if shown.relative:
         rows = [row for row in rows if row is not ledger.steps[0]]
     marks = [mark(ledger, row, shown.shown(metrics(row)[name])) for row in rows]
-    return Figure(shown.named, charts.intervals(shown.named, marks)) if marks else None
+    return Figure.of(charts.intervals, shown.named, marks) if marks else None
 
 
 def against_size(ledger: Ledger) -> list[Figure]:
@@ -139,8 +156,7 @@ def against_size(ledger: Ledger) -> list[Figure]:
     marks = [
         mark(ledger, row, y.shown(metrics(row)[name]), Estimate((row.size_bytes or 0) / MIB, None)) for row in rows
     ]
-    title = f"{y.title} against size"
-    return [Figure(title, charts.scatter(title, marks, ("size in MiB", y.named)))]
+    return [Figure.of(charts.scatter, f"{y.title} against size", marks, ("size in MiB", y.named))]
 
 
 def against_speed(ledger: Ledger) -> list[Figure]:
@@ -156,9 +172,8 @@ def against_speed(ledger: Ledger) -> list[Figure]:
             if name in metrics(row)
         ]
         if len(marks) > 1:
-            title = f"{y.title} against speed"
-            drawing = charts.scatter(title, marks, ("tokens/s", y.named))
-            found.append(Figure(title, drawing, f"{runtime}: {workload}"))
+            title = f"{y.title} against speed, {runtime}, {workload}"
+            found.append(Figure.of(charts.scatter, title, marks, ("tokens/s", y.named)))
     return found
 
 
@@ -166,20 +181,19 @@ def latencies(ledger: Ledger) -> list[Figure]:
     """Every repeat of every row, for each runtime and workload."""
     found = []
     for (runtime, workload), timed in _timed(ledger).items():
-        found += repeats([(mark(ledger, row, one.tokens_per_s), one) for row, one in timed], f"{runtime}: {workload}")
+        found += repeats([(mark(ledger, row, one.tokens_per_s), one) for row, one in timed], f"{runtime}, {workload}")
     return found
 
 
-def repeats(timed: Sequence[tuple[Mark, Latency]], caption: str) -> list[Figure]:
-    """A chart for everything that was taken of each repeat under one workload."""
-    titles = {"ttft_ms": "Time to first token", "itl_ms": "Time per token"}
+def repeats(timed: Sequence[tuple[Mark, Latency]], where: str) -> list[Figure]:
+    """A chart for everything that was taken of each repeat under one workload; `where` tells it from others."""
+    titles = {"ttft_ms": "Time to first token", "itl_ms": "Time per token", "request_ms": "Time of a whole request"}
     found = []
     for key in dict.fromkeys(key for _, one in timed for key in one.repeats):
-        title = titles.get(key, key.removesuffix("_ms").replace("_", " "))
-        taken = [(shown, one.repeats[key]) for shown, one in timed if one.repeats.get(key)]
-        unit = "ms" if key.endswith("_ms") else ""
-        if taken:
-            found.append(Figure(title, charts.distributions(title, taken, unit), caption))
+        title = f"{titles.get(key, key.removesuffix('_ms').replace('_', ' '))}, {where}"
+        seen = [(shown, one.repeats[key]) for shown, one in timed if one.repeats.get(key)]
+        if seen:
+            found.append(Figure.of(charts.distributions, title, seen, "ms" if key.endswith("_ms") else ""))
     return found
 
 
@@ -198,8 +212,8 @@ def layers(ledger: Ledger) -> list[Figure]:
     for row in ledger.steps:
         if row.layers:
             title = f"Error of each layer, {row.name}"
-            drawing = charts.columns(title, [one.own for one in row.layers], [one.drift for one in row.layers])
-            found.append(Figure(title, drawing, OWN_AND_DRIFT))
+            own, drift = [one.own for one in row.layers], [one.drift for one in row.layers]
+            found.append(Figure.of(charts.columns, title, own, drift, caption=OWN_AND_DRIFT))
         if row.sensitivity:
             found.append(_sensitivity(row))
     return found
@@ -208,7 +222,7 @@ def layers(ledger: Ledger) -> list[Figure]:
 OWN_AND_DRIFT = (
     "Columns: how far a layer's outputs are from what they were on the same inputs, in percent of what it adds. "
     "Line: how far the residual stream behind it has drifted, with all layers before it as they are now. "
-    "Medians over tokens of the held-out text."
+    "Medians over tokens of the evaluation text."
 )
 
 
@@ -221,10 +235,10 @@ def _sensitivity(row: StepRecord) -> Figure:
     for (module, layer), one in cells.items():
         cost = one.divergence[one.chosen]
         table[rows.index(module), layer] = cost
-        names[rows.index(module)][layer] = f"{', '.join(one.linears)}: {cost:.2g} nats in {one.chosen}"
+        names[rows.index(module)][layer] = f"{', '.join(one.linears)}: {number(cost, 2)} nats in {one.chosen}"
     title = f"Sensitivity, {row.name}"
     caption = "What rounding linears so was expected to cost, in nats a token. The stronger the colour, the more."
-    return Figure(title, charts.grid(title, rows, table, names), caption)
+    return Figure.of(charts.grid, title, rows, table, names, caption=caption)
 
 
 def _place(one: SensitivityRecord) -> tuple[str, int]:

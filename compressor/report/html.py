@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,8 +18,12 @@ from compressor.gate import wording
 from compressor.gate.decide import Decision, Verdict
 from compressor.ledger import Ledger, StepRecord
 from compressor.report import figures, summary, tables, training
+from compressor.report.headline import headline
+from compressor.report.numbers import estimate, number
+from compressor.report.svg import NARROW
 
 PAGES = Path(__file__).with_name("pages")
+WIDE = {1: 1140, 2: 556, 3: NARROW}  # pixels of a chart on a wide page, by the columns that it has
 TONES = {Verdict.PASS: "good", Verdict.FAIL: "bad", Verdict.INCONCLUSIVE: "open"}
 
 
@@ -52,6 +56,7 @@ def render(ledger: Ledger, decision: Decision | None = None, blamed: Mapping[str
         ledger=ledger,
         name=Path(ledger.model).name,
         target=ledger.artifact.target if ledger.artifact else "no artifact",
+        headline=headline(ledger),
         cards=summary.cards(ledger),
         sections=_sections(content),
         flow=[_step(ledger, row) for row in ledger.steps if ", " not in row.name],
@@ -74,13 +79,19 @@ def page(template: str, **values: Any) -> str:
 def _environment() -> Environment:
     loader = FileSystemLoader(PAGES)
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"breakable": _breakable, "said": _said}
+    made.filters |= {"breakable": _breakable, "said": _said, "columns": _columns}
+    made.globals |= {"NARROW": NARROW, "WIDE": WIDE}
     return made
 
 
 def _breakable(text: str) -> Markup:
     """A name that a line may end in, behind a sign in it."""
     return Markup(re.sub(r"([./_+,=])(?=\w)", r"\1<wbr>", str(escape(text))))
+
+
+def _columns(drawn: Sequence[figures.Figure]) -> int:
+    """Columns for charts on a wide page: as many as leave the fewest places of the last row empty."""
+    return 1 if len(drawn) == 1 else min((3, 2), key=lambda count: -len(drawn) % count)
 
 
 def _said(text: str) -> Markup:
@@ -126,9 +137,9 @@ def _step(ledger: Ledger, row: StepRecord) -> _Step:
     if row.seconds is not None:
         facts.append(f"made in {tables.duration(row.seconds)}, {tables.size(row.peak_rss_bytes)} at most")
     if row.quality is not None:
-        facts.append(f"perplexity {tables.estimate(row.quality.perplexity, least=2)}")
+        facts.append(f"perplexity {estimate(row.quality.perplexity, least=2)}")
     if row.latency:
-        facts.append(f"{row.latency[0].tokens_per_s.value:.3g} tokens/s in {row.runtime}")
+        facts.append(f"{number(row.latency[0].tokens_per_s.value)} tokens/s in {row.runtime}")
     if row.not_run:
         facts.append(f"not run: {row.not_run}")
     return _Step(row.name, figures.kind_of(ledger, row), facts)

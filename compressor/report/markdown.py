@@ -8,6 +8,7 @@ import yaml
 
 from compressor.ledger import AuditRecord, Ledger, together
 from compressor.report import tables
+from compressor.report.headline import headline
 
 
 def render(ledgers: Sequence[Ledger], gates: Sequence[str] = ()) -> str:
@@ -17,7 +18,8 @@ def render(ledgers: Sequence[Ledger], gates: Sequence[str] = ()) -> str:
         gates: what gates decided, in Markdown.
     """
     ledger = together(ledgers)
-    parts = [f"# {ledger.model} → {', '.join(map(_target, ledgers))}", *map(_picture, ledgers)]
+    parts = [f"# {ledger.model} → {', '.join(map(_target, ledgers))}", *(f"**{headline(one)}**" for one in ledgers)]
+    parts += map(_picture, ledgers)
     parts += [*map(tables.verdict, ledgers), *gates]
     parts += [f"## {table.title}\n\n{grid(table)}" for table in tables.all_tables(ledger)]
     if ledger.audit:

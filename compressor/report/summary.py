@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from compressor.ledger import Ledger, StepRecord
 from compressor.measure.latency import Latency
 from compressor.report import tables
+from compressor.report.numbers import estimate, number
 
 
 @dataclass(frozen=True)
 class Card:
-    """One figure, and what it is to be held against. `tone`: `good`, `bad`, `open` or none."""
+    """One figure, and what it is to be held against.
+
+    Attributes:
+        error: the standard error of the value.
+        tone: `good`, `bad`, `open` or none.
+    """
 
     title: str
     value: str
     detail: str = ""
     tone: str = ""
+    error: str = ""
+
+    @classmethod
+    def of(cls, title: str, estimated: str, detail: str) -> Card:
+        """Of an estimate as `numbers.estimate` writes it."""
+        value, _, error = estimated.partition(" ± ")
+        unit = "%" if error.endswith("%") else ""
+        return cls(title, value + unit, detail, error=error)
 
 
 def judged_row(ledger: Ledger) -> StepRecord | None:
@@ -30,11 +45,15 @@ def cards(ledger: Ledger) -> list[Card]:
     row, found = judged_row(ledger), []
     if row is not None and row.quality is not None:
         quality = row.quality
-        change = f"{tables.estimate(quality.perplexity_increase, percent=True)} against the original"
+        change = f"{estimate(quality.perplexity_increase, percent=True)} against the original"
         found += [
-            Card("Perplexity", tables.estimate(quality.perplexity, least=2), change),
-            Card("KL from the original", tables.estimate(quality.kl), "nats a token"),
-            Card("Same first choice", tables.estimate(quality.top1, percent=True), "of tokens"),
+            Card.of("Perplexity", estimate(quality.perplexity, least=2), change),
+            Card.of("KL from the original", estimate(quality.kl), "nats a token"),
+            Card.of(
+                "Same first choice",
+                estimate(quality.top1, percent=True),
+                "of tokens have the original's most likely token",
+            ),
         ]
     found += [_task(ledger, name) for name in dict.fromkeys(task.name for row in ledger.steps for task in row.tasks)]
     return found + [card for card in (_size(ledger), _speed(ledger), _verified(ledger)) if card is not None]
@@ -47,9 +66,9 @@ def _task(ledger: Ledger, name: str) -> Card:
     metric = found.judged[0]
     beside = f"of {last.name}"
     if first is not last and metric in known.metrics:
-        beside += f"; {first.name} {tables.estimate(known.metrics[metric], percent=True)}"
+        beside += f"; {first.name} {estimate(known.metrics[metric], percent=True)}"
     title = f"{name}, {metric.replace('_', ' ')}"
-    return Card(title, tables.estimate(found.metrics[metric], percent=True), beside)
+    return Card.of(title, estimate(found.metrics[metric], percent=True), beside)
 
 
 def _size(ledger: Ledger) -> Card | None:
@@ -58,8 +77,17 @@ def _size(ledger: Ledger) -> Card | None:
         return None
     first, last = sized[0], sized[-1]
     share = (last.size_bytes or 0) / (first.size_bytes or 1)
-    bits = "" if last.bits_per_weight is None else f", {last.bits_per_weight:.2f} bits a weight"
-    return Card("Size", tables.size(last.size_bytes), f"{share:.2f} × {tables.size(first.size_bytes)}{bits}")
+    return Card("Size", tables.size(last.size_bytes), f"{share:.2f} × {tables.size(first.size_bytes)}{_bits(ledger)}")
+
+
+def _bits(ledger: Ledger) -> str:
+    """Bits a weight of the last row that has them, and of what: the embedding often has most of them."""
+    counted = [row for row in ledger.steps if row.bits_per_weight is not None]
+    if not counted:
+        return ""
+    parts = next((row.bits_of for row in reversed(counted) if row.bits_of), {})
+    said = ", ".join(f"{bits:.1f} in {part}" for part, bits in parts.items())
+    return f", {counted[-1].bits_per_weight:.2f} bits a weight" + (f" ({said})" if said else "")
 
 
 def speed(ledger: Ledger) -> tuple[Latency, Latency | None] | None:
@@ -83,7 +111,7 @@ def _speed(ledger: Ledger) -> Card | None:
     beside = (
         f"{ours.tokens_per_s.value / theirs.tokens_per_s.value:.2f} × the original in {runtime}" if theirs else runtime
     )
-    return Card("Speed", f"{ours.tokens_per_s.value:.4g} tokens/s", beside)
+    return Card("Speed", f"{number(ours.tokens_per_s.value)} tokens/s", beside)
 
 
 def _verified(ledger: Ledger) -> Card | None:
@@ -117,6 +145,8 @@ def side_by_side(ledger: Ledger) -> list[tuple[str, list[Written]]]:
     prompts = [one.prompt for one in known[0].continuations] if known else []
     found = []
     for index, prompt in enumerate(prompts):
+        if not prompt.strip():
+            continue
         by_text: dict[str, Written] = {}
         for row in known:
             if index < len(row.continuations) and row.continuations[index].prompt == prompt:
@@ -124,6 +154,11 @@ def side_by_side(ledger: Ledger) -> list[tuple[str, list[Written]]]:
         first = next(iter(by_text))
         for text, written in by_text.items():
             kept = next((at for at, pair in enumerate(zip(first, text, strict=False)) if len({*pair}) > 1), len(text))
-            written.same, written.other = text[:kept], text[kept:]
-        found.append((prompt, list(by_text.values())))
+            written.same, written.other = _closed_up(text[:kept]), _closed_up(text[kept:])
+        found.append((_closed_up(prompt).strip("\n"), list(by_text.values())))
     return found
+
+
+def _closed_up(text: str) -> str:
+    """Text without its empty lines."""
+    return re.sub(r"\n\s*\n", "\n", text)

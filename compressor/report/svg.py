@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup, escape
 
-WIDTH = 380  # of every chart, in CSS pixels: a telephone shows its text at full size
+from compressor.report.numbers import LEAST, decimals, number
+
+NARROW = 380  # width of a chart in CSS pixels that a telephone shows with its text at full size
 LETTER = 6.8  # width of a letter of the labels, in the widest of usual fonts
+LINE = 14  # height of a line of a label
+PIECES = re.compile(r"[^,:/+ ]*[,:/+ ]?")  # of a name: lines end behind a sign
 
 
 def tag(name: str, *inside: Any, **attributes: Any) -> Markup:
@@ -24,14 +29,35 @@ def _plain(value: Any) -> Any:
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
 
-def text(x: float, y: float, words: str, class_: str = "", anchor: str = "start", room: float = math.inf) -> Markup:
-    """A label; one that is longer than its `room` is cut, and whole in a tooltip."""
-    shown = words
-    if len(words) * LETTER > room:
-        kept = max(1, int(room / LETTER) - 1)
-        shown = words[:kept].rstrip() + "…"
-    inside = [shown] if shown == words else [shown, tag("title", words)]
-    return tag("text", *inside, x=x, y=y, class_=class_, text_anchor=anchor)
+def text(x: float, y: float, words: str, class_: str = "", anchor: str = "start") -> Markup:
+    """A line of text."""
+    return tag("text", words, x=x, y=y, class_=class_, text_anchor=anchor)
+
+
+def label(x: float, y: float, words: str, room: float) -> Markup:
+    """A name in as many lines as its room asks for, around the height `y`."""
+    lines = wrapped(words, room)
+    top = y + 4 - LINE * (len(lines) - 1) / 2
+    spans = [tag("tspan", one, x=x, y=top + LINE * at) for at, one in enumerate(lines)]
+    return tag("text", *spans, class_="label")
+
+
+def wrapped(words: str, room: float) -> list[str]:
+    """A name in lines that fit into `room` pixels, broken behind a sign where there is one."""
+    most = max(4, int(room / LETTER))
+    lines = [""]
+    for piece in filter(None, PIECES.findall(words)):
+        if lines[-1] and len(lines[-1] + piece.rstrip()) > most:
+            lines.append("")
+        lines[-1] += piece
+        while len(lines[-1].rstrip()) > most:
+            lines[-1:] = [lines[-1][:most], lines[-1][most:]]
+    return [one.rstrip() for one in lines]
+
+
+def label_room(names: Sequence[str], most: float) -> float:
+    """Pixels for the longest of these names, and not more than `most`."""
+    return min(most, LETTER * max((len(name) for name in names), default=0) + 2)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
@@ -39,12 +65,10 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
     return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
-def chart(title: str, description: str, height: float, parts: Sequence[Markup]) -> Markup:
+def chart(title: str, description: str, size: tuple[float, float], parts: Sequence[Markup]) -> Markup:
     """A whole chart, told to those who do not see it by its title and description."""
-    label = f"{title}. {description}"
-    return tag(
-        "svg", *parts, viewBox=f"0 0 {WIDTH} {height:.0f}", role="img", aria_label=label, xmlns="http://www.w3.org/2000/svg"
-    )  # fmt: skip
+    said, box = f"{title}. {description}", f"0 0 {size[0]:.0f} {size[1]:.0f}"
+    return tag("svg", *parts, viewBox=box, role="img", aria_label=said, xmlns="http://www.w3.org/2000/svg")
 
 
 @dataclass(frozen=True)
@@ -69,17 +93,11 @@ class Axis:
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
-    def ticks(self, about: int = 4) -> list[float]:
-        """Round values on the axis, `about` as many."""
+    def ticks(self, about: int = 4) -> list[tuple[float, str]]:
+        """Round values on the axis, `about` as many: the pixel of each, and how it is written."""
         rough = (self.high - self.low) / about
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(power * factor for factor in (1, 2, 5, 10) if 1.3 * power * factor >= rough)
-        first = math.ceil(self.low / step)
-        return [index * step for index in range(first, math.floor(self.high / step) + 1)]
-
-
-def number(value: float) -> str:
-    """A number for a tick or a label."""
-    if 1e3 <= abs(value) < 1e7:
-        return f"{value:.0f}"
-    return f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e3 else f"{value:.1e}"
+        places = max(0, -math.floor(math.log10(step) + 1e-9))
+        values = [step * at for at in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+        return [(self.at(one), decimals(one, places) if step >= LEAST else number(one)) for one in values]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from compressor.ledger import Ledger, StepRecord
 from compressor.measure.latency import Latency
-from compressor.measure.statistics import Estimate
+from compressor.report.numbers import estimate
 
 MISSING = "–"
 AUDIT_MARKS = {"ok": "✓", "warning": "✗", "not checked": "·"}
@@ -31,7 +30,7 @@ def all_tables(ledger: Ledger) -> list[Table]:
 def quality_table(ledger: Ledger) -> Table:
     """Accuracy against the original."""
     text = ledger.texts.get("evaluation")
-    title = f"Accuracy on {text.windows} × {text.length} held-out tokens" if text else "Accuracy"
+    title = f"Accuracy on {text.windows} × {text.length} evaluation tokens" if text else "Accuracy"
     headers = ("step", "perplexity", "vs original", "KL (nats)", "top-1")
     return Table(title, headers, [_quality_row(row) for row in ledger.steps if row.quality])
 
@@ -97,25 +96,6 @@ def verdict(ledger: Ledger) -> str:
     return f"{checked.weights} weights read back by {checked.reader}: {state}."
 
 
-def estimate(value: Estimate, percent: bool = False, least: int = 0) -> str:
-    """An estimate with its standard error, to the error's two significant digits but at least `least` decimals.
-
-    There are at most four decimals, and where an error has none in these, one significant digit; two of percentages.
-    """
-    factor, unit = (100, "%") if percent else (1, "")
-    if not value.stderr:
-        return f"{factor * value.value:.4g}{unit}"
-    found, error, most = factor * value.value, factor * value.stderr, 2 if percent else 4
-    exponent = math.floor(math.log10(error))
-    if percent or round(error, most):
-        digits = min(most, max(least, 1 - exponent))
-    elif abs(found) < 10**-most:
-        return f"{found:.2g} ± {error:.1g}{unit}"
-    else:
-        digits = -exponent
-    return f"{found:z.{digits}f} ± {error:.{digits}f}{unit}"
-
-
 def size(count: int | None) -> str:
     """Bytes in the unit that leaves one to four digits."""
     if count is None:
@@ -153,7 +133,7 @@ def _cost_row(row: StepRecord) -> tuple[str, ...]:
 
 
 def _latency_row(row: StepRecord, latency: Latency) -> tuple[str, ...]:
-    return (row.name, _pair(latency.ttft_ms), _pair(latency.itl_ms), estimate(latency.tokens_per_s))
+    return (row.name, _pair(latency.ttft_ms), _pair(latency.per_token_ms), estimate(latency.tokens_per_s))
 
 
 def _pair(times: dict[str, float]) -> str:

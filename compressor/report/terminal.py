@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 
 from compressor.ledger import Ledger, together
 from compressor.report import tables
+from compressor.report.headline import headline
 
 
 def show(ledgers: Sequence[Ledger], console: Console) -> None:
@@ -29,6 +30,7 @@ def show(ledgers: Sequence[Ledger], console: Console) -> None:
 
 def _show_artifact(ledger: Ledger, console: Console) -> None:
     artifact = ledger.artifact
+    console.print(f"[bold]{escape(headline(ledger))}[/]", highlight=False)
     passed = artifact is not None and not artifact.verified.mismatches
     console.print(
         f"[{'green' if passed else 'red'}]{'✓' if passed else '✗'}[/] {escape(tables.verdict(ledger))}", highlight=False

@@ -9,12 +9,14 @@ import numpy as np
 from markupsafe import Markup
 
 from compressor.ledger import Ledger
+from compressor.report import charts
 from compressor.report.figures import Figure
-from compressor.report.svg import WIDTH, Axis, chart, line, number, tag, text
+from compressor.report.numbers import number
+from compressor.report.svg import NARROW, Axis, chart, tag, text
 
 POINTS = 160  # of the thin line: more steps are drawn as means of neighbours
 SHARE = 0.1  # of all steps, over which the strong line is a mean
-LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 18, 24, 180  # pixels of the drawing's edges
+LEFT, TOP, BOTTOM = 46, 24, 180  # pixels of the drawing's edges
 
 CAPTION = (
     "Thin: the loss of every step, or of neighbouring steps together where there are many. Strong: the mean of the "
@@ -25,35 +27,36 @@ CAPTION = (
 def losses(ledger: Ledger) -> list[Figure]:
     """A curve for each row that was trained for at least two steps."""
     return [
-        Figure(title, curve(title, row.losses), CAPTION)
+        Figure.of(curve, title, row.losses, caption=CAPTION)
         for row in ledger.steps
         if len(row.losses) > 1 and (title := f"Training loss, {row.name}")
     ]
 
 
-def curve(title: str, values: Sequence[float]) -> Markup:
+def curve(title: str, values: Sequence[float], width: float = NARROW) -> Markup:
     """Losses over steps, in nats; what is no finite number is left out."""
     kept = np.array([(step, value) for step, value in enumerate(values, start=1) if math.isfinite(value)])
     if not len(kept):
-        return chart(title, "No loss is a finite number.", TOP, [text(2, 14, "no loss is a finite number", "axis")])
+        return chart(
+            title, "No loss is a finite number.", (width, TOP), [text(2, 14, "no loss is a finite number", "axis")]
+        )
     steps, known = kept.T
     mean = _running_mean(known)
     thin = [(part[:, 0].mean(), part[:, 1].mean()) for part in np.array_split(kept, min(POINTS, len(kept)))]
     every = max(1, len(known) // POINTS)
     strong = [*zip(steps[::every], mean[::every], strict=True), (steps[-1], mean[-1])]
-    x = Axis(1, max(len(values), 2), LEFT, RIGHT)
+    right = width - 18
+    x = Axis(1, max(len(values), 2), LEFT, right)
     y = Axis.over([value for _, value in (*thin, *strong)], BOTTOM, TOP)
-    parts = [line(LEFT, y.at(tick), RIGHT, y.at(tick), "grid") for tick in y.ticks()]
-    parts += [text(LEFT - 6, y.at(tick) + 4, number(tick), "tick", "end") for tick in y.ticks()]
-    whole = [tick for tick in x.ticks() if tick == int(tick)]
-    parts += [text(x.at(tick), BOTTOM + 15, number(tick), "tick", "middle") for tick in whole]
-    parts += [text((LEFT + RIGHT) / 2, BOTTOM + 32, "step", "axis", "middle"), text(2, 14, "loss in nats", "axis")]
+    parts = charts.upwards(y, LEFT, right)
+    parts += [text(at, BOTTOM + 15, said, "tick", "middle") for at, said in x.ticks() if said.isdigit()]
+    parts += [text((LEFT + right) / 2, BOTTOM + 32, "step", "axis", "middle"), text(2, 14, "loss in nats", "axis")]
     for points, name in ((thin, "each"), (strong, "mean")):
         path = " ".join(f"{x.at(step):.1f},{y.at(value):.1f}" for step, value in points)
         parts.append(tag("polyline", points=path, class_=name))
     said = f"{len(values)} steps; loss {number(known[0])} at first, {number(mean[-1])} over the last tenth"
     lost = len(values) - len(known)
-    return chart(title, f"{said}; {lost} are no finite numbers" if lost else said, BOTTOM + 40, parts)
+    return chart(title, f"{said}; {lost} are no finite numbers" if lost else said, (width, BOTTOM + 40), parts)
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:

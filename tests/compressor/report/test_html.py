@@ -187,7 +187,7 @@ def test_tasks_have_a_chart_and_a_table(make_run):
     page = "".join(Page(render(ledger)).text)
     assert "Task boolq, 9 samples" in page
     (card,) = [one for one in summary.cards(ledger) if one.title == "boolq, accuracy"]
-    assert (card.value, card.detail) == ("50.0 ± 1.0%", "of onnx-int4; original 75.0 ± 1.0%")
+    assert (card.value, card.error, card.detail) == ("50.0%", "1.0%", "of onnx-int4; original 75.0 ± 1.0%")
     assert "boolq accuracy, higher is better" in page
     assert "50.0 ± 1.0%" in page
 

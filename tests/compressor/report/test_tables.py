@@ -6,6 +6,7 @@ from compressor.measure.latency import Latency
 from compressor.measure.statistics import Estimate
 from compressor.report import tables
 from compressor.report.markdown import render
+from compressor.report.numbers import estimate, number
 
 
 @pytest.mark.parametrize(
@@ -14,7 +15,10 @@ from compressor.report.markdown import render
         (Estimate(33.28123, 0.5123), False, "33.28 ± 0.51"),
         (Estimate(537.7, 41.2), False, "538 ± 41"),
         (Estimate(0.28714, 0.00812), False, "0.2871 ± 0.0081"),
-        (Estimate(-0.0000004, 0.0000001), False, "-4e-07 ± 1e-07"),
+        (Estimate(-0.0000004, 0.0000001), False, "(-4 ± 1) × 10⁻⁷"),
+        (Estimate(-9.4e-11, 9e-10), False, "0"),
+        (Estimate(2.455e-5, 1e-6), False, "0.000025 ± 0.000001"),
+        (Estimate(float("nan"), 1.0), False, "not a number"),
         (Estimate(0.00002, 0.0001), False, "0.0000 ± 0.0001"),
         (Estimate(0.0000123456, 0.00003), True, "0.00 ± 0.00%"),
         (Estimate(2.4550123, 0.00001), False, "2.45501 ± 0.00001"),
@@ -24,7 +28,25 @@ from compressor.report.markdown import render
     ],
 )
 def test_estimates_show_the_digits_that_their_error_leaves(value, percent, shown):
-    assert tables.estimate(value, percent) == shown
+    assert estimate(value, percent) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (2227.4, "2227"),
+        (12345678.0, "12345678"),
+        (0.0005, "0.0005"),
+        (0.05, "0.05"),
+        (1.0, "1"),
+        (-2.5, "-2.5"),
+        (0.0, "0"),
+        (8.12e-9, "8.1 × 10⁻⁹"),
+        (float("inf"), "∞"),
+    ],
+)
+def test_numbers_have_no_exponents(value, shown):
+    assert number(value) == shown
 
 
 @pytest.mark.parametrize(
