@@ -30,7 +30,7 @@ def check_sizes(config: Mapping[str, Any], spelled: Mapping[str, str]) -> None:
     for key in SIZES:
         name = spelled.get(key, key)
         size, limit = config.get(name), LIMITS.get(key, LARGEST_SIZE)
-        if _is_number(size) and not 1 <= size <= limit:
+        if size is not None and _is_number(size) and not 1 <= size <= limit:
             raise InputError(f"config.json says {name}: {size}, which is no size from 1 to {limit}.")
     for name in TOKENS:
         ids = config.get(name)

@@ -16,6 +16,8 @@ from typing import Any
 
 from compressor.errors import InputError, RunError
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 TEMPORARY_PREFIX = ".llmc-tmp-"
 CHUNK_BYTES = 1 << 20  # of one read: what hashing holds of a file
 
@@ -148,3 +150,23 @@ def digest_json(value: Mapping[str, Any]) -> str:
 def folder_bytes(root: Path) -> int:
     """Total size of all files below a folder."""
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what git-lfs leaves in the place of a large one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a file that stands for another one.
+
+    Raises:
+        InputError: it does.
+    """
+    if is_pointer(path):
+        raise InputError(
+            f"{path} is a git-lfs pointer, not the file itself.", "`git lfs pull` in its folder fetches it."
+        )

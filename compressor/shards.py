@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from compressor.errors import InputError
+from compressor.files import refuse_pointer
 from compressor.inside import inside
 
 
@@ -55,20 +56,29 @@ SAFETENSORS_DTYPES = {
     "I64": torch.int64,
 }
 
+WIDE = "F64"  # nothing computes in it; values are read as float32
+
 ELEMENTS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies and what it is, as the header of its shard says."""
+    """Where a tensor lies and what it is, as the header of its shard says.
+
+    Attributes:
+        dtype: what it is read as.
+        wide: whether it is stored in float64, and read as float32.
+    """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     shard: str
+    wide: bool = False
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its values as they are read."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
@@ -178,7 +188,7 @@ def read_tensors(root: Path, infos: Mapping[str, TensorInfo], names: Iterable[st
         # Opened anew for every block and copied out: a mapping kept open would keep its pages resident.
         with _open_shard(root / shard) as file:
             for name in wanted:
-                read[name] = file.get_tensor(infos[name].name).clone()
+                read[name] = file.get_tensor(infos[name].name).to(infos[name].dtype, copy=True)
                 _check_finite(read[name], name, root / shard)
                 _check_varied(read[name], name, root / shard)
     return read
@@ -201,9 +211,10 @@ def read_rows(root: Path, info: TensorInfo, most: int) -> Iterator[torch.Tensor]
     with path.open("rb") as file:
         file.seek(begin)
         for start, stop in row_parts(info.shape[0], most):
-            part = torch.empty((stop - start, *info.shape[1:]), dtype=info.dtype)
+            part = torch.empty((stop - start, *info.shape[1:]), dtype=torch.float64 if info.wide else info.dtype)
             if file.readinto(as_bytes(part)) != part.nbytes:
                 raise InputError(f"{path} is truncated.", "Download it again.")
+            part = part.to(info.dtype)
             _check_finite(part, info.name, path)
             yield part
 
@@ -249,10 +260,11 @@ def read_header(root: Path, shard: str) -> list[TensorInfo]:
         infos = []
         for name in file.keys():  # noqa: SIM118 -- a safe_open is no mapping
             view = file.get_slice(name)
-            dtype = SAFETENSORS_DTYPES.get(view.get_dtype())
+            stored = view.get_dtype()
+            dtype = torch.float32 if stored == WIDE else SAFETENSORS_DTYPES.get(stored)
             if dtype is None:
-                raise InputError(f"{root / shard}: tensor {name} has the unsupported dtype {view.get_dtype()}.")
-            infos.append(TensorInfo(name, dtype, tuple(view.get_shape()), shard))
+                raise InputError(f"{root / shard}: tensor {name} has the unsupported dtype {stored}.")
+            infos.append(TensorInfo(name, dtype, tuple(view.get_shape()), shard, stored == WIDE))
         return infos
 
 
@@ -262,6 +274,7 @@ def _open_shard(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
+        refuse_pointer(path)
         raise InputError(f"{path} is truncated or not a safetensors file ({error}).", "Download it again.") from error
 
 

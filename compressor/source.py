@@ -19,14 +19,14 @@ from compressor.convert import Check, Outline, converted_before, unchecked, writ
 from compressor.dequantize import dequantize
 from compressor.errors import InputError, RunError
 from compressor.families import FAMILIES, full_name
-from compressor.files import digest_files, is_disk_full
+from compressor.files import digest_files, is_disk_full, refuse_pointer
 from compressor.inside import check_name, inside
 from compressor.pass_ import Progress
 from compressor.prequantized import import_prequantized, is_prequantized
 from compressor.shards import has_shards
 from compressor.stored import HEAD_WEIGHT, UNTIED
 from compressor.tokenizer import check_tokenizer_code
-from compressor.writer import copy_companions
+from compressor.writer import COMPANION_PATTERNS, copy_companions
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILES = ["*.json", "model*.safetensors", "llmc*.safetensors", "tokenizer*", "*.model", "*.jinja", "merges.txt",
@@ -78,19 +78,20 @@ def open_model(
     Raises:
         InputError: there is no such model, or it cannot be read.
     """
-    path = Path(model).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
+    path = find_gguf(Path(model).expanduser())
+    if path.is_file() and is_gguf(path):
         from compressor.gguf import import_gguf
 
         return Source(*import_gguf(path, import_to, progress, dequantize=requantize, check=check))
     if not path.is_dir():
-        if path.exists() or not HUB_ID.fullmatch(model) or path.suffix == ".gguf":
+        if path.exists() or not HUB_ID.fullmatch(model) or is_gguf(path):
             raise InputError(f"{model} is neither a folder, a .gguf file nor a hub id (org/name).")
         path = _download(model, allow_pickle)
     if is_adapter(path):
         raise InputError(
             f"{path} is an adapter, not a model.", f"Give the model it was trained on, and --adapter {path}."
         )
+    _refuse_pointers(path)
     check_tokenizer_code(path, trust_remote_code)
     if allow_pickle and not has_shards(path) and _pickle_shards(path):
         return _import_pickles(path, import_to, progress, check)
@@ -100,6 +101,32 @@ def open_model(
     if requantize and (checkpoint.schemes or checkpoint.kv_cache):
         return Source(*dequantize(checkpoint, import_to, progress, check))
     return Source(checkpoint)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is named as a GGUF file is."""
+    return path.suffix.lower() == ".gguf"
+
+
+def find_gguf(path: Path) -> Path:
+    """The GGUF file that a folder without weights of another kind holds; any other path as it is.
+
+    Raises:
+        InputError: it holds several.
+    """
+    if not path.is_dir() or has_shards(path) or _pickle_shards(path) or is_adapter(path):
+        return path
+    files = sorted(file for file in path.iterdir() if is_gguf(file))
+    if len(files) > 1:
+        raise InputError(f"{path} holds {len(files)} GGUF files.", f"Name one of them, {files[0]} for example.")
+    return files[0] if files else path
+
+
+def _refuse_pointers(root: Path) -> None:
+    """Refuse a folder whose tokenizer or configuration git-lfs has not fetched."""
+    for pattern in ("config.json", *COMPANION_PATTERNS):
+        for path in sorted(root.glob(pattern)):
+            refuse_pointer(path)
 
 
 # ---- the hub
@@ -237,6 +264,7 @@ def load_pickle(path: Path) -> Mapping[str, torch.Tensor]:
 def _load_tensors(path: Path) -> Any:
     import pickle
 
+    refuse_pointer(path)
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"  # files of PyTorch before 1.6 are not, and cannot be mapped
     if is_zip:

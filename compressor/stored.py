@@ -43,7 +43,7 @@ def read_stored(root: Path) -> Stored:
     family = FAMILIES[architecture.model_type]
     wanted = [info for info in headers.tensors.values() if not info.name.endswith(family.ignored)]
     tensors = _by_full_name(root, wanted, family.optional_prefix)
-    found = Stored(config, architecture, tensors, (*headers.notes, *_renamed(tensors)))
+    found = Stored(config, architecture, tensors, (*headers.notes, *_renamed(tensors), *_narrowed(tensors)))
     return _with_head(root, found) if architecture.tied_embeddings else found
 
 
@@ -64,6 +64,12 @@ def _renamed(tensors: Mapping[str, TensorInfo]) -> list[str]:
         return []
     stored, name = renamed[0]
     return [f"{len(renamed)} tensors are stored under other names than the family's: {stored} is read as {name}"]
+
+
+def _narrowed(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """A note on tensors in float64, with the first of them."""
+    wide = [name for name, info in tensors.items() if info.wide]
+    return [f"{len(wide)} tensors are stored in float64 and read as float32: {wide[0]} first"] if wide else []
 
 
 def _with_head(root: Path, found: Stored) -> Stored:

@@ -40,12 +40,11 @@ def describe(path: Path) -> dict[str, Any]:
     """
     from compressor.adapter import is_adapter
     from compressor.ledger import LEDGER_FILE, runs_in
+    from compressor.source import find_gguf, is_gguf
     from compressor.target import MANIFEST
 
     if not path.exists():
         raise InputError(f"{path} does not exist.")
-    if path.suffix == ".gguf":
-        return _gguf(path)
     if (path / MANIFEST).is_file():
         return _artifact(path)
     if (path / LEDGER_FILE).is_file():
@@ -54,6 +53,8 @@ def describe(path: Path) -> dict[str, Any]:
         return {"kind": "runs for several targets", "targets": ", ".join(run.name for run in runs)}
     if is_adapter(path):
         return _adapter(path)
+    if is_gguf(found := find_gguf(path)):
+        return _gguf(found)
     return _model(path)
 
 

@@ -21,6 +21,12 @@ FOREIGN = ("expert_count", "attention.scale", "attention.clamp_kqv", "logit_scal
 WINDOW, WINDOW_PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")  # of attention scores, of logits
 NORM_EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
+# What llama.cpp computes with where a file does not say it, and transformers too. A negative factor is none of its own.
+# Source: llama.cpp, src/llama-hparams.h and src/llama-context.cpp.
+YARN_DEFAULTS: dict[str, tuple[float, ...]] = {
+    "yarn_beta_fast": (32.0,), "yarn_beta_slow": (1.0,), "yarn_attn_factor": (1.0,), "attn_factor": (1.0,),
+    "yarn_log_multiplier": (0.0,)}  # fmt: skip
+EXTRAPOLATION = {"yarn": (-1.0, 1.0), "linear": (-1.0, 0.0)}
 # What llama.cpp's converter assumes when it turns Llama 3.1's rope scaling into a tensor of factors.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -218,16 +224,15 @@ def _rope_scaling(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
     if kind == "none":
         return {}
     scaling = {"rope_type": kind, "factor": _shortest(_key(file, "rope.scaling.factor"))}
-    known = {"rope.scaling.type", "rope.scaling.factor", "rope.scaling.finetuned"}
+    known = {"type", "factor", "finetuned"}
     if kind == "yarn":
         scaling["original_max_position_embeddings"] = _key(file, "rope.scaling.original_context_length")
-        known.add("rope.scaling.original_context_length")
-    prefix = f"{file.metadata['general.architecture']}."
-    other = [
-        key
-        for key in file.metadata
-        if key.startswith(prefix + "rope.scaling.") and key.removeprefix(prefix) not in known
-    ]
+        known.add("original_context_length")
+    prefix = f"{file.metadata['general.architecture']}.rope.scaling."
+    found = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
+    # Converters write these out where they say nothing: yarn's settings at their defaults, in models without yarn too.
+    silent = YARN_DEFAULTS | {"yarn_ext_factor": EXTRAPOLATION.get(kind, ())}
+    other = [prefix + key for key, value in found.items() if key not in known and value not in silent.get(key, ())]
     if kind not in ("linear", "yarn") or other:
         raise InputError(
             f"{file.path} scales rotary positions in a way that cannot be read ({kind}, {', '.join(other)})."

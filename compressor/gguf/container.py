@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from compressor.errors import InputError, MissingExtra
+from compressor.files import refuse_pointer
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -58,6 +59,7 @@ class GgufFile:
         with path.open("rb") as file:
             header = _Header(file, path)
             if file.read(4) != MAGIC:
+                refuse_pointer(path)
                 raise InputError(f"{path} is not a GGUF file.")
             version, tensor_count, key_count = header.unpack("IQQ")
             if version not in VERSIONS:

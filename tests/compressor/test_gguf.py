@@ -187,6 +187,33 @@ def test_linear_and_yarn_scaling(tiny_model, gguf_of):
     }
 
 
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_settings_of_yarn_at_their_defaults_say_nothing(tiny_model, gguf_of, kind):
+    scaling = {"type": kind, "factor": 2.0, "original_context_length": 256} | {
+        "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0,
+        "yarn_ext_factor": -1.0, "attn_factor": 1.0}  # fmt: skip
+    if kind == "linear":
+        del scaling["original_context_length"]
+    path = gguf_of(tiny_model("qwen2"), extra={f"qwen2.rope.scaling.{key}": value for key, value in scaling.items()})
+    found = build_config(GgufFile.open(path))["rope_scaling"]
+    assert (found["rope_type"], found["factor"]) == (kind, 2.0)
+    assert not any("yarn" in key or "attn" in key for key in found)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("block_count", 10**9, "block_count: 1000000000, and holds"),
+        ("attention.head_count", 0, "attention.head_count: 0, which is no size"),
+        ("embedding_length", "wide", "embedding_length: 'wide', which is no size"),
+    ],
+)
+def test_sizes_that_the_file_cannot_have(tiny_model, gguf_of, key, value, sentence):
+    path = gguf_of(tiny_model("llama"), extra={f"llama.{key}": value})
+    with pytest.raises(InputError, match=sentence):
+        build_config(GgufFile.open(path))
+
+
 @pytest.mark.parametrize(
     "extra",
     [

@@ -87,6 +87,35 @@ def test_gguf_file_is_imported(tiny_model, gguf_of, take, tmp_path):
     )
 
 
+def test_a_gguf_file_in_capitals_and_one_in_a_folder(tiny_model, gguf_of, take, tmp_path):
+    folder = tmp_path / "download"
+    folder.mkdir()
+    path = gguf_of(tiny_model("llama"), "Q8_0").rename(folder / "TINY.GGUF")
+    named = take(path).checkpoint.digest
+    (folder / "README.md").write_text("A model.")
+    assert take(folder).checkpoint.digest == named
+    (folder / "other.gguf").write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match="holds 2 GGUF files") as caught:
+        take(folder)
+    assert "TINY.GGUF" in caught.value.hint
+
+
+def test_a_gguf_file_beside_weights_is_left_alone(tiny_model, take):
+    root = tiny_model("llama")
+    (root / "model.gguf").write_bytes(b"not read")
+    assert take(root).checkpoint.root == root
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "pytorch_model.bin", "m.gguf"])
+def test_a_git_lfs_pointer_is_named(tiny_model, pickled, take, name):
+    root = pickled()[0] if name.endswith("bin") else tiny_model("llama")
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 12345\n"
+    (root / name).write_text(text)
+    with pytest.raises(InputError, match=f"{name} is a git-lfs pointer") as caught:
+        take(root / name if name.endswith("gguf") else root, allow_pickle=True)
+    assert "git lfs pull" in caught.value.hint
+
+
 @pytest.mark.parametrize("name", ["nothing", "./org/name", "/no/such/folder", "a/b/c", "models/x.gguf", "org/"])
 def test_what_is_none_of_these(take, name):
     with pytest.raises(InputError, match=r"is neither a folder, a \.gguf file nor a hub id"):

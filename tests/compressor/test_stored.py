@@ -204,3 +204,19 @@ def test_rotary_tables_are_ignored(tiny_model, ending):
     checkpoint = Checkpoint.open(root)
     assert not any("rotary" in name for name in checkpoint.tensors)
     assert checkpoint.notes == ()
+
+
+@pytest.mark.parametrize("names", [[NORM], [NORM, TABLE]])
+def test_float64_is_read_as_float32(tiny_model, tmp_path, names):
+    root = tiny_model("llama")
+    values = {name: load_file(root / SINGLE_SHARD)[name].double() / 3 for name in names}
+    change(root, lambda tensors: tensors.update(values))
+    checkpoint = Checkpoint.open(root)
+    assert checkpoint.dtype == torch.float32
+    for name in names:
+        assert torch.equal(checkpoint.read([name])[name], values[name].float())
+        assert torch.equal(torch.cat(list(checkpoint.rows(name, 7))), values[name].float())
+    assert f"{len(names)} tensors are stored in float64 and read as float32" in checkpoint.notes[0]
+    copy = checkpoint.rewrite(tmp_path / "copy", lambda block: block, {})
+    assert copy.notes == ()
+    assert_same_logits(root)
