@@ -3,13 +3,15 @@
 `tiny_model` is a factory, `tiny_model(family, tied=True, **overrides) -> Path`, for an ordinary Hugging Face folder
 in float32: hidden 64, intermediate 128, 2 layers, 4 heads, 2 key-value heads, head_dim 16, vocabulary 288 (a multiple
 of 32, as the packed formats want; the tokenizer uses the first 259 ids). Overrides are keys of config.json. Equal
-arguments give equal bytes; every call makes a folder of its own. `adapter_of` makes PEFT adapters for them. `llmc`
-runs the command line; `llmc_until` starts it as a process that can be interrupted at a named call.
+arguments give equal bytes; every call gives a folder of its own, copied from one that is made once. `adapter_of` makes
+PEFT adapters for them. `llmc` runs the command line; `llmc_until` starts it as a process that can be interrupted at a
+named call.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -73,6 +75,25 @@ def no_languages() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "py3langid", None)  # type: ignore[arg-type]
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_continuations() -> Iterator[dict[str, int]]:
+    """Greedy continuations for readers are a third of a tiny run; `whole_continuations` is for tests about them."""
+    from compressor.measure import continuations
+
+    whole = {name: getattr(continuations, name) for name in ("PROMPTS", "TOKENS")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(continuations, "PROMPTS", 1)
+        patch.setattr(continuations, "TOKENS", 4)
+        yield whole
+
+
+@pytest.fixture
+def whole_continuations(short_continuations: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Continuations as users get them."""
+    for name, value in short_continuations.items():
+        monkeypatch.setattr(f"compressor.measure.continuations.{name}", value)
 
 
 @pytest.fixture
@@ -147,23 +168,27 @@ def llmc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     return run
 
 
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Any) -> Callable[..., Path]:
+    """`tiny_model`, but equal arguments give the same folder: to be read only."""
+    made: dict[str, Path] = {}
+
+    def make(family: str, tied: bool = True, **overrides: Any) -> Path:
+        key = repr((family, tied, sorted(overrides.items())))
+        if key not in made:
+            made[key] = _make_model(tmp_path_factory.mktemp(family) / "model", family, tied, overrides)
+            byte_tokenizer.save_pretrained(made[key])
+        return made[key]
+
+    return make
+
+
 @pytest.fixture
-def tiny_model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Any) -> Callable[..., Path]:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_models: Callable[..., Path]) -> Callable[..., Path]:
     """The factory described at the top of this file."""
 
     def make(family: str, tied: bool = True, **overrides: Any) -> Path:
-        from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-
-        values = TINY_CONFIG | OWN_CONFIG.get(family, {}) | {"tie_word_embeddings": tied} | overrides
-        config = CONFIG_MAPPING[family](**{key: value for key, value in values.items() if value is not None})
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            _spread_out(model)
-        root = tmp_path_factory.mktemp(family) / "model"
-        model.save_pretrained(root)
-        byte_tokenizer.save_pretrained(root)
-        return root
+        return shutil.copytree(tiny_models(family, tied, **overrides), tmp_path_factory.mktemp(family) / "model")
 
     return make
 
@@ -192,6 +217,19 @@ def adapter_of(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+def _make_model(root: Path, family: str, tied: bool, overrides: dict[str, Any]) -> Path:
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    values = TINY_CONFIG | OWN_CONFIG.get(family, {}) | {"tie_word_embeddings": tied} | overrides
+    config = CONFIG_MAPPING[family](**{key: value for key, value in values.items() if value is not None})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        _spread_out(model)
+    model.save_pretrained(root)
+    return root
 
 
 def _spread_out(model: torch.nn.Module) -> None:

@@ -64,16 +64,9 @@ def made() -> dict[Any, Any]:
 
 
 @pytest.fixture
-def tiny_model(tiny_model: Callable[..., Path], made: dict[Any, Any]) -> Callable[..., Path]:
+def tiny_model(tiny_models: Callable[..., Path]) -> Callable[..., Path]:
     """The factory of the same name; equal arguments give the same folder."""
-
-    def make(family: str, tied: bool = True, **overrides: Any) -> Path:
-        key = (family, tied, repr(overrides))
-        if key not in made:
-            made[key] = tiny_model(family, tied, **overrides)
-        return made[key]
-
-    return make
+    return tiny_models
 
 
 @pytest.fixture

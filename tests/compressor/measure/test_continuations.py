@@ -1,10 +1,13 @@
 import numpy as np
+import pytest
 import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import full_model
 from compressor.measure.continuations import PROMPT_TOKENS, TOKENS, continuations, greedy, prompts
 from compressor.measure.torch_session import TorchSession
+
+pytestmark = pytest.mark.usefixtures("whole_continuations")
 
 
 class Spelled:
