@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points, packages_distributions
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from typing import Any
 
 from compressor.errors import InputError, nearest
@@ -96,14 +96,20 @@ def check_installation() -> None:
     Raises:
         InputError: naming the other distribution.
     """
-    owners = packages_distributions()
-    for package in TOP_LEVEL_PACKAGES:
-        strangers = {owner for owner in owners.get(package, ()) if owner != "llmc-compiler"}
-        if strangers:
+    for distribution in distributions():
+        taken = _top_level(distribution).intersection(TOP_LEVEL_PACKAGES)
+        if taken and distribution.metadata["Name"] != "llmc-compiler":
             raise InputError(
-                f"The distribution {strangers.pop()} also installs a package named {package!r}.",
+                f"The distribution {distribution.metadata['Name']} also installs a package named {min(taken)!r}.",
                 "Install llmc-compiler in an environment without it.",
             )
+
+
+def _top_level(distribution: Distribution) -> set[str]:
+    """What a distribution installs, by its own lists; `packages_distributions` takes a second to look at each file."""
+    text = distribution.read_text("top_level.txt") or distribution.read_text("RECORD") or ""
+    paths = (line.partition(",")[0] for line in text.splitlines())
+    return {path.partition("/")[0].removesuffix(".py").strip() for path in paths}
 
 
 def _make(group: str, kind: str, name: str, options: Mapping[str, Any]) -> Any:
