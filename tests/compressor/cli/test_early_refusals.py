@@ -1,6 +1,7 @@
 """What a target cannot hold is refused before any work, where headers or one reading of the tensors tell."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -77,14 +78,24 @@ def test_what_a_pass_rounds_or_changes_is_not_judged_before(tiny_model, llmc, re
     assert llmc("compress", root, *words)[0] == 0
 
 
+@pytest.fixture(scope="module")
+def quantized_model(tiny_models, tmp_path_factory):
+    """A quantized model that a run has made, to be read only."""
+    from compressor.cli import main
+
+    out = tmp_path_factory.mktemp("quantized") / "made"
+    words = ("-t", "hf", "--pass", "rtn:group_size=64", "--measure", "none", "-o", out)
+    with pytest.raises(SystemExit, match="0"):
+        main(["compress", str(tiny_models("llama")), *map(str, words)])
+    return out / "artifact"
+
+
 @pytest.fixture
-def with_scale(tiny_model, llmc, tmp_path):
-    """A quantized model of which one scale is another number."""
+def with_scale(quantized_model, tmp_path):
+    """That model with another number for one scale."""
 
     def make(scale):
-        words = ("-t", "hf", "--pass", "rtn:group_size=64", "--measure", "none", "-o", tmp_path / "made")
-        assert llmc("compress", tiny_model("llama"), *words)[0] == 0
-        root = tmp_path / "made" / "artifact"
+        root = shutil.copytree(quantized_model, tmp_path / "artifact")
         (root / "llmc-manifest.json").unlink()
         scales = load_file(root / "model.safetensors")[f"{LAYER}.weight_scale"].clone()
         scales[3, 0] = scale
