@@ -21,7 +21,9 @@ def base_notes(adapter: Adapter, checkpoint: Checkpoint) -> list[str]:
 
 def _trained_on(adapter: Adapter, checkpoint: Checkpoint) -> str:
     ranks = ", ".join(map(str, adapter.ranks))
-    what = f"{adapter.source} is a {adapter.kind}" + (f" of rank {ranks}" if ranks else "")
+    within = adapter.root.name if Path(adapter.source).expanduser() == adapter.root.parent else None
+    found = f"{adapter.source}, in its folder {within}," if within else adapter.source
+    what = f"{found} is a {adapter.kind}" + (f" of rank {ranks}" if ranks else "")
     if adapter.base is None:
         return f"{what}; it does not say which model it was trained on, but names and shapes of its tensors fit"
     revision = adapter.config.get("revision")

@@ -13,6 +13,7 @@ from compressor.architecture import Architecture
 from compressor.errors import InputError
 from compressor.families import HEAD
 from passes.lora_edits import MAGNITUDE, PRODUCTS, ROWS, Edit, Edits, Shape, product
+from passes.lora_expected import check_saved_modules, missing_notes, refusal_of_strangers
 from passes.lora_tables import vocabulary, with_ties
 
 BIASES = ("bias", "lora_B.bias")
@@ -36,7 +37,10 @@ def place(adapters: Sequence[Adapter], weights: Sequence[float], combination: st
         _check_shapes(edits, shapes)
     for parameter, several in placed.items():
         _check_combination(parameter, several, combination)
-    return with_ties(placed, combination, architecture, vocab_size)
+    made = with_ties(placed, combination, architecture, vocab_size)
+    for adapter, edits in zip(adapters, located, strict=True):
+        made.notes.extend(missing_notes(adapter, {parameter for parameter, _ in edits}, architecture))
+    return made
 
 
 def _shapes(architecture: Architecture) -> dict[str, Shape]:
@@ -56,9 +60,8 @@ def _located(adapter: Adapter, weight: float, architecture: Architecture) -> lis
                 edit = _edit(adapter, weight, module, chosen, architecture.is_transposed(parameter))
                 found.append((parameter, edit))
     if strangers:
-        raise InputError(
-            f"The adapter {adapter.source} changes {_list(strangers)}, which the model lacks.", _trained_on(adapter)
-        )
+        raise refusal_of_strangers(adapter, strangers)
+    check_saved_modules(adapter, {parameter for parameter, _ in found}, architecture)
     return found
 
 
@@ -71,13 +74,8 @@ def _check_shapes(edits: Sequence[tuple[str, Edit]], shapes: Mapping[str, Shape]
             misfits.append(f"{parameter} is {_spell(wanted)} here and {_spell(found)} there")
     if misfits:
         adapter = edits[0][1].adapter
-        raise InputError(
-            f"The adapter {adapter.source} is for a model of other shapes: {_list(misfits)}.", _trained_on(adapter)
-        )
-
-
-def _trained_on(adapter: Adapter) -> str | None:
-    return f"It was trained on {adapter.base}." if adapter.base else None
+        trained = f"It was trained on {adapter.base}." if adapter.base else None
+        raise InputError(f"The adapter {adapter.source} is for a model of other shapes: {_list(misfits)}.", trained)
 
 
 def _spellings(parameter: str, architecture: Architecture) -> list[str]:

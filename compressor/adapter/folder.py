@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,30 +11,15 @@ from typing import Any
 
 import torch
 
+from compressor.adapter.config import CONFIG_FILE, read_adapter_config
 from compressor.adapter.keys import UNUSED, parse_key
 from compressor.errors import InputError
 from compressor.files import digest_files
-from compressor.inside import check_links
 from compressor.patterns import matches
 from compressor.shards import TensorInfo, read_header, read_tensors
 
-CONFIG_FILE, TENSORS_FILE, PICKLE_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+TENSORS_FILE, PICKLE_FILE = "adapter_model.safetensors", "adapter_model.bin"
 HUB_FILES = [CONFIG_FILE, TENSORS_FILE, "README.md", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-TYPES = ("LORA", "LOHA", "LOKR")
-# Options of LoRA under which what is computed is not W + B A, or stands in other tensors.
-OTHER_LORAS = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "layer_replication",
-    "monteclora_config",
-    "target_parameters",
-    "use_bdlora",
-    "use_qalora",
-    "velora_config",
-)
-# Ways to start training that take a part out of the base's weights, which the adapter then holds.
-CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 @dataclass(frozen=True)
@@ -72,6 +56,12 @@ class Adapter:
             parsed = parse_key(key)
             if parsed is None:
                 raise InputError(f"The adapter {self.source} holds {key}, which is no part of a LoRA, LoHa or LoKr.")
+            if 0 in self.tensors[key].shape:
+                raise InputError(
+                    f"The adapter {self.source} was saved without its weights: {key} is empty.",
+                    "DeepSpeed ZeRO-3 leaves that where parameters are not gathered on saving: gather them "
+                    "(stage3_gather_16bit_weights_on_model_save), or make the file with zero_to_fp32.py.",
+                )
             names |= {parsed.name} - {None}
             if parsed.part == UNUSED:
                 continue
@@ -84,6 +74,8 @@ class Adapter:
                 f"{self.root} holds several adapters in one file: {', '.join(sorted(map(str, names)))}.",
                 "Save each in a folder of its own with `save_pretrained(selected_adapters=[...])`.",
             )
+        if not found:
+            raise InputError(f"The adapter {self.source} is empty: its file holds no tensor that changes a model.")
         return found
 
     @property
@@ -178,13 +170,14 @@ def holds_adapter(root: Path) -> bool:
 
 
 def is_adapter(root: Path) -> bool:
-    """Whether a folder holds an adapter and no model."""
-    return holds_adapter(root) and not (root / "config.json").is_file()
+    """Whether a folder holds adapters and no model."""
+    inside = holds_adapter(root) or any(root.glob(f"*/{CONFIG_FILE}"))
+    return inside and not (root / "config.json").is_file()
 
 
 def pickle_of(source: str) -> Path | None:
     """The pickle that holds an adapter's weights, where there is no other file with them."""
-    root = Path(source).expanduser()
+    root = _inside(Path(source).expanduser())
     pickled = root / PICKLE_FILE
     return pickled if pickled.is_file() and not (root / TENSORS_FILE).is_file() else None
 
@@ -198,8 +191,7 @@ def open_adapter(source: str) -> Adapter:
         InputError: it is no adapter, or one of a kind that is not merged here.
     """
     root = _folder(source)
-    config = _read_config(root)
-    _check_kind(source, config)
+    config = read_adapter_config(root, source)
     pickled = pickle_of(str(root))
     if pickled is None:
         if not (root / TENSORS_FILE).is_file():
@@ -213,46 +205,27 @@ def open_adapter(source: str) -> Adapter:
     return Adapter(source, root, config, tensors, state)
 
 
+def _inside(root: Path) -> Path:
+    """The folder itself, or the only one in it with an adapter: peft saves each of several in one of its own.
+
+    Raises:
+        InputError: there are several.
+    """
+    inner = [] if holds_adapter(root) else sorted(path.parent for path in root.glob(f"*/{CONFIG_FILE}"))
+    if len(inner) > 1:
+        raise InputError(
+            f"{root} holds {len(inner)} adapters: {', '.join(path.name for path in inner)}.",
+            f"Give the folder of one of them, {inner[0]} for example; --adapter can be repeated.",
+        )
+    return inner[0] if inner else root
+
+
 def _folder(source: str) -> Path:
     from compressor.source import HUB_ID, snapshot
 
     path = Path(source).expanduser()
     if path.is_dir():
-        return path
+        return _inside(path)
     if path.exists() or not HUB_ID.fullmatch(source):
         raise InputError(f"{source} is neither the folder of an adapter nor a hub id (org/name).")
     return snapshot(source, HUB_FILES)
-
-
-def _read_config(root: Path) -> dict[str, Any]:
-    path = root / CONFIG_FILE
-    if not path.is_file():
-        raise InputError(f"{root} is not a PEFT adapter: it has no {CONFIG_FILE}.")
-    check_links(root)
-    try:
-        config = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON.") from error
-    if not isinstance(config, dict) or "peft_type" not in config:
-        raise InputError(f"{path} names no peft_type.")
-    return config
-
-
-def _check_kind(source: str, config: Mapping[str, Any]) -> None:
-    if config["peft_type"] not in TYPES:
-        raise InputError(
-            f"The adapter {source} is a {config['peft_type']}; LoRA, DoRA, LoHa and LoKr are merged.",
-            "Merge it with peft's merge_and_unload, where that method has one, and compress the outcome.",
-        )
-    other = next((name for name in OTHER_LORAS if config.get(name)), None)
-    if other is not None:
-        raise InputError(
-            f"The adapter {source} was trained with {other}, which is not merged here.",
-            "Merge it with peft's merge_and_unload, and compress the outcome.",
-        )
-    start = str(config.get("init_lora_weights")).lower()
-    if start.startswith(CHANGES_BASE):
-        raise InputError(
-            f"The adapter {source} starts from init_lora_weights={start!r}, which changed its base's weights too.",
-            "Save it as an ordinary LoRA (peft's `path_initial_model_for_weight_conversion`), or merge it with peft.",
-        )

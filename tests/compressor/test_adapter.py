@@ -152,3 +152,26 @@ def test_a_pattern_that_takes_for_ever_is_refused(tiny_model, adapter_of):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rank_pattern": {"(?R)": 2}}))
     with pytest.raises(InputError, match=r"adapter_config\.json, rank_pattern, holds .* takes too long"):
         open_adapter(str(folder)).rank(Q)
+
+
+def test_the_only_adapter_inside_a_folder_is_meant(tiny_model, adapter_of, tmp_path):
+    folder = adapter_of(tiny_model("llama"), LORA, name="trained/default")
+    adapter = open_adapter(str(tmp_path / "trained"))
+    assert adapter.root == folder and adapter.source == str(tmp_path / "trained")
+    assert is_adapter(tmp_path / "trained")
+    folder.with_name("second").mkdir()
+    (folder.with_name("second") / "adapter_config.json").write_bytes((folder / "adapter_config.json").read_bytes())
+    with pytest.raises(InputError, match="holds 2 adapters: default, second"):
+        open_adapter(str(tmp_path / "trained"))
+
+
+def test_empty_tensors_are_put_down_to_how_they_were_saved(tiny_model, adapter_of):
+    folder = adapter_of(tiny_model("llama"), LORA)
+    tensors = {key: torch.zeros(0) for key in load_file(folder / "adapter_model.safetensors")}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"was saved without its weights: \S+ is empty") as raised:
+        _ = open_adapter(str(folder)).modules
+    assert "ZeRO-3" in raised.value.hint
+    save_file({}, folder / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="no tensor that changes a model"):
+        _ = open_adapter(str(folder)).modules
