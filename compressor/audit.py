@@ -4,69 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from compressor.audit_files import EMPTY, check_files, strange_entries
 from compressor.errors import InputError, LlmcError, MissingExtra, RunError
-from compressor.files import crc32_range, digest_file
+from compressor.findings import Check, Finding, Verdict
 from compressor.fingerprint import differing_parts, fingerprint
 from compressor.ledger import one_of_the_runs_in
-from compressor.manifest import OLD_SCHEMA, DamagedManifest, FileRecord, Manifest, read_manifest
+from compressor.manifest import OLD_SCHEMA, DamagedManifest, Manifest, read_manifest
 from compressor.pass_ import Progress
-from compressor.probe import compare, open_session
+from compressor.probe import Probe, compare, open_session
 from compressor.registry import make_target
 from compressor.target import MANIFEST, Artifact, Target
-
-MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is not as it was recorded, and where: in which file, which stored tensor or weight."""
-
-    what: str
-    file: str | None = None
-    tensor: str | None = None
-
-    def __str__(self) -> str:
-        place = ", ".join(filter(None, [self.file, self.tensor and f"tensor {self.tensor}"]))
-        return f"{place}: {self.what}" if place else self.what
-
-
-@dataclass
-class Check:
-    """One kind of check: how much was compared, and what differs.
-
-    Attributes:
-        passed: a phrase for what holds when nothing differs.
-        not_run: why the check could not be made.
-    """
-
-    name: str
-    passed: str = ""
-    checked: int = 0
-    findings: list[Finding] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    not_run: str | None = None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The outcome of all checks of one artifact; the target and llmc's version are those in its manifest."""
-
-    artifact: str
-    target: str | None
-    llmc: str | None
-    checks: list[Check]
-
-    @property
-    def findings(self) -> list[Finding]:
-        return [finding for check in self.checks for finding in check.findings]
-
-    def plain(self) -> dict[str, Any]:
-        """The verdict as JSON values."""
-        return {"intact": not self.findings, **asdict(self)}
 
 
 def find_artifact(path: Path) -> Path:
@@ -94,7 +44,7 @@ def audit(root: Path, progress: Progress) -> Verdict:
         manifest = read_manifest(root)
     except DamagedManifest as error:
         return Verdict(str(root), None, None, [Check("manifest", findings=[Finding(error.reason, MANIFEST)])])
-    files = _check_files(root, manifest, progress)
+    files = check_files(root, manifest, progress)
     content = _check_content(root, manifest, bool(files.findings), progress)
     return Verdict(str(root), manifest.target, manifest.llmc, [_check_manifest(manifest), files, *content])
 
@@ -108,66 +58,21 @@ def _check_manifest(manifest: Manifest) -> Check:
     return check
 
 
-# ---- files
-
-
-def _check_files(root: Path, manifest: Manifest, progress: Progress) -> Check:
-    present, recorded = set(Artifact(root, manifest.target).file_names), manifest.files
-    total = sum((root / name).stat().st_size for name in present & recorded.keys())
-    check = Check("files", f"with {total / MIB:.1f} MiB, as recorded", len(recorded))
-    check.findings += [Finding("is missing", name) for name in sorted(recorded.keys() - present)]
-    check.findings += [Finding("is not in the manifest", name) for name in sorted(present - recorded.keys())]
-    hashed = 0
-
-    def advance(count: int) -> None:
-        nonlocal hashed
-        hashed += count
-        progress("hashing, MiB", hashed // MIB, total // MIB)
-
-    for name, record in recorded.items():
-        if name in present:
-            check.findings += _file_findings(root, name, record, manifest, advance)
-    return check
-
-
-def _file_findings(
-    root: Path, name: str, record: FileRecord, manifest: Manifest, advance: Callable[[int], None]
-) -> list[Finding]:
-    try:
-        size = (root / name).stat().st_size
-        if digest_file(root / name, advance) == record.sha256:
-            return []
-        found = _locate(root, name, manifest)
-    except OSError as error:
-        return [Finding(f"cannot be read ({error.strerror})", name)]
-    if record.bytes not in (None, size):
-        found.insert(0, Finding(f"has {size} bytes, and {record.bytes} were recorded", name))
-    return found
-
-
-def _locate(root: Path, name: str, manifest: Manifest) -> list[Finding]:
-    """The tensors of a damaged file that are not as recorded; the file where it is none of them."""
-    tensors = manifest.tensors.get(name, {})
-    changed = [
-        tensor
-        for tensor, record in tensors.items()
-        if crc32_range(root / name, record.start, record.end) != record.crc32
-    ]
-    if changed:
-        return [Finding("is not as recorded", name, tensor) for tensor in changed]
-    where = ", outside of its tensors" if tensors else ""
-    return [Finding(f"is not as recorded{where}", name)]
-
-
 # ---- what the files mean
 
 
 def _check_content(root: Path, manifest: Manifest, damaged: bool, progress: Progress) -> list[Check]:
+    if any(what != EMPTY for what in strange_entries(root).values()):
+        return _not_made("what is no ordinary file is not opened")
     try:
         target = make_target(manifest.target, manifest.options)
     except InputError as error:
-        return [Check(name, not_run=str(error)) for name in ("structure", "weights", "generation")]
+        return _not_made(str(error))
     return _Content(target, Artifact(root, target.name), manifest, damaged, progress).checks()
+
+
+def _not_made(reason: str) -> list[Check]:
+    return [Check(name, not_run=reason) for name in ("structure", "weights", "generation")]
 
 
 @dataclass(frozen=True)
@@ -234,6 +139,7 @@ class _Content:
         if self.damaged:
             check.not_run = "the files are damaged"
             return
+        check.findings += self._lenient(probe)
         check.remarks = [f"recorded in {probe.runtime}"]  # for the case that another version breaks
         self.progress("running it", 0, 1)
         try:
@@ -248,3 +154,11 @@ class _Content:
         close = f"logits at most {outcome.distance:.2g} apart, and {probe.tolerance.logits:g} is tolerated"
         check.passed = f"as recorded; {close}"
         check.findings += [Finding(difference) for difference in outcome.differences]
+
+    def _lenient(self, probe: Probe) -> list[Finding]:
+        """A tolerance that the target does not have would let anything pass."""
+        own = self.target.tolerance(self.artifact).logits
+        if probe.tolerance.logits <= own:
+            return []
+        said = f"the manifest lets logits be {probe.tolerance.logits:g} apart, and {self.target.name} allows {own:g}"
+        return [Finding(said, MANIFEST)]

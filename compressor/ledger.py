@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compressor.errors import InputError
-from compressor.files import write_json
+from compressor.files import digest_json, write_json
 from compressor.inside import inside
 from compressor.measure.accuracy import Quality
 from compressor.measure.continuations import Continuation
@@ -20,6 +21,7 @@ from compressor.measure.statistics import Estimate
 SCHEMA = 3
 READABLE = (1, 2, 3)  # what a version adds may be absent
 LEDGER_FILE = "ledger.json"
+SEAL = "digest"  # of the ledger in itself
 STEPS_FOLDER = "steps"
 
 
@@ -177,7 +179,11 @@ class AuditRecord:
 
 @dataclass
 class Ledger:
-    """Everything about one run."""
+    """Everything about one run.
+
+    Attributes:
+        digest: SHA-256 of everything else in the file, as JSON with sorted keys. Ledgers of earlier versions have none.
+    """
 
     model: str
     recipe: dict[str, Any]
@@ -188,10 +194,12 @@ class Ledger:
     warnings: list[str] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
     artifact: ArtifactRecord | None = None
+    digest: str | None = None
 
     def plain(self) -> dict[str, Any]:
-        """The ledger as JSON values; what the file holds."""
-        return finite(asdict(self))
+        """The ledger as JSON values, with the digest of what it holds now; what the file holds."""
+        value = finite(asdict(self))
+        return {**value, SEAL: _digest(value)}
 
     def save(self, folder: Path) -> None:
         """Write `ledger.json` into a run's folder."""
@@ -228,13 +236,15 @@ def load_ledger(path: Path) -> Ledger:
     """Read a ledger file, or the one in a run's folder.
 
     Raises:
-        InputError: there is none, it is of another schema, or names a file outside of its folder.
+        InputError: there is none, it is of another schema, it is not what was written, or it names a file outside
+            of its folder.
     """
     from pydantic import TypeAdapter, ValidationError
 
     file = path / LEDGER_FILE if path.is_dir() else path
     try:
-        ledger = TypeAdapter(Ledger).validate_json(file.read_bytes())
+        content = file.read_bytes()
+        ledger = TypeAdapter(Ledger).validate_json(content)
     except FileNotFoundError as error:
         runs = ", ".join(map(str, runs_in(path)))
         raise InputError(
@@ -245,10 +255,19 @@ def load_ledger(path: Path) -> Ledger:
     if ledger.schema not in READABLE:
         known = f"{', '.join(map(str, READABLE[:-1]))} and {READABLE[-1]}"
         raise InputError(f"{file} has ledger schema {ledger.schema}; this version reads {known}.")
+    if ledger.digest is not None and ledger.digest != _digest(json.loads(content)):
+        raise InputError(
+            f"{file} does not fit the digest of itself: it was changed or damaged after it was written.",
+            "Take it from where it was kept, or measure again.",
+        )
     for record in (one for row in ledger.steps for one in (row.samples, *(task.samples for task in row.tasks))):
         if record is not None:
             inside(file.parent, record.path, file)
     return ledger
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return digest_json({key: item for key, item in value.items() if key != SEAL})
 
 
 def finite(value: Any) -> Any:

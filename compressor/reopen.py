@@ -83,8 +83,7 @@ class Reopened:
 
     def is_artifact(self, row: StepRecord) -> bool:
         """Whether a row is that of the artifact as it ships."""
-        artifact = self.run.ledger.artifact
-        return artifact is not None and row is self.run.ledger.steps[-1] and row.name == artifact.target
+        return self.run.is_artifact(row)
 
     def target(self) -> tuple[Target, Artifact]:
         """The artifact, and its target with the options that it was made with."""

@@ -72,7 +72,8 @@ def cli(debug: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs the command line and turns every outcome into an exit code.
 
-    0 done, 1 gate failed or artifact damaged, 2 bad usage or bad input, 3 gate inconclusive, 4 a run that broke.
+    0 done, 1 gate failed or artifact damaged, 2 bad usage or bad input, 3 gate inconclusive, 4 a run that broke,
+    5 nothing wrong found in an artifact of which not everything could be checked.
     """
     words = sys.argv[1:] if arguments is None else arguments
     os.environ.update(SAFE_PATH)  # for what libraries start: resource trackers, workers

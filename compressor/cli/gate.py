@@ -75,8 +75,9 @@ def gate_command(
     llmc gate out --against last-release --max-perplexity-increase 1% --junit gate.xml
 
     \b
-    Exit code 0: PASS; 1: FAIL; 3: INCONCLUSIVE; 2: it cannot be judged. Without limits here, those of the run's
-    recipe hold. The verdict on what ships, without --row, goes into the reports in the run's folder.
+    Exit code 0: PASS; 1: FAIL; 3: INCONCLUSIVE; 2: it cannot be judged: something is missing, or the artifact is not
+    the one that was measured (its digest is compared first). Without limits here, those of the run's recipe hold. The
+    verdict on what ships, without --row, goes into the reports in the run's folder.
     """
     from compressor.gate.subject import Run
 

@@ -153,4 +153,5 @@ def _run(path: Path) -> dict[str, Any]:
         "steps": " -> ".join(row.name for row in ledger.steps),
         "artifact": ledger.artifact.target if ledger.artifact else "none yet",
         "verdict": verdict(ledger),
+        "ledger's digest": ledger.digest or "none: it is of an earlier version, and a change would not show",
     }

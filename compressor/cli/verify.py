@@ -10,21 +10,24 @@ import click
 from compressor.cli.engines import engine_option
 
 if TYPE_CHECKING:
-    from compressor.audit import Check, Verdict
+    from compressor.findings import Check, Verdict
 
 SHOWN_FINDINGS = 12  # of one check, for people; --json has all
+INCOMPLETE = 5  # exit code
 UNITS = {"files": "files", "weights": "weights", "generation": "tokens"}
 
 
 @click.command("verify")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @engine_option
+@click.option("--allow-unchecked", is_flag=True, help="Exit with 0 although some checks could not be made.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify_command(artifact: Path, as_json: bool) -> int:
+def verify_command(artifact: Path, allow_unchecked: bool, as_json: bool) -> int:
     """Check ARTIFACT (its folder, or that of its run) against its manifest: on any machine, without the checkpoint.
 
     \b
-    Exit code 0: everything that could be checked is as recorded; 1: something is not; 2: there is no artifact.
+    Exit code 0: everything was checked and is as recorded; 1: something is not; 2: there is no artifact; 5: nothing
+    wrong was found, and not everything could be checked, such as the generation where the runtime is not here.
     """
     from compressor.audit import audit, find_artifact
     from compressor.cli import emit_json
@@ -36,7 +39,9 @@ def verify_command(artifact: Path, as_json: bool) -> int:
         emit_json(verdict.plain())
     else:
         _show(verdict)
-    return 1 if verdict.findings else 0
+    if verdict.findings:
+        return 1
+    return INCOMPLETE if verdict.unchecked and not allow_unchecked else 0
 
 
 def _show(verdict: Verdict) -> None:
@@ -48,6 +53,9 @@ def _show(verdict: Verdict) -> None:
     count = len(verdict.findings)
     if count:
         click.secho(f"Not as it was made: {count} finding{'s' if count > 1 else ''}.", fg="red", bold=True)
+    elif verdict.unchecked:
+        names = " and ".join(filter(None, [", ".join(verdict.unchecked[:-1]), verdict.unchecked[-1]]))
+        click.secho(f"Nothing wrong was found, but not everything was checked: not {names}.", fg="yellow", bold=True)
     else:
         click.secho("As it was made.", fg="green", bold=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from compressor.errors import InputError, nearest
+from compressor.gate.shipped import check_shipped
 from compressor.gate.tasks import ScorePairs
 from compressor.ledger import LEDGER_FILE, Ledger, StepRecord, TaskRecord, load_ledger
 from compressor.measure import samples
@@ -49,6 +50,11 @@ class Run:
         if names.count(name) > 1:
             raise InputError(f"{names.count(name)} rows of {self.file} are called {name!r}; they cannot be told apart.")
         return self.ledger.steps[names.index(name)]
+
+    def is_artifact(self, row: StepRecord) -> bool:
+        """Whether a row is that of the artifact as it ships."""
+        artifact = self.ledger.artifact
+        return artifact is not None and row is self.ledger.steps[-1] and row.name == artifact.target
 
     def tokens(self, row: StepRecord) -> dict[str, np.ndarray]:
         """What was measured of every token of a row; see `samples.read`.
@@ -124,10 +130,15 @@ class Subject:
         """The row called `name`, else the artifact's, else where that was not run the step it was made from.
 
         Raises:
-            InputError: there is no such row, or the baseline was measured on other data.
+            InputError: there is no such row, its artifact is not the one that was measured, or the baseline was
+                measured on other data.
         """
         notes: list[str] = []
         row = _shipped(run, notes) if name is None else run.row(name)
+        if name is None or run.is_artifact(row):
+            check_shipped(run.folder, run.ledger)
+        if run.ledger.digest is None:
+            notes.append(f"{run.file} is of an earlier version and has no digest of itself: a change would not show.")
         if base is None and row.name == ORIGINAL:
             raise InputError("The original is what rows are compared with.", "Name another with --row, or --against.")
         if base is not None:

@@ -1,6 +1,7 @@
 """An artifact checked against its manifest: whole ones pass, and what is changed is found and located."""
 
 import json
+import os
 import random
 import shutil
 from dataclasses import replace
@@ -13,12 +14,13 @@ from compressor import audit as audits
 from compressor.audit import audit, find_artifact
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, MissingExtra, RunError
+from compressor.files import digest_file
 from compressor.ledger import StepRecord
 from compressor.lowering import Lowering
-from compressor.manifest import read_manifest
+from compressor.manifest import FileRecord, read_manifest
 from compressor.pass_ import PassContext
 from compressor.registry import make_target
-from compressor.target import MANIFEST
+from compressor.target import MANIFEST, Tolerance
 from passes.rtn import RTN
 
 TARGETS = ("hf", "onnx-int4", "trt-int4", "vllm-int4")
@@ -252,6 +254,52 @@ def test_a_shard_that_is_missing_is_a_finding_of_every_check(artifact):
     assert [name for name, check in found.items() if check.findings] == ["files", "structure", "weights"]
 
 
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda path: path.symlink_to("/dev/zero"), "is a symbolic link"),
+        (lambda path: path.symlink_to("config.json"), "is a symbolic link"),
+        (lambda path: path.symlink_to("."), "is a symbolic link"),
+        (os.mkfifo, "is no ordinary file"),
+    ],
+)
+def test_what_no_target_writes_is_a_finding_and_is_not_opened(artifact, make, what):
+    root = artifact("hf")
+    make(root / "more.safetensors")
+    assert [str(finding) for finding in findings(root)] == [f"more.safetensors: {what}"]
+
+
+def test_an_empty_folder_is_a_finding(artifact):
+    root = artifact("hf")
+    (root / "more" / "deep").mkdir(parents=True)
+    assert [str(finding) for finding in findings(root)] == ["more/deep: is an empty folder"]
+    assert checks(root)["weights"].checked == WEIGHTS
+
+
+def test_a_recorded_file_behind_a_link_is_a_finding(artifact, tmp_path):
+    root = artifact("onnx-int4")
+    (root / "model.onnx").rename(tmp_path / "elsewhere")
+    (root / "model.onnx").symlink_to(tmp_path / "elsewhere")
+    verdict = audit(root, silent)
+    assert [str(finding) for finding in verdict.findings] == ["model.onnx: is a symbolic link"]
+    assert verdict.unchecked == ["structure", "weights", "generation"]
+
+
+def test_a_program_that_a_runtime_would_load_is_a_finding_even_where_it_was_recorded(artifact):
+    root = artifact("onnx-int4")
+    path, manifest = root / "genai_config.json", read_manifest(root)
+    settings = json.loads(path.read_text())
+    settings["model"]["decoder"]["session_options"]["custom_ops_library"] = "evil.so"
+    path.write_text(json.dumps(settings))
+    record = FileRecord(path.stat().st_size, digest_file(path))
+    replace(manifest, files=manifest.files | {"genai_config.json": record}).write(root)
+    assert [str(finding) for finding in findings(root)] == [
+        "genai_config.json: has custom_ops_library: the runtime would load a program"
+    ]
+    replace(read_manifest(root), target="abacus").write(root)
+    assert len(findings(root)) == 1, "whatever the target is said to be"
+
+
 # ---- what the files mean
 
 
@@ -295,6 +343,14 @@ def test_other_logits_are_found(artifact, target):
     reseal(root, positions=[replace(first, normalizer=first.normalizer + 1), *others])
     (finding,) = checks(root)["generation"].findings
     assert finding.what.startswith("the logits of token 1 are 1 from the recorded ones")
+
+
+@pytest.mark.parametrize("logits", [1e9, 0.0011, float("nan")])
+def test_a_tolerance_that_the_target_does_not_have_is_a_finding(artifact, logits):
+    root = artifact("hf")
+    reseal(root, tolerance=Tolerance(logits, "so be it"))
+    found = [str(finding) for finding in checks(root)["generation"].findings]
+    assert f"{MANIFEST}: the manifest lets logits be {logits:g} apart, and hf allows 0.001" in found
 
 
 def test_another_version_of_the_runtime_is_said(artifact):

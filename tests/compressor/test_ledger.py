@@ -52,6 +52,7 @@ def test_figures_that_are_no_numbers_come_back(ledger, tmp_path):
 def test_the_schema_before_this_one_is_read(ledger, tmp_path):
     plain = ledger.plain()
     plain["schema"] = 1
+    del plain["digest"]
     del plain["steps"][0]["samples"]
     del plain["steps"][0]["latency"][0]["repeats"]
     (tmp_path / "ledger.json").write_text(json.dumps(plain))
@@ -63,6 +64,23 @@ def test_a_ledger_of_another_schema_is_refused(ledger, tmp_path, found):
     ledger.schema = found
     ledger.save(tmp_path)
     with pytest.raises(InputError, match=f"has ledger schema {found}; this version reads 1, 2 and 3"):
+        load_ledger(tmp_path)
+
+
+def test_the_digest_is_of_what_the_file_holds(ledger, tmp_path):
+    ledger.save(tmp_path)
+    first = load_ledger(tmp_path)
+    assert first.digest == json.loads((tmp_path / "ledger.json").read_text())["digest"]
+    first.steps[0].notes.append("more")
+    first.save(tmp_path)
+    assert load_ledger(tmp_path).digest not in (None, first.digest)
+
+
+def test_a_changed_ledger_is_refused(ledger, tmp_path):
+    ledger.save(tmp_path)
+    file = tmp_path / "ledger.json"
+    file.write_text(file.read_text().replace('"windows": 3', '"windows": 4'))
+    with pytest.raises(InputError, match="does not fit the digest of itself"):
         load_ledger(tmp_path)
 
 

@@ -84,10 +84,38 @@ def test_a_manifest_of_the_future_is_refused(llmc, run):
     assert "manifest schema 3; this version reads 1 and 2" in err
 
 
-def test_where_nothing_is_measured_nothing_is_run(llmc, tiny_model, tmp_path):
-    out = tmp_path / "unmeasured"
-    words = ("-t", "hf", "--pass", "rtn:group_size=32", "--measure", "none", "-o", out)
-    assert llmc("compress", tiny_model("llama"), *words)[0] == 0
-    code, shown, _ = llmc("verify", out)
-    assert code == 0
-    assert "not run: none was recorded, since measuring was switched off when it was made" in shown
+def test_what_could_not_be_checked_is_exit_code_5(llmc, run, monkeypatch):
+    from targets.huggingface import HuggingFace
+
+    monkeypatch.setattr(HuggingFace, "why_not_run", lambda self: "transformers is elsewhere")
+    code, shown, _ = llmc("verify", run)
+    assert code == 5
+    assert "· generation not run: transformers is elsewhere" in shown
+    assert shown.endswith("Nothing wrong was found, but not everything was checked: not generation.\n")
+    assert llmc("verify", run, "--allow-unchecked")[0] == 0
+    code, shown, _ = llmc("verify", run, "--json")
+    assert (code, json.loads(shown)["intact"], json.loads(shown)["unchecked"]) == (5, True, ["generation"])
+    flip_byte(run / "artifact" / "model.safetensors", NORM)
+    assert llmc("verify", run, "--allow-unchecked")[0] == 1
+
+
+def test_of_an_unknown_target_the_files_alone_are_checked(llmc, run):
+    from dataclasses import replace
+
+    from compressor.manifest import read_manifest
+
+    replace(read_manifest(run / "artifact"), target="abacus").write(run / "artifact")
+    code, shown, _ = llmc("verify", run)
+    assert code == 5
+    assert shown.endswith("not everything was checked: not structure, weights and generation.\n")
+
+
+def test_without_digests_of_weights_they_are_not_checked(llmc, run):
+    from dataclasses import replace
+
+    from compressor.manifest import read_manifest
+
+    replace(read_manifest(run / "artifact"), weights=None).write(run / "artifact")
+    code, shown, _ = llmc("verify", run)
+    assert code == 5
+    assert shown.endswith("not everything was checked: not weights.\n")

@@ -14,6 +14,7 @@ from compressor.measure import samples
 from compressor.measure.accuracy import TokenScores
 from compressor.measure.latency import Latency
 from compressor.measure.statistics import Estimate
+from compressor.target import Artifact
 
 WINDOWS, LENGTH = 40, 33
 TOKENS = np.random.default_rng(0).integers(0, 256, (WINDOWS, LENGTH))
@@ -69,7 +70,10 @@ def run(tmp_path: Path) -> Callable[..., Path]:
         ]
         rows[0].key = texts.pop("original", "o1")
         verified = Verification("reader", 5, [])
-        artifact = ArtifactRecord("onnx-int4", "artifact", 1, "d", verified, "run it")
+        (out / "artifact").mkdir()
+        (out / "artifact" / "model.onnx").write_bytes(b"weights")
+        digest = Artifact(out / "artifact", "onnx-int4").digest
+        artifact = ArtifactRecord("onnx-int4", "artifact", 1, digest, verified, "run it")
         machine = {"cpu": texts.pop("cpu", "X"), "cores": 2, "threads": 2}
         recipe: dict[str, Any] = {"passes": []}
         Ledger("m", recipe, environment=machine, texts={"evaluation": text}, steps=rows, artifact=artifact).save(out)

@@ -1,5 +1,8 @@
 """`llmc gate` gives no verdict where there cannot be one: exit code 2."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -107,3 +110,61 @@ def test_a_row_that_was_judged_on_a_part_of_the_text(llmc, run, edit):
     code, _, err = llmc("gate", out, PERPLEXITY, "2%")
     assert code == 2
     assert "was judged on a part of the text only." in err
+
+
+# ---- the artifact and the ledger are what they were
+
+
+def test_a_changed_byte_of_the_artifact_gets_no_verdict(llmc, run):
+    out = run()
+    assert llmc("gate", out, PERPLEXITY, "2%")[0] == 0
+    (out / "artifact" / "model.onnx").write_bytes(b"Weights")
+    for row in ((), ("--row", "onnx-int4")):
+        code, shown, err = llmc("gate", out, PERPLEXITY, "2%", *row)
+        assert (code, shown) == (2, "")
+        assert f"{out / 'artifact'} is not the artifact that was measured: the SHA-256 of its files is " in err
+        assert f"`llmc verify {out}` says what differs" in err
+
+
+def test_an_artifact_that_is_gone_gets_no_verdict(llmc, run):
+    out = run()
+    shutil.rmtree(out / "artifact")
+    code, _, err = llmc("gate", out, PERPLEXITY, "2%")
+    assert code == 2
+    assert f"The artifact is not at {out / 'artifact'}" in err
+
+
+def test_of_a_baseline_ledger_and_samples_are_enough(llmc, run):
+    base = run("base")
+    shutil.rmtree(base / "artifact")
+    assert llmc("gate", run("now"), "--against", base, PERPLEXITY, "2%")[0] == 0
+
+
+def test_a_step_is_judged_without_the_artifact(llmc, run, edit):
+    out = run()
+    edit(out, lambda ledger: (setattr(ledger.steps[1], "name", "rtn"), setattr(ledger.artifact, "target", "hf")))
+    shutil.rmtree(out / "artifact")
+    assert llmc("gate", out, "--row", "rtn", PERPLEXITY, "2%")[0] == 0
+
+
+def test_a_ledger_that_was_changed_is_refused(llmc, run):
+    out = run()
+    file = out / "ledger.json"
+    text = file.read_text()
+    file.write_text(text.replace('"count": 1280', '"count": 1279'))
+    code, _, err = llmc("gate", out, PERPLEXITY, "2%")
+    assert code == 2
+    assert f"{file} does not fit the digest of itself" in err
+    file.write_text(json.dumps(json.loads(text)))  # another spelling of the same
+    assert llmc("gate", out, PERPLEXITY, "2%")[0] == 0
+
+
+def test_a_ledger_without_a_digest_is_judged_and_says_so(llmc, run):
+    out = run()
+    plain = json.loads((out / "ledger.json").read_text())
+    del plain["digest"]
+    (out / "ledger.json").write_text(json.dumps(plain))
+    code, shown, _ = llmc("gate", out, PERPLEXITY, "2%")
+    assert code == 0
+    assert "is of an earlier version and has no digest of itself" in " ".join(shown.split())
+    assert "none: it is of an earlier version" in llmc("inspect", out)[1]
