@@ -8,8 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.code_version import code_version
+from compressor.decoder import Decoder
 from compressor.errors import InputError, RunError
 from compressor.files import digest_json, folder_bytes, whole_folder
 from compressor.fingerprint import fingerprint
@@ -51,7 +54,7 @@ class Lowering:
 
         Raises:
             RunError: the artifact does not hold the checkpoint's numbers; nothing is kept.
-            InputError: `out` holds another artifact.
+            InputError: `out` holds another artifact, or what the runtime computes are no numbers; nothing is kept.
         """
         if out.exists():
             self._check_finished(out)
@@ -115,11 +118,29 @@ class Lowering:
         with ExitStack() as stack:
             stack.callback(session.close)
             probe = record(session, self.checkpoint.architecture, self.target.tolerance(artifact))
+            if not probe.is_finite:
+                raise self._overflow(probe)
             if self.target.engine is not None:
                 self.engine = session
                 stack.pop_all()
         self.progress("running the artifact", 1, 1)
         return probe
+
+    def _overflow(self, probe: Probe) -> InputError:
+        """Why logits are no numbers: the model's own are none, or they are beyond what the artifact is computed in."""
+        sentence = f"The logits of the artifact are not finite in {probe.runtime}; it was not kept."
+        decoder, prompt = Decoder(self.checkpoint), torch.tensor([probe.prompt])
+        if not bool(decoder.logits(decoder.final_states(prompt)[0], decoder.head()).isfinite().all()):
+            return InputError(
+                f"{sentence} Those of the model that it was made from are not finite either, computed in float32.",
+                "Look at the model first: it diverged in training, or its weights are damaged.",
+            )
+        return InputError(
+            f"{sentence} In float32 the same weights give finite ones: some number of this model is too large for the "
+            f"dtype that {self.target.name} computes in. float16 ends at 65504.",
+            "Choose a target that computes in float32 or bfloat16: onnx-fp32, onnx-int4, onnx-int8, or one for vLLM "
+            "with dtype=bfloat16.",
+        )
 
     def _check_finished(self, out: Path) -> None:
         """The artifact that a resumed run left must be the one this run would make."""

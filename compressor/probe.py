@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -61,6 +62,11 @@ class Probe:
     continuation: list[int]
     positions: list[Position]
     tolerance: Tolerance
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether logits are numbers: one NaN or infinity among them, and their sum of exponentials is none."""
+        return all(math.isfinite(position.normalizer) for position in self.positions)
 
 
 @dataclass(frozen=True)
@@ -138,4 +144,5 @@ def _logits(session: Session, prompt: list[int], continuation: list[int]) -> Ite
 
 def _normalizer(logits: np.ndarray) -> float:
     largest = float(logits.max())
-    return largest + float(np.log(np.exp(logits.astype(np.float64) - largest).sum()))
+    with np.errstate(invalid="ignore"):
+        return largest + float(np.log(np.exp(logits.astype(np.float64) - largest).sum()))

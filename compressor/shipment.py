@@ -34,8 +34,7 @@ class Shipment:
     shipped: StepRecord = field(init=False)  # the artifact's own row, always the ledger's last
 
     def __post_init__(self) -> None:
-        unmeasured = None if self.evaluator.standard.enabled else "measuring was switched off when it was made"
-        self._lowering = Lowering(self.target, self.final, self._progress, unmeasured)
+        self._lowering = Lowering(self.target, self.final, self._progress)
         self._artifact = Artifact(self.evaluator.out / "artifact", self.target.name)
         self.shipped = self._row(self.target.name)
 

@@ -89,7 +89,8 @@ def metrics(row: StepRecord) -> dict[str, Estimate]:
 def _estimates(value: Any, name: str) -> Iterator[tuple[str, Estimate]]:
     if isinstance(value, Estimate):
         if math.isfinite(value.value):
-            yield name.strip(), value
+            known = value.stderr is None or math.isfinite(value.stderr)
+            yield name.strip(), value if known else Estimate(value.value, None)
     elif isinstance(value, list):
         for item in value:
             yield from _estimates(item, "")

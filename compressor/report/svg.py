@@ -89,7 +89,9 @@ class Axis:
         return cls(low if zero and low >= 0 else low - room, high + room, start, end)
 
     def at(self, value: float) -> float:
-        """The pixel of a value; values beyond the axis lie on its end."""
+        """The pixel of a value; values beyond the axis lie on its end, and so does what is no number."""
+        if math.isnan(value):
+            return self.end
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from compressor.ledger import Ledger, StepRecord
@@ -81,6 +82,10 @@ def remarks(ledger: Ledger) -> list[str]:
     """Warnings of the run, notes of its rows, and why something was not run."""
     found = list(ledger.warnings)
     for row in ledger.steps:
+        if row.quality is not None and not math.isfinite(row.quality.perplexity.value):
+            found.append(
+                f"{row.name}: its perplexity is no number: it does not compute this text, and is not to be used"
+            )
         found += [f"{row.name}: {note}" for note in row.notes]
         if row.not_run:
             found.append(f"{row.name}: not run, {row.not_run}")

@@ -123,3 +123,21 @@ def test_what_does_not_fit_in_memory_is_not_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     with pytest.raises(RunError, match="GiB of memory are free"):
         open_session(target, Artifact(tmp_path, "hf"))
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_one_logit_that_is_no_number_is_noticed(odd):
+    def damaged(row):
+        row[17] = odd
+        return row
+
+    assert not record(FakeSession(damaged), SHAPE, TOLERANCE).is_finite
+
+
+def test_tokens_that_a_runtime_does_not_tell_are_no_damage(probe):
+    def likeliest(row):
+        row[row < np.sort(row)[-4]] = -np.inf
+        return row
+
+    assert probe.is_finite
+    assert record(FakeSession(likeliest), SHAPE, TOLERANCE).is_finite

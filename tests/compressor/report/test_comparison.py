@@ -1,7 +1,10 @@
 import json
+import re
 
 import pytest
 
+from compressor.measure.accuracy import Quality
+from compressor.measure.statistics import Estimate
 from compressor.report import comparison
 
 
@@ -39,6 +42,18 @@ def test_runs_of_different_originals_are_compared_by_perplexity_itself(folders, 
     found = comparison.fronts(comparison.open_runs(folders))
     assert found.figures[0].title == "Perplexity against size"
     assert found.size == ["beaten"]
+
+
+def test_a_run_whose_figures_are_no_numbers_is_compared_all_the_same(folders, make_run, llmc, tmp_path):
+    other, none = make_run(), Estimate(float("nan"), float("nan"))
+    other.steps[3].quality = Quality(none, none, none, none)
+    other.save(folders[2])
+    code, _, _ = llmc("compare", *folders, "-o", tmp_path / "page.html")
+    assert code == 0
+    assert not re.search(r'="-?(nan|inf)', (tmp_path / "page.html").read_text())
+    runs = comparison.open_runs(folders)
+    assert comparison.overview(runs).rows[2][2] == "not a number"
+    assert comparison.fronts(runs).size == ["small", "good"]
 
 
 def test_folders_of_the_same_name_are_told_apart(run_folder, tmp_path):

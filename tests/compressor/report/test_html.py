@@ -1,5 +1,6 @@
 """The page of a run, as a document; what a browser makes of it is in test_browser.py."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -8,6 +9,8 @@ import pytest
 
 from compressor.gate.decide import load_decision
 from compressor.ledger import SamplesRecord, StepRecord, TaskRecord
+from compressor.measure.accuracy import Quality
+from compressor.measure.layers import LayerError
 from compressor.measure.statistics import Estimate
 from compressor.report import figures, summary, training
 from compressor.report.charts import Mark
@@ -125,9 +128,18 @@ def test_rows_without_numbers_are_no_marks(make_run):
     assert not re.search(r'="(nan|inf|-inf)', page)
 
 
-def test_numbers_that_are_none_are_left_out(make_run):
-    ledger = make_run(perplexity=float("nan"))
-    assert not re.search(r'="-?(nan|inf)', render(ledger))
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_left_out(make_run, odd):
+    """As in the row of an artifact whose activations were beyond float16."""
+    ledger = make_run()
+    none = Estimate(odd, odd)
+    ledger.steps[3].quality = Quality(none, none, none, Estimate(0.0, odd))
+    ledger.steps[1].layers[3] = LayerError(3, odd, odd)
+    page = render(ledger)
+    assert not re.search(r'="-?(nan|inf)', page)
+    assert not re.search(r"\b(nan|inf),", page)
+    assert ("not a number" if math.isnan(odd) else "∞") in page
+    assert "its perplexity is no number" in page
 
 
 def test_a_pass_that_trained_has_a_curve(make_run):

@@ -25,6 +25,10 @@ from compressor.report.numbers import estimate, number
         (Estimate(0.71234, 0.0049), True, "71.23 ± 0.49%"),
         (Estimate(1.0, 0.0), True, "100%"),
         (Estimate(2.5, None), False, "2.5"),
+        (Estimate(float("nan"), float("nan")), True, "not a number"),
+        (Estimate(float("inf"), float("inf")), False, "∞"),
+        (Estimate(2.5, float("nan")), False, "2.5"),
+        (Estimate(2.5, float("inf")), True, "250%"),
     ],
 )
 def test_estimates_show_the_digits_that_their_error_leaves(value, percent, shown):
@@ -86,6 +90,12 @@ def test_rows_without_a_figure_stay_out_of_its_table(ledger):
 def test_everything_odd_is_a_remark(ledger):
     remarks = tables.remarks(ledger)
     assert remarks == ["beware", "trt-int4: not run, no GPU"]
+
+
+def test_a_row_that_computes_no_numbers_is_a_remark(ledger):
+    odd = Estimate(float("nan"), float("nan"))
+    ledger.steps[1].quality = Quality(odd, odd, odd, odd)
+    assert tables.remarks(ledger)[1].startswith("gptq: its perplexity is no number")
 
 
 def test_a_mismatch_cannot_be_overlooked(ledger):
