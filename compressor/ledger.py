@@ -52,6 +52,8 @@ class TaskRecord:
         metrics: of all samples, 0 to 1 and larger is better, with standard errors over samples.
         judged: metrics that are means of scores of single samples, which is what a gate can test.
         samples: where the answer to every sample is, and its scores; `count` is in samples.
+        tokenizers: what cuts answers into words, by metric: `rouge`, `bleu` (a tokenizer of sacrebleu) and `f1`.
+            Ledgers of earlier versions have none: there it was `rouge_score`, `13a` and `SQuAD`.
     """
 
     name: str
@@ -61,6 +63,7 @@ class TaskRecord:
     metrics: dict[str, Estimate]
     judged: list[str]
     samples: SamplesRecord
+    tokenizers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -173,13 +173,15 @@ def _verdict(one: Evidence, alpha: float, p_adjusted: float, upper: float | None
         return Verdict.INCONCLUSIVE, f"only {one.clusters} {units}; a verdict needs {FEWEST_CLUSTERS}"
     if p_adjusted <= alpha:
         return Verdict.FAIL, None
+    if one.blind is not None:
+        return Verdict.INCONCLUSIVE, one.blind
     return (Verdict.PASS if upper <= one.threshold else Verdict.INCONCLUSIVE), None
 
 
 def _more(one: Evidence, change: float | None, reach: float | None) -> float | None:
     """How many times as many samples are needed if the change stays where it is: errors shrink with their root."""
     few = FEWEST_CLUSTERS / one.clusters if _too_few(one) else 1.0
-    if change is None or reach is None or change == one.threshold:
+    if one.blind is not None or change is None or reach is None or change == one.threshold:
         return None
     factor = max(few, (reach / (change - one.threshold)) ** 2)
     return factor if factor <= MOST_SAMPLES else None

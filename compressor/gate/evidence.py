@@ -30,6 +30,7 @@ class Evidence:
         limit: as it was asked for.
         samples: how many; `clusters` of which are independent, counted in `cluster_unit`.
         broken: why the row fails without a test.
+        blind: why it cannot pass, whatever a test says.
     """
 
     metric: str
@@ -43,6 +44,7 @@ class Evidence:
     clusters: int
     cluster_unit: str
     broken: str | None = None
+    blind: str | None = None
 
     @property
     def grows(self) -> bool:
@@ -171,6 +173,7 @@ def _of_task(pairs: TaskPairs, limit: float) -> Evidence:
         samples=pairs.samples,
         clusters=pairs.samples,
         cluster_unit="sample",
+        blind=_blind(pairs.before == 0, pairs.lost == pairs.gained == 0 and pairs.before == pairs.samples),
     )
 
 
@@ -189,7 +192,15 @@ def _of_scores(pairs: ScorePairs, limit: float) -> Evidence:
         samples=count,
         clusters=count,
         cluster_unit="sample",
+        blind=_blind(not pairs.before.any(), pairs.before.std() == pairs.after.std() == 0),
     )
+
+
+def _blind(nothing: bool, alike: bool) -> str | None:
+    """Why a task cannot tell that nothing was lost."""
+    if nothing:
+        return "the original scores 0 on every sample, so that there is nothing to lose"
+    return "all samples have the same score, before and now, and tell nothing of how sure it is" if alike else None
 
 
 def _of_times(pair: LatencyPair, limit: float) -> Iterator[Evidence]:

@@ -13,6 +13,7 @@ from compressor.gate.tasks import ScorePairs
 from compressor.ledger import LEDGER_FILE, Ledger, StepRecord, TaskRecord, load_ledger
 from compressor.measure import samples
 from compressor.measure.latency import Latency
+from compressor.tasks.metrics import TOKENIZERS
 
 ORIGINAL = "original"
 MACHINE = ("cpu", "cores", "threads")
@@ -226,6 +227,11 @@ def _score_pairs(task: TaskRecord, before: tuple[Run, StepRecord], run: Run) -> 
         raise InputError(f"{row.name!r} of {base.file} was not asked the task {task.name}.", "`llmc score` asks it.")
     if known.digest != task.digest:
         raise InputError(f"The task {task.name} is another in {base.file} than in {run.file}: the digests differ.")
+    if TOKENIZERS | known.tokenizers != TOKENIZERS | task.tokenizers:
+        raise InputError(
+            f"The answers to {task.name} were cut into words in another way in {base.file} than in {run.file}.",
+            "`llmc score` scores them again.",
+        )
     first = samples.columns(base.folder, known.samples, ["line", *task.judged])
     second = samples.columns(run.folder, task.samples, ["line", *task.judged])
     if not np.array_equal(first["line"], second["line"]):

@@ -9,7 +9,8 @@ import numpy as np
 
 from compressor.ledger import SamplesRecord, StepRecord, TaskRecord
 from compressor.measure import samples
-from compressor.tasks.scoring import Scores
+from compressor.tasks.metrics import TOKENIZERS
+from compressor.tasks.scoring import Scores, tokenizers_of
 from compressor.tasks.task import LoadedTask
 
 if TYPE_CHECKING:
@@ -53,12 +54,15 @@ def keep(out: Path, row: StepRecord, loaded: LoadedTask, scores: Scores, runtime
         metrics=scores.metrics,
         judged=list(JUDGED[loaded.task.kind]),
         samples=SamplesRecord(path.relative_to(out).as_posix(), digest, len(loaded.samples)),
+        tokenizers=tokenizers_of(loaded),
     )
     row.tasks = [one for one in row.tasks if one.name != loaded.name] + [record]
     return record
 
 
 def has_scores(out: Path, row: StepRecord, loaded: LoadedTask) -> bool:
-    """Whether the row has been asked this task already, and its samples are as they were."""
-    same = [one for one in row.tasks if one.name == loaded.name and one.digest == loaded.digest]
+    """Whether the row has been asked this task already, was scored alike, and its samples are as they were."""
+    cut = TOKENIZERS | tokenizers_of(loaded)
+    known = [one for one in row.tasks if one.name == loaded.name and one.digest == loaded.digest]
+    same = [one for one in known if TOKENIZERS | one.tokenizers == cut]
     return bool(same) and samples.is_intact(out, same[0].samples)

@@ -1,7 +1,8 @@
 """How right answers are. Scores of single samples where a metric is a mean of them, which is what a gate can test.
 
 SQuAD's normalization is that of transformers, ROUGE that of rouge-score, BLEU that of sacrebleu, F1 of classes and the
-area under the ROC curve are those of scikit-learn.
+area under the ROC curve are those of scikit-learn. Where an answer is not in Latin script, `scripts.words` are counted
+in the place of the words that these find.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import numpy as np
 
 from compressor.errors import MissingExtra
 from compressor.measure.statistics import Estimate, mean
+from compressor.tasks.scripts import bleu_tokenizer, is_latin, words
 
 RESAMPLES = 400  # of samples, for the error of a metric that is no mean of theirs
 ROUGES = ("rouge1", "rouge2", "rougeL")
 NORMAL_95 = 1.96
+TOKENIZERS = {"f1": "SQuAD", "rouge": "rouge_score", "bleu": "13a"}  # of answers in Latin script
 
 
 def check_installed(kind: str) -> None:
@@ -36,13 +39,17 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1 where it equals an answer after SQuAD's normalization (Rajpurkar et al. 2016), else 0."""
     from transformers.data.metrics.squad_metrics import compute_exact
 
-    return float(max(compute_exact(answer, prediction) for answer in answers))
+    if is_latin(answers):
+        return float(max(compute_exact(answer, prediction) for answer in answers))
+    return float(any(words(answer) == words(prediction) for answer in answers))
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
     """F1 of the words that it shares with the nearest answer, after SQuAD's normalization."""
     from transformers.data.metrics.squad_metrics import compute_f1
 
+    if not is_latin(answers):
+        prediction, answers = (" ".join(words(prediction)), [" ".join(words(one)) for one in answers])
     return float(max(compute_f1(answer, prediction) for answer in answers))
 
 
@@ -52,25 +59,55 @@ def rouge(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise MissingExtra("rouge-score", "tasks", "ROUGE") from error
-    scorer = RougeScorer(list(ROUGES), use_stemmer=True)
-    found = [scorer.score_multi(list(known), text) for text, known in zip(predictions, answers, strict=True)]
+    latin, others = RougeScorer(list(ROUGES), use_stemmer=True), RougeScorer(list(ROUGES), tokenizer=_AnyScript())
+    found = [
+        (latin if is_latin(known) else others).score_multi(list(known), text)
+        for text, known in zip(predictions, answers, strict=True)
+    ]
     return {name: np.array([one[name].fmeasure for one in found]) for name in ROUGES}
 
 
-def sentence_bleu(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
+class _AnyScript:
+    """What ROUGE counts of a text that is not all in Latin script. Its English words are stemmed as everywhere."""
+
+    def tokenize(self, text: str) -> list[str]:
+        from rouge_score.tokenizers import DefaultTokenizer
+
+        english = DefaultTokenizer(use_stemmer=True)
+        return [part for word in words(text) for part in (english.tokenize(word) if word.isascii() else [word])]
+
+
+def sentence_bleu(
+    predictions: Sequence[str], answers: Sequence[Sequence[str]], tokenizer: str = TOKENIZERS["bleu"]
+) -> np.ndarray:
     """BLEU of each sample, 0 to 1, with the orders that it is long enough for (sacrebleu's `sentence_bleu`)."""
-    scorer = _bleu(effective_order=True)
+    scorer = _bleu(effective_order=True, tokenize=tokenizer)
     found = [scorer.sentence_score(text, list(known)) for text, known in zip(predictions, answers, strict=True)]
     return np.array([one.score / 100 for one in found])
 
 
-def corpus_bleu(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> Estimate:
+def corpus_bleu(
+    predictions: Sequence[str], answers: Sequence[Sequence[str]], tokenizer: str = TOKENIZERS["bleu"]
+) -> Estimate:
     """BLEU of all samples together, 0 to 1, its error from sacrebleu's own bootstrap."""
     most = max(map(len, answers))
     columns = [[known[at] if at < len(known) else None for known in answers] for at in range(most)]
-    found = _bleu().corpus_score(list(predictions), columns, n_bootstrap=RESAMPLES if len(predictions) > 1 else 1)
+    resamples = RESAMPLES if len(predictions) > 1 else 1
+    found = _bleu(tokenize=tokenizer).corpus_score(list(predictions), columns, n_bootstrap=resamples)
     spread = getattr(found, "_ci", -1.0)
     return Estimate(found.score / 100, spread / NORMAL_95 / 100 if len(predictions) > 1 else None)
+
+
+def tokenizers(kind: str, answers: Sequence[Sequence[str]]) -> dict[str, str]:
+    """What cuts the texts of a kind of task into words, by metric."""
+    if kind == "classification":
+        return {}
+    others = sum(not is_latin(known) for known in answers)
+    by_script = f"words, or characters where a script has no spaces, in {others} of {len(answers)} samples"
+    if kind == "question-answering":
+        return {"f1": f"{TOKENIZERS['f1']}; {by_script}" if others else TOKENIZERS["f1"]}
+    rouge = f"{TOKENIZERS['rouge']}; {by_script}" if others else TOKENIZERS["rouge"]
+    return {"rouge": rouge, "bleu": bleu_tokenizer([one for known in answers for one in known])}
 
 
 def macro_f1(truth: np.ndarray, chosen: np.ndarray) -> Estimate:

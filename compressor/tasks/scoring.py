@@ -163,8 +163,16 @@ def _generated(loaded: LoadedTask, answerer: Answerer, prompter: Prompter, progr
             for name, metric in (("exact_match", metrics.exact_match), ("f1", metrics.token_f1))
         }
         return Scores(predictions, columns, metrics.means(columns))
-    columns = metrics.rouge(predictions, answers) | {"sentence_bleu": metrics.sentence_bleu(predictions, answers)}
-    return Scores(predictions, columns, metrics.means(columns) | {"bleu": metrics.corpus_bleu(predictions, answers)})
+    cut = tokenizers_of(loaded)["bleu"]
+    columns = metrics.rouge(predictions, answers) | {"sentence_bleu": metrics.sentence_bleu(predictions, answers, cut)}
+    bleu = metrics.corpus_bleu(predictions, answers, cut)
+    return Scores(predictions, columns, metrics.means(columns) | {"bleu": bleu})
+
+
+def tokenizers_of(loaded: LoadedTask) -> dict[str, str]:
+    """What cuts the answers of a task into words, by metric."""
+    answers = [one.answers for one in loaded.samples if not isinstance(one.answers, int)]
+    return metrics.tokenizers(loaded.task.kind, answers)
 
 
 @dataclass(frozen=True)
