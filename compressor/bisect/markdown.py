@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from compressor.bisect import wording
 from compressor.bisect.bisect import Bisection
 from compressor.bisect.terminal import quoted
+from compressor.escaping import code, markdown
 from compressor.report.markdown import grid
 from compressor.report.tables import Table
 
@@ -19,9 +20,9 @@ def render(found: Bisection) -> str:
 
 def laid_out(headline: str, tables: Sequence[Table], change: str | None, remarks: Sequence[str]) -> str:
     """The same of what was kept."""
-    parts = ["### llmc bisect: to blame", headline, *map(grid, tables)]
+    parts = ["### llmc bisect: to blame", markdown(headline), *map(grid, tables)]
     if change is not None:
-        parts.append(f"Repair: `{quoted(change)}`")
+        parts.append(f"Repair: {code(quoted(change))}")
     if remarks:
-        parts.append("\n".join(f"- {remark}" for remark in remarks))
+        parts.append("\n".join(f"- {markdown(remark)}" for remark in remarks))
     return "\n\n".join(parts) + "\n"

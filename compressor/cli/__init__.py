@@ -12,7 +12,9 @@ from typing import Any
 import click
 
 from compressor import __version__
+from compressor.cli.say import say
 from compressor.errors import Interrupted, LlmcError, nearest
+from compressor.escaping import one_line
 from compressor.files import is_disk_full
 from compressor.interpreter import SAFE_PATH
 from compressor.interrupted import interrupted
@@ -81,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = cli.main(words, prog_name="llmc", standalone_mode=False) or 0
     except click.ClickException as error:
-        error.show()
+        click.UsageError(one_line(error.format_message()), getattr(error, "ctx", None)).show()
         code = 2
     except (KeyboardInterrupt, click.Abort):
         code = _interrupted(words)
@@ -124,10 +126,10 @@ def explain(error: Exception, target: str | None = None) -> int:
 
 def _fail(sentence: str, hint: str | None, code: int) -> int:
     click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(sentence, err=True)
+    say(sentence, err=True)
     if hint:
         click.secho("Hint:  ", fg="yellow", nl=False, err=True)
-        click.echo(hint, err=True)
+        say(hint, err=True)
     return code
 
 

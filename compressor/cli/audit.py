@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from compressor.cli.say import say
+
 if TYPE_CHECKING:
     from compressor.ledger import AuditRecord
     from compressor.pass_ import Progress
@@ -75,6 +77,6 @@ def _audit(
 def _show(check: AuditRecord) -> None:
     from compressor.report.tables import AUDIT_MARKS
 
-    click.secho(AUDIT_MARKS[check.outcome], fg=COLORS[check.outcome], nl=False)
+    say(AUDIT_MARKS[check.outcome], fg=COLORS[check.outcome], nl=False)
     outcome = "not checked: " if check.outcome == "not checked" else ""
-    click.echo(f" {check.name:14} {outcome}{check.said}")
+    say(f" {check.name:14} {outcome}{check.said}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from compressor.cli.engines import engine_option
+from compressor.cli.say import say
+from compressor.escaping import rich_text
 
 if TYPE_CHECKING:
     from compressor.bench.run import Bench, Row
@@ -74,20 +76,20 @@ def _show(found: Bench) -> None:
 
     console = Console()
     for name, runtime in {row.name: row.runtime for row in found.rows}.items():
-        click.echo(f"{name}: {runtime}")
+        say(f"{name}: {runtime}")
     for workload in dict.fromkeys(row.workload for row in found.rows):
-        table = Table(title=f"{workload}, {workload.repeats} repeats in turns", title_justify="left")
+        table = Table(title=rich_text(f"{workload}, {workload.repeats} repeats in turns"), title_justify="left")
         for header in ("", "TTFT ms p50 / p95 / p99", "per token ms", "tokens/s", "requests/s", "peak memory"):
             table.add_column(header, justify="right" if header else "left")
         for row in found.rows:
             if row.workload == workload:
-                table.add_row(row.name, *_cells(row))
+                table.add_row(*map(rich_text, (row.name, *_cells(row))))
         console.print(table)
     for row in found.rows:
         if row.not_run is not None:
-            click.secho(f"{row.name}: {row.not_run}.", fg="yellow")
+            say(f"{row.name}: {row.not_run}.", fg="yellow")
     for pair in found.pairs:
-        click.echo(f"{pair.prompt} + {pair.output} tokens: {pair.sentence}")
+        say(f"{pair.prompt} + {pair.output} tokens: {pair.sentence}")
 
 
 def _cells(row: Row) -> list[str]:

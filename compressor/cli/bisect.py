@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.gate import limit_options
+from compressor.cli.say import say
 from compressor.errors import InputError, Interrupted
+from compressor.escaping import rich_text
 
 if TYPE_CHECKING:
     from compressor.bisect.bisect import Bisection
@@ -142,7 +144,7 @@ def _keep(folder: Path, found: Bisection) -> None:
     try:
         save(found, folder)
     except OSError as error:
-        click.echo(f"What is to blame is not kept in {folder}: {error.strerror}.", err=True)
+        say(f"What is to blame is not kept in {folder}: {error.strerror}.", err=True)
         return
     keep(folder, found.judged)
 
@@ -169,5 +171,5 @@ def _present(found: Bisection, out: Path | None, decision: Decision | None, as_j
     console = Console()
     show(found, console)
     if decision is not None:
-        console.print(f"\n{out}:", highlight=False)
+        console.print(f"\n{rich_text(out)}:", highlight=False)
         terminal.show(decision, console)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.engines import engine_option
+from compressor.cli.say import say
 from compressor.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,8 +91,9 @@ def _compare_runs(paths: tuple[Path, ...], output: Path | None, as_json: bool) -
     console = Console()
     show_table(comparison.overview(runs, narrow=console.width < WIDE), console)
     for remark in [*comparison.remarks(runs), comparison.STARS]:
-        click.echo(f"• {remark}")
-    click.echo(f"\nWritten: {page}")
+        say(f"• {remark}")
+    say()
+    say(f"Written: {page}")
     return 0
 
 
@@ -188,7 +190,7 @@ def _tokenizer(root: Path, original: Checkpoint | str) -> Any:
 
 
 def _show(found: ArtifactComparison) -> None:
-    click.secho(f"{found.artifact}: {found.target}, {', '.join(found.schemes) or 'not quantized'}", bold=True)
+    say(f"{found.artifact}: {found.target}, {', '.join(found.schemes) or 'not quantized'}", bold=True)
     if found.loss is None:
         _line("·", "yellow", "quantizing", f"not compared: {found.no_loss}")
     else:
@@ -200,7 +202,7 @@ def _show(found: ArtifactComparison) -> None:
     for row in found.runtimes:
         _line(*MARKS[row.verdict], row.runtime, _sentence(row))
     if found.at_fault:
-        click.secho("A runtime is at fault, not the quantization.", fg="red", bold=True)
+        say("A runtime is at fault, not the quantization.", fg="red", bold=True)
 
 
 def _sentence(row: RuntimeRow) -> str:
@@ -219,5 +221,5 @@ def _sentence(row: RuntimeRow) -> str:
 
 
 def _line(mark: str, color: str, name: str, text: str) -> None:
-    click.secho(mark, fg=color, nl=False)
-    click.echo(f" {name}: {text}")
+    say(mark, fg=color, nl=False)
+    say(f" {name}: {text}")

@@ -13,6 +13,7 @@ import click
 from compressor.cli.dry_run import show_plans
 from compressor.cli.engines import engine_option
 from compressor.cli.request import recipes_of
+from compressor.cli.say import say
 from compressor.measure import BATCH_SIZE
 
 if TYPE_CHECKING:
@@ -209,7 +210,9 @@ def _present(outcomes: Sequence[Outcome], as_json: bool) -> None:
         show(ledgers, Console())
     for one in outcomes:
         if one.decision is not None:
-            click.echo(f"\n{one.target}:" if len(outcomes) > 1 else "")
+            say()
+            if len(outcomes) > 1:
+                say(f"{one.target}:")
             terminal.show(one.decision, Console())
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from compressor.cli.say import say
+
 # package -> the extra that brings it and what it is for; None: always installed
 PACKAGES = {
     "torch": (None, "running models block by block"),
@@ -43,24 +45,25 @@ def doctor_command(as_json: bool) -> None:
         emit_json(facts)
         return
     for key, value in facts["machine"].items():
-        click.echo(f"{key:10} {value}")
-    click.echo()
+        say(f"{key:10} {value}")
+    say()
     for name, entry in facts["packages"].items():
         _line(entry["version"] is not None, name, entry["version"] or f"missing: {entry['install']}", entry["purpose"])
-    click.echo()
+    say()
     for name, entry in facts["engines"].items():
         _line(entry["missing"] is None, name, entry["place"] or "not found", entry["missing"] or entry["purpose"])
-    click.echo()
+    say()
     for name, entry in facts["targets"].items():
         runs = entry["not_made"] or entry["not_run"] or "runs here"
         _line(runs == "runs here", name, "cannot be made" if entry["not_made"] else "can be made", runs)
     for problem in facts["problems"]:
-        click.secho(f"\n{problem}", fg="red")
+        say()
+        say(problem, fg="red")
 
 
 def _line(good: bool, *cells: str) -> None:
-    click.secho("✓ " if good else "· ", fg="green" if good else "yellow", nl=False)
-    click.echo(f"{cells[0]:20} {cells[1]:24} {cells[2]}")
+    say("✓ " if good else "· ", fg="green" if good else "yellow", nl=False)
+    say(f"{cells[0]:20} {cells[1]:24} {cells[2]}")
 
 
 def _machine() -> dict[str, Any]:

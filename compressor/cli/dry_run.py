@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from compressor.cli.say import say
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
@@ -56,8 +56,8 @@ def show_plans(recipes: Sequence[Recipe], options: Mapping[str, Any], as_json: b
         from compressor.steps import step_names
 
         steps = dict.fromkeys(name for names in step_names(plans) for name in names)
-        click.echo(f"Steps, each made once: {', '.join(steps) or 'none'}.")
-    click.echo("Nothing stands in the way; leave out --dry-run to run it.")
+        say(f"Steps, each made once: {', '.join(steps) or 'none'}.")
+    say("Nothing stands in the way; leave out --dry-run to run it.")
 
 
 def _emit(plans: Sequence[Plan], checkpoint: Checkpoint) -> None:
@@ -75,13 +75,13 @@ def _emit(plans: Sequence[Plan], checkpoint: Checkpoint) -> None:
 
 
 def _show(plan: Plan, checkpoint: Checkpoint) -> None:
-    click.echo(" -> ".join([plan.recipe.model, *(one.spelled() for one in plan.passes), plan.target.name]))
+    say(" -> ".join([plan.recipe.model, *(one.spelled() for one in plan.passes), plan.target.name]))
     for scheme, count in _linears(plan, checkpoint).items():
-        click.echo(f"  {scheme}" if plan.choosing else f"  {count:5} linears  {scheme}")
+        say(f"  {scheme}" if plan.choosing else f"  {count:5} linears  {scheme}")
     if plan.choosing:
-        click.echo(f"How many linears get which of these is what {plan.choosing[0]} finds out.")
+        say(f"How many linears get which of these is what {plan.choosing[0]} finds out.")
     for note in plan.notes:
-        click.echo(note)
+        say(note)
 
 
 def _linears(plan: Plan, checkpoint: Checkpoint) -> Counter[str]:

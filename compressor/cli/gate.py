@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.engines import engine_option
+from compressor.cli.say import say
 from compressor.errors import InputError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def keep(folder: Path, decision: Decision) -> None:
     try:
         keep_decision(folder, decision)
     except OSError as error:
-        click.echo(f"The reports in {folder} stay as they are: {error.strerror}.", err=True)
+        say(f"The reports in {folder} stay as they are: {error.strerror}.", err=True)
 
 
 def _decide(

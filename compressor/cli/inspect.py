@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compressor.cli.say import say
 from compressor.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def inspect_command(path: Path, as_json: bool) -> None:
     width = max(map(len, facts))
     for key, value in facts.items():
         shown = ", ".join(f"{count} × {name}" for name, count in value.items()) if isinstance(value, dict) else value
-        click.echo(f"{key:{width}}  {shown}")
+        say(f"{key:{width}}  {shown}")
 
 
 def describe(path: Path) -> dict[str, Any]:

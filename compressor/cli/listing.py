@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from compressor.cli.say import say
+
 
 @click.command("passes")
 @click.argument("name", required=False)
@@ -37,14 +39,15 @@ def _list(group: str, kind: str, name: str | None, as_json: bool) -> None:
         emit_json(found[0] if name else found)
         return
     for entry in found:
-        click.secho(entry["name"], bold=True, nl=False)
-        click.echo(f"  {entry['summary']}")
+        say(entry["name"], bold=True, nl=False)
+        say(f"  {entry['summary']}")
         if "preset" in entry:
-            click.echo(f"    runs on {entry['runtime']}; default passes: {', '.join(entry['preset']) or 'none'}")
+            say(f"    runs on {entry['runtime']}; default passes: {', '.join(entry['preset']) or 'none'}")
         for option in entry["options"] if name else ():
-            click.echo(f"    {option['name']} = {option['default']}  ({option['type']})  {option['help']}")
+            say(f"    {option['name']} = {option['default']}  ({option['type']})  {option['help']}")
     if not name:
-        click.echo(f"\n`llmc {group.removeprefix('llmc.')} NAME` shows the options of one.")
+        say()
+        say(f"`llmc {group.removeprefix('llmc.')} NAME` shows the options of one.")
 
 
 def _describe(cls: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from compressor.cli.engines import batch_size_option, engine_option
+from compressor.cli.say import say
 from compressor.errors import InputError, MissingExtra
 
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
@@ -49,12 +50,12 @@ def lm_eval_command(model: Path, tasks: str, network: bool, as_json: bool, **opt
         emit_json(finite(results))
         return
     for task, scores in results.items():
-        click.secho(task, bold=True)
+        say(task, bold=True)
         for name, value in scores.items():
             if isinstance(value, float) and "_stderr" not in name:
                 error = scores.get(name.replace(",", "_stderr,"))
                 spread = f" ± {error:.4f}" if isinstance(error, float) else ""
-                click.echo(f"  {name.removesuffix(',none')} {value:.4f}{spread}")
+                say(f"  {name.removesuffix(',none')} {value:.4f}{spread}")
 
 
 def _evaluate(model: Path, tasks: str, options: dict[str, Any]) -> dict[str, Any]:

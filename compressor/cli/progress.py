@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from compressor.escaping import rich_text
+
 
 class ConsoleProgress:
     """Context manager that is called as (what, done, total), and shows nothing in its first `after` seconds."""
@@ -46,7 +48,7 @@ class ConsoleProgress:
         if time.monotonic() < self._shown_from:
             return
         if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total)
+            self._tasks[what] = self._bars.add_task(rich_text(what), total=total)
             if not self._console.is_terminal:
-                self._console.print(f"{what} ...", highlight=False)
+                self._console.print(f"{rich_text(what)} ...", highlight=False)
         self._bars.update(self._tasks[what], completed=done, total=total)

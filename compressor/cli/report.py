@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from compressor.cli.say import say
+
 
 @click.command("report")
 @click.argument("run", type=click.Path(path_type=Path))
@@ -47,4 +49,4 @@ def _write(path: Path, page: str) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page)
-    click.echo(f"Written: {path}", err=True)
+    say(f"Written: {path}", err=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.engines import batch_size_option, engine_option
+from compressor.cli.say import say
 
 if TYPE_CHECKING:
     from compressor.ledger import StepRecord
@@ -148,7 +149,7 @@ def _show(found: Found, loaded: Sequence[LoadedTask]) -> None:
     from compressor.report.numbers import estimate
 
     for row, tasks in found.items():
-        click.secho(row, bold=True)
+        say(row, bold=True)
         for task in loaded:
             scores = "  ".join(f"{name} {estimate(one, percent=True)}" for name, one in tasks[task.name].items())
-            click.echo(f"  {task.name} ({len(task.samples)} samples): {scores}")
+            say(f"  {task.name} ({len(task.samples)} samples): {scores}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from compressor.cli.say import say
 from compressor.errors import InputError
 
 
@@ -41,4 +42,4 @@ def track_command(run: Path, uri: str | None, folder: Path | None, experiment: s
         emit_json(written)
         return
     for tracker, place in written.items():
-        click.echo(f"{tracker}: {place}")
+        say(f"{tracker}: {place}")

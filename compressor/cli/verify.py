@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from compressor.cli.engines import engine_option
+from compressor.cli.say import say
 
 if TYPE_CHECKING:
     from compressor.findings import Check, Verdict
@@ -47,17 +48,17 @@ def verify_command(artifact: Path, allow_unchecked: bool, as_json: bool) -> int:
 def _show(verdict: Verdict) -> None:
     if verdict.target is not None:
         maker = f", made by llmc {verdict.llmc}" if verdict.llmc else ""
-        click.echo(f"{verdict.artifact}: {verdict.target}{maker}")
+        say(f"{verdict.artifact}: {verdict.target}{maker}")
     for check in verdict.checks:
         _show_check(check)
     count = len(verdict.findings)
     if count:
-        click.secho(f"Not as it was made: {count} finding{'s' if count > 1 else ''}.", fg="red", bold=True)
+        say(f"Not as it was made: {count} finding{'s' if count > 1 else ''}.", fg="red", bold=True)
     elif verdict.unchecked:
         names = " and ".join(filter(None, [", ".join(verdict.unchecked[:-1]), verdict.unchecked[-1]]))
-        click.secho(f"Nothing wrong was found, but not everything was checked: not {names}.", fg="yellow", bold=True)
+        say(f"Nothing wrong was found, but not everything was checked: not {names}.", fg="yellow", bold=True)
     else:
-        click.secho("As it was made.", fg="green", bold=True)
+        say("As it was made.", fg="green", bold=True)
 
 
 def _show_check(check: Check) -> None:
@@ -75,5 +76,5 @@ def _show_check(check: Check) -> None:
 
 
 def _line(mark: str, color: str, name: str, text: str) -> None:
-    click.secho(mark, fg=color, nl=False)
-    click.echo(f" {name:10} {text}")
+    say(mark, fg=color, nl=False)
+    say(f" {name:10} {text}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import yaml
 
+from compressor.escaping import code, fenced, markdown
 from compressor.ledger import AuditRecord, Ledger, together
 from compressor.report import tables
 from compressor.report.headline import headline
@@ -18,26 +19,27 @@ def render(ledgers: Sequence[Ledger], gates: Sequence[str] = ()) -> str:
         gates: what gates decided, in Markdown.
     """
     ledger = together(ledgers)
-    parts = [f"# {ledger.model} → {', '.join(map(_target, ledgers))}", *(f"**{headline(one)}**" for one in ledgers)]
+    title = f"# {markdown(ledger.model)} → {markdown(', '.join(map(_target, ledgers)))}"
+    parts = [title, *(f"**{markdown(headline(one))}**" for one in ledgers)]
     parts += map(_picture, ledgers)
-    parts += [*map(tables.verdict, ledgers), *gates]
-    parts += [f"## {table.title}\n\n{grid(table)}" for table in tables.all_tables(ledger)]
+    parts += [*(markdown(tables.verdict(one)) for one in ledgers), *gates]
+    parts += [f"## {markdown(table.title)}\n\n{grid(table)}" for table in tables.all_tables(ledger)]
     if ledger.audit:
         parts.append("## Calibration text\n\n" + "\n".join(map(_audited, ledger.audit)))
     remarks = tables.remarks(ledger)
     if remarks:
-        parts.append("## Remarks\n\n" + "\n".join(f"- {remark}" for remark in remarks))
+        parts.append("## Remarks\n\n" + "\n".join(f"- {markdown(remark)}" for remark in remarks))
     commands = [one.artifact.run for one in ledgers if one.artifact is not None]
     if commands:
-        parts += ["## Serve it", *(f"```sh\n{command}\n```" for command in commands)]
-    parts += ["## How this was made", *(f"```yaml\n{_recipe(one)}```" for one in ledgers)]
+        parts += ["## Serve it", *(fenced(command, "sh") for command in commands)]
+    parts += ["## How this was made", *(fenced(_recipe(one), "yaml") for one in ledgers)]
     parts += [_texts(ledger), _environment(ledger)]
     return "\n\n".join(parts) + "\n"
 
 
 def _audited(one: AuditRecord) -> str:
     outcome = ", not checked" if one.outcome == "not checked" else ""
-    return f"- {tables.AUDIT_MARKS[one.outcome]} {one.name}{outcome}: {one.said}"
+    return f"- {tables.AUDIT_MARKS[one.outcome]} {one.name}{outcome}: {markdown(one.said)}"
 
 
 def _target(ledger: Ledger) -> str:
@@ -46,7 +48,7 @@ def _target(ledger: Ledger) -> str:
 
 def _picture(ledger: Ledger) -> str:
     passes = [next(iter(one)) for one in ledger.recipe.get("passes", [])]
-    return "`" + " → ".join([ledger.model, *passes, _target(ledger)]) + "`"
+    return code(" → ".join([ledger.model, *passes, _target(ledger)]))
 
 
 def _recipe(ledger: Ledger) -> str:
@@ -55,25 +57,29 @@ def _recipe(ledger: Ledger) -> str:
 
 def grid(table: tables.Table) -> str:
     """A table in Markdown."""
-    lines = ["| " + " | ".join(table.headers) + " |", "|---|" + "---:|" * (len(table.headers) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in table.rows])
+    lines = [_row(table.headers), "|---|" + "---:|" * (len(table.headers) - 1)]
+    return "\n".join(lines + [_row(row) for row in table.rows])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(map(markdown, cells)) + " |"
 
 
 def _texts(ledger: Ledger) -> str:
     return "\n".join(
-        f"- {role} text: {text.source}, {text.windows} × {text.length} tokens, SHA-256 {text.digest[:16]}…; "
-        + "; ".join(text.notes)
+        f"- {role} text: {markdown(text.source)}, {text.windows} × {text.length} tokens, "
+        f"SHA-256 {markdown(text.digest[:16])}…; " + "; ".join(map(markdown, text.notes))
         for role, text in ledger.texts.items()
     )
 
 
 def _environment(ledger: Ledger) -> str:
     facts = ledger.environment
-    packages = ", ".join(f"{name} {version}" for name, version in facts.get("packages", {}).items())
+    packages = ", ".join(markdown(f"{name} {version}") for name, version in facts.get("packages", {}).items())
     memory = tables.size(facts.get("memory_bytes"))
     return (
-        f"Measured on {facts.get('cpu')}, {facts.get('threads')} threads, {memory} of memory, "
-        f"Python {facts.get('python')}, {packages}, llmc {facts.get('llmc')}. "
+        f"Measured on {markdown(facts.get('cpu'))}, {markdown(facts.get('threads'))} threads, {memory} of memory, "
+        f"Python {markdown(facts.get('python'))}, {packages}, llmc {markdown(facts.get('llmc'))}. "
         "Figures after ± are standard errors: over windows of text for accuracy, over repeats for tokens/s. "
         "KL is KL(original ‖ this) per token. TTFT is the time to the first token."
     )

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
 
+from compressor.escaping import rich_text
 from compressor.ledger import Ledger, together
 from compressor.report import tables
 from compressor.report.headline import headline
@@ -22,7 +22,7 @@ def show(ledgers: Sequence[Ledger], console: Console) -> None:
         console.print(_rich(table))
         console.print()
     for remark in tables.remarks(ledger):
-        console.print(f"[yellow]•[/] {escape(remark)}", highlight=False)
+        console.print(f"[yellow]•[/] {rich_text(remark)}", highlight=False)
     console.print()
     for one in ledgers:
         _show_artifact(one, console)
@@ -30,14 +30,15 @@ def show(ledgers: Sequence[Ledger], console: Console) -> None:
 
 def _show_artifact(ledger: Ledger, console: Console) -> None:
     artifact = ledger.artifact
-    console.print(f"[bold]{escape(headline(ledger))}[/]", highlight=False)
+    console.print(f"[bold]{rich_text(headline(ledger))}[/]", highlight=False)
     passed = artifact is not None and not artifact.verified.mismatches
     console.print(
-        f"[{'green' if passed else 'red'}]{'✓' if passed else '✗'}[/] {escape(tables.verdict(ledger))}", highlight=False
+        f"[{'green' if passed else 'red'}]{'✓' if passed else '✗'}[/] {rich_text(tables.verdict(ledger))}",
+        highlight=False,
     )
     if artifact is not None:
-        console.print(f"  artifact  {escape(artifact.path)}  ({tables.size(artifact.size_bytes)})", highlight=False)
-        console.print(f"  serve it  {escape(artifact.run)}", highlight=False, soft_wrap=True)
+        console.print(f"  artifact  {rich_text(artifact.path)}  ({tables.size(artifact.size_bytes)})", highlight=False)
+        console.print(f"  serve it  {rich_text(artifact.run)}", highlight=False, soft_wrap=True)
 
 
 def show_table(table: tables.Table, console: Console) -> None:
@@ -47,7 +48,7 @@ def show_table(table: tables.Table, console: Console) -> None:
 
 def _rich(table: tables.Table) -> RichTable:
     drawn = RichTable(
-        title=table.title,
+        title=rich_text(table.title),
         title_style="bold",
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -56,7 +57,7 @@ def _rich(table: tables.Table) -> RichTable:
         padding=(0, 1, 0, 0),
     )
     for number, header in enumerate(table.headers):
-        drawn.add_column(header, justify="left" if number == 0 else "right", no_wrap=number > 0)
+        drawn.add_column(rich_text(header), justify="left" if number == 0 else "right", no_wrap=number > 0)
     for row in table.rows:
-        drawn.add_row(*map(escape, row))
+        drawn.add_row(*map(rich_text, row))
     return drawn
