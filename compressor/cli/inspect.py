@@ -66,7 +66,10 @@ def _model(path: Path) -> dict[str, Any]:
 
     checkpoint = PackedFolder.open(path) if is_prequantized(path) else Checkpoint.open(path)
     quantized = str(checkpoint.layout) if isinstance(checkpoint, PackedFolder) else "quantized"
-    schemes = Counter(map(str, checkpoint.schemes.values())) or {"none": len(checkpoint.architecture.linears())}
+    only_values = isinstance(checkpoint, PackedFolder) and checkpoint.layout.only_values
+    schemes = Counter(quantized if only_values else str(one) for one in checkpoint.schemes.values()) or {
+        "none": len(checkpoint.architecture.linears())
+    }
     layers = checkpoint.with_factors if isinstance(checkpoint, PackedFolder) else []
     factors = {"pre_quant_scale": dict(Counter(layer.rpartition(".")[2] for layer in layers))} if layers else {}
     cached = {"key-value cache": "fp8"} if checkpoint.kv_cache else {}

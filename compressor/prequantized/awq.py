@@ -25,6 +25,7 @@ class AwqLayout:
     """How one folder is packed. The scales that AWQ multiplied activations with are folded into the layers before."""
 
     packed: ClassVar[str] = "qweight"
+    only_values: ClassVar[bool] = False
     kv_cache: ClassVar[bool] = False
 
     group_size: GroupSize
@@ -71,6 +72,10 @@ class AwqLayout:
         codes, zero_points = _unpack(parts["qweight"]), self.zero_points(layer, parts, scheme)
         scales = parts["scales"].T.contiguous().float()
         return QuantizedWeight(codes, scales, None if scheme.symmetric else zero_points, scheme)
+
+    def values(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> torch.Tensor:
+        """The values that `parts` store, float32 [out_features, in_features]."""
+        return self.decode(layer, parts, scheme).dequantize()
 
     def zero_points(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> torch.Tensor:
         """Signed zero points, int8 [out_features, groups].

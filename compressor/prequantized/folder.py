@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,17 +14,27 @@ from pydantic import ValidationError
 from compressor.architecture import Architecture
 from compressor.checkpoint import FLOATS, Weight
 from compressor.errors import InputError
+from compressor.prequantized.autoround import auto_round
 from compressor.prequantized.awq import AwqLayout
 from compressor.prequantized.folding import fold
 from compressor.prequantized.gptq import GptqLayout
 from compressor.prequantized.modelopt import ACTIVATION_SCALE, ModelOptLayout, check_reciprocals
 from compressor.prequantized.parts import HALVES, Layout, Part
 from compressor.prequantized.settings import read_settings
+from compressor.prequantized.values import bits_and_bytes, compressed_blocks, fp8_blocks, has_blocks
 from compressor.quantized import Scheme
 from compressor.shards import TensorInfo, read_tensors
 from compressor.stored import read_stored
 
-LAYOUTS = {"gptq": GptqLayout, "awq": AwqLayout, "modelopt": ModelOptLayout}
+LAYOUTS: dict[str, Callable[[Mapping[str, Any]], Layout]] = {
+    "gptq": GptqLayout.parse,
+    "awq": AwqLayout.parse,
+    "modelopt": ModelOptLayout.parse,
+    "auto-round": auto_round,
+    "fp8": fp8_blocks,
+    "compressed-tensors": compressed_blocks,
+    "bitsandbytes": bits_and_bytes,
+}
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,14 @@ class PackedFolder:
         return self.layout.kv_cache
 
     @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return self.architecture.tensor_shapes()
+
+    @cached_property
+    def _linears(self) -> dict[str, tuple[int, int]]:
+        return self.architecture.linears()
+
+    @cached_property
     def _cache_scales(self) -> list[str]:
         layers = range(self.architecture.layers if self.kv_cache else 0)
         return [name for index in layers for name in self.architecture.cache_scales(index)]
@@ -102,12 +120,8 @@ class PackedFolder:
 
     def dequantized_blocks(self) -> Iterator[dict[str, Weight]]:
         """The same with the values of quantized weights, float32, in their place, and no scales of a cache."""
-        for weights in self._blocks():
-            yield {
-                name: weight if isinstance(weight, torch.Tensor) else weight.dequantize()
-                for name, weight in weights.items()
-                if name not in self._cache_scales
-            }
+        for weights in self._blocks(values=True):
+            yield {name: weight for name, weight in weights.items() if name not in self._cache_scales}
 
     @property
     def with_factors(self) -> list[str]:
@@ -123,30 +137,31 @@ class PackedFolder:
             return "none"
         return "held" if any(fold(weights, self.architecture) is None for weights in self._blocks()) else "folded"
 
-    def _blocks(self) -> Iterator[dict[str, Weight]]:
-        """The weights of each block as they are stored, factors of their inputs among them."""
+    def _blocks(self, values: bool = False) -> Iterator[dict[str, Weight]]:
+        """The weights of each block as they are stored, factors of their inputs among them, or the values of all."""
         names = self._parameters()
         for block in self.architecture.block_names:
             prefixes = self.architecture.modules.prefixes(block)
-            yield self._read([name for name in names if name.startswith(prefixes)])
+            yield self._read([name for name in names if name.startswith(prefixes)], values)
 
     def _parameters(self) -> list[str]:
         names = list(self.architecture.tensor_shapes())
         names += self._cache_scales
         return names if "lm_head.weight" in names or "lm_head" not in self.schemes else [*names, "lm_head.weight"]
 
-    def _read(self, parameters: list[str]) -> dict[str, Weight]:
+    def _read(self, parameters: list[str], values: bool) -> dict[str, Weight]:
         stored = {name: list(self._stored(name)) for name in parameters}
         raw = read_tensors(self.root, self.tensors, [part for parts in stored.values() for part in parts])
-        return {name: self._assemble(name, parts, raw) for name, parts in stored.items()}
+        return {name: self._assemble(name, parts, raw, values) for name, parts in stored.items()}
 
-    def _assemble(self, parameter: str, stored: list[str], raw: Mapping[str, torch.Tensor]) -> Weight:
+    def _assemble(self, parameter: str, stored: list[str], raw: Mapping[str, torch.Tensor], values: bool) -> Weight:
         if parameter in self._cache_scales:
             return raw[stored[0]].reshape(1)
         if stored == [parameter]:
             return raw[parameter].T if self.architecture.is_transposed(parameter) else raw[parameter]
         layer = parameter.removesuffix(".weight")
-        return self.layout.decode(layer, {name.rpartition(".")[2]: raw[name] for name in stored}, self.schemes[layer])
+        read = self.layout.values if values else self.layout.decode
+        return read(layer, {name.removeprefix(f"{layer}."): raw[name] for name in stored}, self.schemes[layer])
 
     def _zero_points(self, layer: str) -> torch.Tensor:
         name = f"{layer}.qzeros"
@@ -160,9 +175,9 @@ class PackedFolder:
             return {f"{attention}.{scale[0]}_proj.{scale}": Part((), HALVES)}
         layer = parameter.removesuffix(".weight")
         if layer == parameter or layer not in self.schemes:
-            shape = self.architecture.tensor_shapes()[parameter]
+            shape = self._shapes[parameter]
             return {parameter: Part(shape[::-1] if self.architecture.is_transposed(parameter) else shape, FLOATS)}
-        out_features, in_features = self.architecture.linears()[layer]
+        out_features, in_features = self._linears[layer]
         parts = self.layout.parts(self.schemes[layer], out_features, in_features)
         optional = self.layout.optional_parts(in_features)
         parts |= {part: spec for part, spec in optional.items() if f"{layer}.{part}" in self.tensors}
@@ -176,9 +191,9 @@ class PackedFolder:
             if name not in self.tensors:
                 raise InputError(f"{self.root} has no tensor {name}, which its config.json calls for.")
             found = self.tensors[name]
-            if found.shape != part.shape and not (part.shape == () and found.shape == (1,)):
+            if part.shape not in (None, found.shape) and not (part.shape == () and found.shape == (1,)):
                 where = self.root / "config.json"
-                raise InputError(f"Tensor {name} has shape {list(found.shape)}; {where} says {list(part.shape)}.")
+                raise InputError(f"Tensor {name} has shape {list(found.shape)}; {where} says {list(part.shape or ())}.")
             if found.dtype not in part.dtypes:
                 wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in part.dtypes)
                 raise InputError(f"Tensor {name} is stored as {str(found.dtype).removeprefix('torch.')}, not {wanted}.")
@@ -196,12 +211,18 @@ class PackedFolder:
 
 def is_prequantized(root: Path) -> bool:
     """Whether a model folder says that it is quantized in one of these layouts."""
-    return read_settings(root).get("quant_method") in LAYOUTS
+    settings = read_settings(root)
+    method = settings.get("quant_method")
+    if method == "compressed-tensors":
+        return has_blocks(settings)
+    if method == "bitsandbytes":
+        return bool(settings.get("load_in_8bit")) or settings.get("bnb_4bit_quant_type", "fp4") == "fp4"
+    return method in LAYOUTS
 
 
 def _layout(root: Path, settings: Mapping[str, Any]) -> Layout:
     try:
-        return LAYOUTS[settings["quant_method"]].parse(settings)  # type: ignore[attr-defined]
+        return LAYOUTS[settings["quant_method"]](settings)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(

@@ -35,6 +35,7 @@ class GptqLayout:
     """
 
     packed: ClassVar[str] = "qweight"
+    only_values: ClassVar[bool] = False
     kv_cache: ClassVar[bool] = False
 
     bits: int
@@ -101,7 +102,34 @@ class GptqLayout:
             InputError: act-order has scattered the groups, or the zero points are not what the settings say.
         """
         in_features = parts["qweight"].shape[0] * 32 // scheme.bits
-        _check_group_index(layer, parts.get("g_idx"), scheme.group_width(in_features))
+        if _is_scattered(parts.get("g_idx"), scheme.group_width(in_features)):
+            raise InputError(
+                f"{layer} was rounded with act-order (desc_act), which scatters its groups over the inputs; "
+                "only groups of neighbours can be held.",
+                "--requantize reads its values; the pass gptq has an act-order that keeps groups together.",
+            )
+        return self._decode(layer, parts, scheme)
+
+    def values(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> torch.Tensor:
+        """The values that `parts` store, float32 [out_features, in_features], wherever act-order put the groups.
+
+        Raises:
+            InputError: the zero points are not what the settings say, or an input is of no group.
+        """
+        weight, index = self._decode(layer, parts, scheme), parts.get("g_idx")
+        if index is None:
+            return weight.dequantize()
+        groups, count = index.long(), weight.scales.shape[1]
+        if bool((groups < 0).any()) or bool((groups >= count).any()):
+            raise InputError(f"The g_idx of {layer} names a group that is not among its {count}.", "It is damaged.")
+        values = weight.codes.float()
+        if weight.zero_points is not None:
+            values -= weight.zero_points[:, groups]
+        return values * weight.scales[:, groups]
+
+    def _decode(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
+        """The weight with its groups one after the other."""
+        in_features = parts["qweight"].shape[0] * 32 // scheme.bits
         codes = unpack_words(parts["qweight"].T.contiguous(), scheme.bits, in_features)
         zero_points = self.zero_points(layer, parts, scheme)
         scales = parts["scales"].T.contiguous().float()
@@ -158,10 +186,6 @@ def _matches(pattern: str, layer: str) -> bool:
         raise InputError(f"The rule {pattern!r} of the GPTQ folder is no regular expression ({error}).") from error
 
 
-def _check_group_index(layer: str, index: torch.Tensor | None, group_width: int) -> None:
-    if index is not None and not torch.equal(index.long(), torch.arange(len(index)) // group_width):
-        raise InputError(
-            f"{layer} was rounded with act-order (desc_act), which scatters its groups over the inputs; "
-            "only groups of neighbours can be held.",
-            "Quantize with desc_act=false, or with the pass gptq, whose act-order keeps groups together.",
-        )
+def _is_scattered(index: torch.Tensor | None, group_width: int) -> bool:
+    """Whether groups are other than runs of neighbours."""
+    return index is not None and not torch.equal(index.long(), torch.arange(len(index)) // group_width)

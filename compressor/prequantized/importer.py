@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.convert import DEQUANTIZED, Check, Outline, converted_before, unchecked, write_converted
+from compressor.errors import InputError
 from compressor.files import digest_files
 from compressor.pass_ import Progress
 from compressor.prequantized.folder import PackedFolder
@@ -17,7 +18,7 @@ from compressor.writer import copy_companions
 def import_prequantized(
     root: Path, out: Path, progress: Progress, dequantize: bool = False, check: Check = unchecked
 ) -> tuple[Checkpoint, str]:
-    """Write the integers, scales and zero points of a GPTQ, AWQ or ModelOpt folder into the new folder `out`.
+    """Write the integers, scales and zero points of another tool's folder into the new folder `out`.
 
     Args:
         dequantize: write the values that they stand for instead, in float32.
@@ -29,6 +30,11 @@ def import_prequantized(
         InputError: the folder cannot be read, or `out` holds something else.
     """
     folder = PackedFolder.open(root).settled()
+    if folder.layout.only_values and not dequantize:
+        raise InputError(
+            f"{root} is quantized as {folder.layout}, which no step or target of llmc holds as it is.",
+            "--requantize reads the float model that it stands for; a pass then rounds it anew.",
+        )
     check(Outline(folder.architecture) if dequantize else Outline(folder.architecture, folder.schemes, folder.kv_cache))
     done = f"dequantized from {folder.layout} to float32, {DEQUANTIZED}" if dequantize else _kept(folder)
     sentence = "; ".join([done, *folder.notes])

@@ -56,6 +56,7 @@ class ModelOptLayout:
     """How one folder is packed: `uniform` holds for all layers, or else `layers` has each by its name."""
 
     packed: ClassVar[str] = SCALE
+    only_values: ClassVar[bool] = False
 
     uniform: _Layer | None
     layers: dict[str, _Layer] = field(default_factory=dict)
@@ -126,6 +127,10 @@ class ModelOptLayout:
         if scheme.kind != "int4":
             scales = scales.reshape(-1, 1).expand(len(codes), 1).contiguous()
         return QuantizedWeight(codes, scales, None, scheme, inputs)
+
+    def values(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> torch.Tensor:
+        """The values that `parts` store, float32 [out_features, in_features]."""
+        return self.decode(layer, parts, scheme).dequantize()
 
     def zero_points(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> torch.Tensor:
         """Asked of asymmetric weights, which this layout cannot hold."""

@@ -16,16 +16,21 @@ HALVES = (torch.float16, torch.bfloat16, torch.float32)  # what a scale may be s
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor that stores a part of a weight: its shape, and the dtypes that it may have."""
+    """One tensor that stores a part of a weight: its shape (None: the content says it), and the dtypes it may have."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     dtypes: tuple[torch.dtype, ...]
 
 
 class Layout(Protocol):
     """How one tool packs the weight of one linear into tensors."""
 
-    packed: ClassVar[str]  # suffix of a tensor that only a quantized linear has
+    only_values: ClassVar[bool]  # there are no codes that could be kept
+
+    @property
+    def packed(self) -> str:
+        """Suffix of a tensor that only a quantized linear has."""
+        ...
 
     @property
     def kv_cache(self) -> bool:
@@ -46,6 +51,10 @@ class Layout(Protocol):
 
     def decode(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
         """The weight that `parts` store."""
+        ...
+
+    def values(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> torch.Tensor:
+        """The values that `parts` store, float32 [out_features, in_features]."""
         ...
 
     def zero_points(self, layer: str, parts: Mapping[str, torch.Tensor], scheme: Scheme) -> torch.Tensor:
