@@ -1,7 +1,8 @@
 """Layouts whose numbers have no other form here: what they stand for is read, in float32, and rounded anew.
 
     fp8 in blocks     weight float8_e4m3fn [N, K]; a scale for each block of b rows and c columns, [N / b, K / c]
-                      rounded up: weight_scale_inv of the method fp8, weight_scale of compressed-tensors; value = code * scale
+                      rounded up: weight_scale_inv of the method fp8, weight_scale of compressed-tensors.
+                      value = code * scale
     bitsandbytes int8 weight int8 [N, K], SCB float32 [N]: value = code * SCB / 127
     bitsandbytes fp4  two codes a byte, the first in the high bits; value = quant_map[code] * absmax of its block, which
                       may itself be nested_quant_map[absmax] * nested_absmax + offset
