@@ -15,6 +15,7 @@ from compressor.errors import InputError, MissingExtra
 
 # Datasets whose rows are lines of one running text. The literature joins them with a blank line.
 RUNNING_DATASETS = ("wikitext", "Salesforce/wikitext")
+COLUMNS = ("messages", "text")
 SPLIT = re.compile(r"(train|test|validation|valid|dev|eval)\b.*")
 
 
@@ -123,11 +124,16 @@ def _parse(line: bytes, where: str) -> Any:
 
 
 def _record(record: Any, tokenizer: Any, where: str) -> Document | None:
+    """The document of a JSON line, or of a row of a parquet file or data set; null is none, as an empty text is."""
     if isinstance(record, Mapping) and isinstance(messages := record.get("messages"), list):
         return Document(render_chat(messages, tokenizer, where), "chat") if messages else None
     if isinstance(record, Mapping) and isinstance(text := record.get("text"), str):
         return Document(text, "record") if text.strip() else None
-    raise InputError(f"{where} has neither `text` (a string) nor `messages` (a list).")
+    known = [record[name] for name in COLUMNS if name in record] if isinstance(record, Mapping) else []
+    if known and all(value is None for value in known):
+        return None
+    there = f"; it has {', '.join(map(str, record))}" if isinstance(record, Mapping) and record else ""
+    raise InputError(f"{where} has neither `text` (a string) nor `messages` (a list){there}.")
 
 
 def render_chat(messages: list[Any], tokenizer: Any, where: str) -> str:
@@ -180,7 +186,7 @@ class ParquetFile:
 
 
 def _column(names: Iterable[str], where: str) -> str:
-    for column in ("messages", "text"):
+    for column in COLUMNS:
         if column in names:
             return column
     raise InputError(f"{where} has no column `text` or `messages`; it has {', '.join(names)}.")

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from compressor.architecture import resolve
+from compressor.audit import find_artifact
+from compressor.ledger import LEDGER_FILE, runs_in
 from compressor.manifest import read_manifest
 from compressor.measure import BATCH_SIZE
 from compressor.measure.answers import Answerer, CheckpointAnswerer, SessionAnswerer
@@ -22,7 +24,7 @@ from compressor.tokenizer import load_tokenizer
 def open_folder(
     path: Path, scratch: Path, progress: Progress, batch_size: int = BATCH_SIZE
 ) -> tuple[Answerer, Prompter]:
-    """What answers for a folder, and what makes prompts for it.
+    """What answers for a folder, and what makes prompts for it. For a run's folder, its artifact does.
 
     Args:
         scratch: where a model that has to be converted goes.
@@ -32,6 +34,8 @@ def open_folder(
         InputError: it is neither a model nor an artifact.
         RunError: the artifact's runtime is not here.
     """
+    if (path / LEDGER_FILE).is_file() or runs_in(path):
+        path = find_artifact(path)
     if not (path / MANIFEST).is_file():
         checkpoint = open_model(str(path), scratch / "import", progress=progress).checkpoint
         prompter = Prompter.of(load_tokenizer(checkpoint.root), checkpoint.root, checkpoint.architecture)

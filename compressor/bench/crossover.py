@@ -9,6 +9,7 @@ import numpy as np
 
 from compressor.gate.statistics import MeanChange
 from compressor.measure.latency import Latency
+from compressor.measure.statistics import FEWEST_REPEATS
 
 SIDE = 0.025  # of each side of a 95% interval
 
@@ -18,13 +19,14 @@ class Ratio:
     """How many times as long a request takes in the second as in the first, with its 95% interval.
 
     Attributes:
+        lower, upper: None where there were too few repeats for an interval.
         in_turns: whether repeats were paired; else the machine's drift is part of the interval.
     """
 
     batch: int
     value: float
-    lower: float
-    upper: float
+    lower: float | None
+    upper: float | None
     in_turns: bool
 
     @classmethod
@@ -35,14 +37,14 @@ class Ratio:
             return None
         paired = len(before) == len(after)
         change = MeanChange.of_times(before, after, paired)
-        lower, upper = change.bounds(SIDE)
-        value, lower, upper = (float(np.exp(one)) for one in (change.value, lower, upper))
-        return cls(first.batch, value, lower, upper, paired)
+        enough = min(len(before), len(after)) >= FEWEST_REPEATS
+        lower, upper = (float(np.exp(one)) if enough else None for one in change.bounds(SIDE))
+        return cls(first.batch, float(np.exp(change.value)), lower, upper, paired)
 
     @property
     def pays(self) -> bool:
         """Whether the second is surely faster."""
-        return self.upper < 1
+        return self.upper is not None and self.upper < 1
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,10 @@ class Crossover:
     estimate: float | None
 
 
-def crossover(ratios: Mapping[int, Ratio]) -> Crossover:
-    """Where the second of two stops paying, by ratios at batch sizes."""
+def crossover(ratios: Mapping[int, Ratio]) -> Crossover | None:
+    """Where the second of two stops paying, by ratios at batch sizes; None where one has no interval."""
+    if any(one.upper is None for one in ratios.values()):
+        return None
     ordered = [ratios[batch] for batch in sorted(ratios)]
     end = next((at for at, one in enumerate(ordered) if not one.pays), len(ordered))
     before = ordered[end - 1] if end else None
@@ -78,8 +82,14 @@ def _between(before: Ratio | None, after: Ratio | None) -> float | None:
     return float(before.batch * (after.batch / before.batch) ** (low / (low - high)))
 
 
-def sentence(found: Crossover, ratios: Mapping[int, Ratio], first: str, second: str) -> str:
+def sentence(found: Crossover | None, ratios: Mapping[int, Ratio], first: str, second: str) -> str:
     """What was found, in words."""
+    if found is None:
+        times = ", ".join(f"{one.value:.2f} × at batch {batch}" for batch, one in sorted(ratios.items()))
+        return (
+            f"{second} takes {times} the time of {first}. These are too few repeats to tell how sure that is: "
+            f"--repeats {FEWEST_REPEATS} is the least, and 10 is better."
+        )
     if found.ends_at is None:
         return f"{second} pays at every batch size measured, up to {found.pays_to} ({_said(ratios[max(ratios)])})."
     if found.pays_to is None:
@@ -93,4 +103,6 @@ def sentence(found: Crossover, ratios: Mapping[int, Ratio], first: str, second: 
 
 
 def _said(ratio: Ratio) -> str:
+    assert ratio.lower is not None
+    assert ratio.upper is not None
     return f"{ratio.value:.2f} ×, {ratio.lower:.2f} to {ratio.upper:.2f}"

@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     multiple=True,
     help="Tokens generated; repeat for several.  [default: 32]",
 )
-@click.option("--repeats", type=click.IntRange(2), default=10, show_default=True, help="Of each workload, in turns.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(2),
+    default=10,
+    show_default=True,
+    help="Of each workload, in turns; an interval takes 3.",
+)
 @click.option("--warmup", type=click.IntRange(0), default=2, show_default=True, help="Repeats that are not counted.")
 @click.option("--memory/--no-memory", default=True, help="Peak memory, each in a process of its own.  [default: on]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON here, too.")

@@ -31,7 +31,8 @@ OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
 @engine_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def lm_eval_command(model: Path, tasks: str, network: bool, as_json: bool, **options: Any) -> None:
-    """Ask MODEL (a model folder, a step, or an artifact in its own runtime) tasks of lm-evaluation-harness.
+    """Ask MODEL (a model folder, a step, an artifact in its own runtime, or a run for its artifact) tasks of
+    lm-evaluation-harness.
 
     Nothing is fetched unless --network allows it: data lie in the local cache, or in files that the task names.
 

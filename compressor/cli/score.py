@@ -58,11 +58,22 @@ def score_command(
         if (model / LEDGER_FILE).is_file() or model.name == LEDGER_FILE:
             found = _score_run(model, loaded, rows, original, batch_size, progress)
         else:
+            _refuse(model, {"--row": rows, "--original": original})
             found = _score_folder(model, loaded, batch_size, progress)
     if as_json:
         emit_json(_plain(found))
     else:
         _show(found, loaded)
+
+
+def _refuse(model: Path, given: dict[str, Any]) -> None:
+    from compressor.errors import InputError
+
+    for option in (name for name, value in given.items() if value):
+        raise InputError(
+            f"{option} is for a run, and {model} is none: it has no ledger.json.",
+            f"Give the run's folder, or leave out {option}.",
+        )
 
 
 Found = dict[str, dict[str, "dict[str, Estimate]"]]  # metrics by row and task

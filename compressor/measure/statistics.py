@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FEWEST_REPEATS = 3  # below, an interval of the t-distribution is so wide that it says nothing
 LARGEST_EXPONENT = 709.0  # exp of more is no float: the loss of a model that is broken
 
 
@@ -38,12 +39,12 @@ def percentiles(observations: list[float]) -> dict[str, float]:
 
 def interval(observations: np.ndarray) -> list[float] | None:
     """95% interval of the geometric mean of independent positive observations [n], by the t-distribution of their
-    logarithms; None of a single one.
+    logarithms; None of fewer than FEWEST_REPEATS.
     """
     from scipy import stats
 
     logs = np.log(observations)
-    if len(logs) < 2:
+    if len(logs) < FEWEST_REPEATS:
         return None
     reach = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
     return [float(np.exp(logs.mean() - reach)), float(np.exp(logs.mean() + reach))]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from jinja2 import StrictUndefined, TemplateError, UndefinedError
@@ -20,7 +20,18 @@ from compressor.errors import InputError
 from compressor.files import digest_json
 from compressor.json_lines import json_lines
 
-JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+
+def _no_null(value: Any) -> Any:
+    """Jinja would write `None` into the prompt."""
+    if value is None:
+        raise UndefinedError("a value in it is null")
+    return value
+
+
+JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_no_null)
 
 
 class _Task(BaseModel):
@@ -147,7 +158,19 @@ def _read(path: Path) -> Task:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"][1:] or first["loc"]))
-        raise InputError(f"The task {path}: {where or 'kind'}: {first['msg'].rstrip('.')}.") from error
+        said = _unquoted(first) or first["msg"].rstrip(".")
+        raise InputError(f"The task {path}: {where or 'kind'}: {said}.") from error
+
+
+def _unquoted(error: ErrorDetails) -> str | None:
+    """What to do about a value that was meant as a text, and that YAML takes for something else."""
+    value = error["input"]
+    if error["type"] != "string_type" or not isinstance(value, bool | int | float):
+        return None
+    if isinstance(value, bool):
+        words = "yes, on or true" if value else "no, off or false"
+        return f"YAML takes {words} without quotes for {str(value).lower()}; quote it"
+    return f"YAML takes {value} without quotes for a number; quote it"
 
 
 def _samples(task: Task, data: Path) -> Iterator[Sample]:
@@ -165,7 +188,8 @@ def _samples(task: Task, data: Path) -> Iterator[Sample]:
             if isinstance(found, StrictUndefined):
                 raise UndefinedError(f"{task.answer!r} is undefined")
         except UndefinedError as error:
-            raise InputError(f"{where} lacks a field of the template: {error}.") from error
+            there = ", ".join(line) or "nothing"
+            raise InputError(f"{where} lacks a field of the template: {error}. It has {there}.") from error
         except (TemplateError, TypeError, ValueError) as error:  # templates are programs
             raise InputError(f"{where} does not go into the template: {error}.") from error
         if not prompt.strip():

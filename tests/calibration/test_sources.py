@@ -80,10 +80,17 @@ def test_json_lines(tmp_path, byte_tokenizer):
         Document("one", "record"), None, Document(RENDERED, "chat"), None, Document("größe", "record")]  # fmt: skip
 
 
+def test_null_is_an_empty_document_in_every_format(tmp_path, byte_tokenizer):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": null}\n{"messages": null, "text": null}\n')
+    assert documents(tmp_path / "a.jsonl", byte_tokenizer) == [Document("one", "record"), None, None]
+    write_parquet(tmp_path / "a.parquet", {"text": ["one", None, None]})
+    assert documents(tmp_path / "a.parquet", byte_tokenizer) == [Document("one", "record"), None, None]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"content": "x"}', "neither `text`"),
+        ('{"content": "x", "id": null}', r"neither `text`.*; it has content, id\."),
         ('{"text": 3}', "neither `text`"),
         ('{"messages": "x"}', "neither `text`"),
         ('"text"', "neither `text`"),

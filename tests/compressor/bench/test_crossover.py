@@ -55,3 +55,13 @@ def test_always_and_never():
     assert "pays at every batch size measured, up to 2" in sentence(crossover(always), always, "a", "b")
     assert crossover(never).pays_to is None
     assert "does not pay at batch 1" in sentence(crossover(never), never, "a", "b")
+
+
+def test_two_repeats_have_no_interval_and_no_verdict():
+    found = Ratio.of(latency([100.0, 100.0]), latency([20.0, 180.0]))
+    assert found.value == pytest.approx(0.6)
+    assert (found.lower, found.upper, found.pays) == (None, None, False)
+    assert crossover({1: found}) is None
+    said = sentence(crossover({1: found}), {1: found}, "fp16", "int4")
+    assert said.startswith("int4 takes 0.60 × at batch 1 the time of fp16. These are too few repeats")
+    assert Ratio.of(latency([100.0] * 3), latency([20.0, 180.0, 60.0])).upper > 1

@@ -157,3 +157,11 @@ def test_a_prompt_that_does_not_fit_is_named_by_its_line(llmc, run, tasks, tmp_p
     code, _, said = llmc("score", run, *tasks[2:])
     assert code == 2
     assert "Line 1 has 600 tokens and 4 to be generated, and the model's context is 512." in said
+
+
+def test_what_is_for_a_run_is_refused_for_a_folder(llmc, tiny_model, tasks):
+    root = tiny_model("llama")
+    for option in (("--row", "original"), ("--original", root)):
+        code, shown, said = llmc("score", root, *tasks, *option)
+        assert (code, shown) == (2, "")
+        assert f"{option[0]} is for a run, and {root} is none: it has no ledger.json." in said

@@ -85,3 +85,5 @@ def test_the_interval_is_that_of_scipys_t_test_on_logarithms():
     expected = np.exp(stats.ttest_1samp(np.log(taken), 0).confidence_interval(0.95))
     assert interval(taken) == pytest.approx(list(expected))
     assert interval(taken[:1]) is None
+    assert interval(taken[:2]) is None
+    assert interval(taken[:3]) is not None

@@ -51,6 +51,9 @@ def test_the_digest_is_of_what_is_asked_and_not_of_where_it_lies(files, tmp_path
         (b"[1, 2]\n", "data.jsonl:1 is not a JSON object."),
         (b'{"text": "a", "label": 1}\n{"label": 1}\n', "data.jsonl:2 lacks a field of the template: 'text'"),
         (b'{"text": "a"}\n', "data.jsonl:1 lacks a field of the template: 'label'"),
+        (b'{"review": "a", "stars": 1}\n', "template: 'text' is undefined. It has review, stars."),
+        (b'{"text": null, "label": 1}\n', "data.jsonl:1 lacks a field of the template: a value in it is null."),
+        (b'{"text": "a", "label": null}\n', "data.jsonl:1: the answer None is none of the choices no, yes."),
         (b'{"text": "a", "label": "maybe"}\n', "data.jsonl:1: the answer 'maybe' is none of the choices no, yes."),
         (b'{"text": "a", "label": 2}\n', "data.jsonl:1: the answer 2 is none of the choices no, yes."),
     ],
@@ -70,6 +73,15 @@ def test_a_bad_line_is_named(files, data, said):
         (TASK.replace("prompt", "promt"), "prompt"),
         (TASK + "shots: 3\n", "shots"),
         (TASK.replace("[' no', ' yes']", "[' no']"), "choices"),
+        (
+            TASK.replace("[' no', ' yes']", "[no, yes]"),
+            "choices.0: YAML takes no, off or false without quotes for false",
+        ),
+        (
+            TASK.replace("[' no', ' yes']", "['a', yes]"),
+            "choices.1: YAML takes yes, on or true without quotes for true",
+        ),
+        (TASK.replace("[' no', ' yes']", "[1, 2]"), "choices.0: YAML takes 1 without quotes for a number; quote it."),
         (TASK.replace("{{ text }}:", "{{ text "), "cannot be read"),
         (TASK.replace("data.jsonl", "none.jsonl"), "none.jsonl cannot be read (No such file or directory)."),
     ],
@@ -78,6 +90,11 @@ def test_a_bad_task_file_is_explained(files, task, said):
     with pytest.raises(InputError, match=r"task|none") as error:
         load_task(files(task))
     assert said in str(error.value)
+
+
+def test_a_template_may_say_what_stands_for_null(files):
+    task = TASK.replace("{{ text }}", '{{ text or "nothing" }}')
+    assert load_task(files(task, b'{"text": null, "label": 1}\n')).samples[0].prompt == "nothing:"
 
 
 def test_a_template_runs_no_code(files):
