@@ -15,7 +15,7 @@ from compressor.checkpoint import Checkpoint, Weight
 from compressor.errors import InputError
 from compressor.files import whole_folder
 from compressor.quantized import Scheme
-from compressor.writer import STEP_FILE, CheckpointWriter
+from compressor.writer import CONTENT, STEP_FILE, CheckpointWriter, check_content
 
 DEQUANTIZED = "as --requantize asks; a pass that rounds these weights rounds them for the second time"
 
@@ -74,6 +74,8 @@ def converted_before(out: Path, provenance: Mapping[str, Any]) -> Checkpoint | N
     if not out.exists():
         return None
     step = out / STEP_FILE
-    if step.is_file() and json.loads(step.read_text()) == provenance:
-        return Checkpoint.open(out)
+    known = json.loads(step.read_text(encoding="utf-8")) if step.is_file() else {}
+    content = known.pop(CONTENT, None)
+    if known == provenance:
+        return check_content(Checkpoint.open(out), content)
     raise InputError(f"{out} already exists, and was not converted from this model.", "Choose another folder.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class LlmcError(Exception):
@@ -52,6 +53,21 @@ class MissingExtra(InputError):  # noqa: N818 -- reads better where it is raised
 
 
 BREAKS = (RunError, RuntimeError, MemoryError)  # what a runtime raises that breaks while it is asked
+
+
+@contextmanager
+def panics_told() -> Iterator[None]:
+    """Tell a panic of an extension in Rust as a RuntimeError: it is no Exception, and nobody expects it.
+
+    Raises:
+        RuntimeError: there was one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from error
 
 
 def first_line(error: BaseException) -> str:

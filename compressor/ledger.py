@@ -185,6 +185,7 @@ class Ledger:
     """Everything about one run.
 
     Attributes:
+        revision: the commit that a model of the Hugging Face hub was of.
         digest: SHA-256 of everything else in the file, as JSON with sorted keys. Ledgers of earlier versions have none.
     """
 
@@ -197,6 +198,7 @@ class Ledger:
     warnings: list[str] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
     artifact: ArtifactRecord | None = None
+    revision: str | None = None
     digest: str | None = None
 
     def plain(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def run_folders(recipes: Sequence[Recipe], out: Path) -> list[Path]:
 def _open_source(recipes: Sequence[Recipe], settings: RunSettings, progress: Progress) -> Source:
     recipe = recipes[0]
     return open_model(
-        recipe.model,
+        recipe.source,
         settings.out / STEPS_FOLDER / "00-import",
         allow_pickle=settings.allow_pickle,
         trust_remote_code=settings.trust_remote_code,

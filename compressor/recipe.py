@@ -71,6 +71,7 @@ class Recipe(_Section):
     """One run: model, passes in their order, target, and what is measured."""
 
     model: str
+    revision: str | None = None  # branch, tag or commit of a model on the hub
     adapter: dict[str, float] | None = None  # folders or hub ids, and what each is multiplied by; [] says: none
     calibration: CalibrationSection | None = None
     requantize: bool = False  # take a quantized model for the float model that it stands for
@@ -92,6 +93,19 @@ class Recipe(_Section):
         if len(merged) < sum(map(len, weighted)):
             raise ValueError("An adapter is given twice; give it once, with the sum of its weights")
         return merged
+
+    @property
+    def source(self) -> str:
+        """The model as it is opened, with its revision.
+
+        Raises:
+            InputError: it is on this disk, where there are no revisions.
+        """
+        if self.revision is None:
+            return self.model
+        if Path(self.model).expanduser().exists():
+            raise InputError(f"{self.model} is on this disk and has no revisions.", "Leave out --revision.")
+        return f"{self.model}@{self.revision}"
 
     def build_target(self) -> Target:
         return registry.make_target(*_named(self.target))

@@ -88,6 +88,7 @@ class Run:
             texts=texts.records(),
             audit=texts.audit,
             warnings=[*self.plan.notes, *texts.warnings(recipe)],
+            revision=self.shared.source.revision,
         )
 
     def _record_original(self) -> None:

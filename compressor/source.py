@@ -6,7 +6,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from compressor.dequantize import dequantize
 from compressor.errors import InputError, RunError
 from compressor.families import FAMILIES, full_name
 from compressor.files import digest_files, is_disk_full, refuse_pointer
-from compressor.inside import check_name, inside
+from compressor.inside import SNAPSHOTS, check_name, inside
 from compressor.pass_ import Progress
 from compressor.prequantized import import_prequantized, is_prequantized
 from compressor.shards import has_shards
@@ -28,7 +28,7 @@ from compressor.stored import HEAD_WEIGHT, UNTIED
 from compressor.tokenizer import check_tokenizer_code
 from compressor.writer import COMPANION_PATTERNS, copy_companions
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[A-Za-z0-9][\w./-]*)?")  # and a revision
 HUB_FILES = ["*.json", "model*.safetensors", "llmc*.safetensors", "tokenizer*", "*.model", "*.jinja", "merges.txt",
              "vocab.*", "LICENSE*"]  # fmt: skip
 HUB_PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin"]
@@ -41,15 +41,18 @@ class Source:
 
     Attributes:
         imported: one sentence for the ledger when the input had to be converted, else None.
+        revision: the commit of the hub's repository that it is of, else None.
     """
 
     checkpoint: Checkpoint
     imported: str | None = None
+    revision: str | None = None
 
     @property
     def notes(self) -> list[str]:
         """What the ledger says of how the model was read."""
-        return [*filter(None, [self.imported]), *self.checkpoint.notes]
+        fetched = self.revision and f"from the Hugging Face hub, commit {self.revision}"
+        return [*filter(None, [fetched, self.imported]), *self.checkpoint.notes]
 
 
 def open_model(
@@ -67,7 +70,8 @@ def open_model(
     A `config.json` with `auto_map` is fine: the model's own code is never run. Only its tokenizer may need code.
 
     Args:
-        model: a folder, a .gguf file, or a hub id `org/name`; the hub is asked only when no such path exists.
+        model: a folder, a .gguf file, or a hub id `org/name`, with a branch, tag or commit behind an @; the hub is
+            asked only when no such path exists.
         import_to: folder for the converted model when conversion is needed; one that an earlier run made from
             the same input is used again.
         allow_pickle: whether pickle weights may be opened (without running code that is stored in them).
@@ -78,7 +82,7 @@ def open_model(
     Raises:
         InputError: there is no such model, or it cannot be read.
     """
-    path = find_gguf(Path(model).expanduser())
+    path, commit = find_gguf(Path(model).expanduser()), None
     if path.is_file() and is_gguf(path):
         from compressor.gguf import import_gguf
 
@@ -87,6 +91,20 @@ def open_model(
         if path.exists() or not HUB_ID.fullmatch(model) or is_gguf(path):
             raise InputError(f"{model} is neither a folder, a .gguf file nor a hub id (org/name).")
         path = _download(model, allow_pickle)
+        commit = commit_of(path)
+    opened = _open_folder(path, import_to, allow_pickle, trust_remote_code, requantize, progress, check)
+    return replace(opened, revision=commit)
+
+
+def _open_folder(
+    path: Path,
+    import_to: Path,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    requantize: bool,
+    progress: Progress,
+    check: Check,
+) -> Source:
     if is_adapter(path):
         raise InputError(
             f"{path} is an adapter, not a model.", f"Give the model it was trained on, and --adapter {path}."
@@ -132,6 +150,11 @@ def _refuse_pointers(root: Path) -> None:
 # ---- the hub
 
 
+def commit_of(root: Path) -> str | None:
+    """The commit that a snapshot of the hub's cache is of; None of any other folder."""
+    return root.name if root.parent.name == SNAPSHOTS else None
+
+
 def _download(model: str, allow_pickle: bool) -> Path:
     """The local snapshot of a hub model; pickle weights only when there are no others."""
     root = snapshot(model, HUB_FILES)
@@ -145,21 +168,28 @@ def _download(model: str, allow_pickle: bool) -> Path:
     return root
 
 
-def snapshot(model: str, patterns: list[str]) -> Path:
+def snapshot(source: str, patterns: list[str]) -> Path:
     """The local copy of a hub repository's files that match; fetched where it is not there.
 
     Raises:
-        InputError: there is no such repository, it is gated, or the hub cannot be reached.
+        InputError: there is no such repository or revision, it is gated, or the hub cannot be reached.
     """
     import httpx
     from huggingface_hub import errors, snapshot_download
 
+    model, _, revision = source.partition("@")
     try:
-        return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        return Path(
+            snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*"], revision=revision or None)
+        )
     except errors.GatedRepoError as error:
         raise InputError(
             f"{model} is gated on the Hugging Face hub.",
             f"Accept its terms at https://huggingface.co/{model} and log in with `hf auth login`.",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(
+            f"{model} on the Hugging Face hub has no revision {revision}.", "Give a branch, a tag or a commit of it."
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise InputError(

@@ -17,7 +17,7 @@ from compressor.measure.memory import PeakMemory
 from compressor.pass_ import Need, Pass, PassContext, Progress
 from compressor.plan import Plan
 from compressor.texts import TokenSet
-from compressor.writer import STEP_FILE
+from compressor.writer import CONTENT, STEP_FILE, check_content
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,12 @@ def step_names(plans: Sequence[Plan]) -> list[list[str]]:
 
 def _finished(folder: Path, key: str) -> Checkpoint:
     try:
-        found = json.loads((folder / STEP_FILE).read_text()).get("key")
-    except (OSError, json.JSONDecodeError):
-        found = None
-    if found != key:
+        known = json.loads((folder / STEP_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if known.get("key") != key:
         raise InputError(
             f"{folder} was made from another input, other options or another version of the code.",
             "Remove it to compute it again, or choose another output folder.",
         )
-    return Checkpoint.open(folder)
+    return check_content(Checkpoint.open(folder), known.get(CONTENT))

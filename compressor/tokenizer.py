@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import InputError
+from compressor.errors import InputError, panics_told
 from compressor.inside import check_links
 
 # Any one of these makes a tokenizer; without them transformers invents an empty one.
@@ -28,7 +28,8 @@ def load_tokenizer(root: Path, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(root, local_files_only=True, trust_remote_code=trust_remote_code)
+        with panics_told():
+            return AutoTokenizer.from_pretrained(root, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizer files fail in many ways, in several packages
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"The tokenizer of {root} cannot be opened ({reason}).") from error

@@ -12,14 +12,16 @@ from safetensors.torch import save_file
 
 from compressor import layout
 from compressor.architecture import Architecture
-from compressor.checkpoint import TABLE_PARTS, Weight
+from compressor.checkpoint import TABLE_PARTS, Checkpoint, Weight
+from compressor.errors import InputError
 from compressor.families import CACHE_SCALES, HEAD
-from compressor.files import write_json
+from compressor.files import digest_files, write_json
 from compressor.inside import check_links
 from compressor.quantized import Scheme, scheme_of
 from compressor.shards import COMMON, OWN, ShardNames, TensorInfo, as_bytes, header
 
 STEP_FILE = "llmc-step.json"
+CONTENT = "content"  # key in it: the digest of the checkpoint, which those of earlier versions do not have
 # Blocks are gathered into a shard up to this size; a larger block is a shard of its own, so that
 # writing needs no more memory than reading did.
 SHARD_BYTES = 16 << 20
@@ -121,7 +123,8 @@ class CheckpointWriter:
         self._shards.finish(OWN if extended else COMMON)
         write_json(self._folder / "config.json", self._config(config))
         if provenance is not None:
-            write_json(self._folder / STEP_FILE, provenance)
+            names = [path.name for path in (*self._folder.glob("*.safetensors"), self._folder / "config.json")]
+            write_json(self._folder / STEP_FILE, {**provenance, CONTENT: digest_files(self._folder, names)})
 
     def _stored(self, name: str, weight: Weight) -> dict[str, torch.Tensor]:
         if isinstance(weight, torch.Tensor):
@@ -155,6 +158,19 @@ class CheckpointWriter:
                 self._schemes, self._architecture.linears(), self._has_cache_scales, self._dtype
             )
         return written
+
+
+def check_content(checkpoint: Checkpoint, content: str | None) -> Checkpoint:
+    """A checkpoint that an earlier run left, once its bytes are seen to be those that were written.
+
+    Raises:
+        InputError: they are not.
+    """
+    if content is not None and checkpoint.digest != content:
+        raise InputError(
+            f"{checkpoint.root} is damaged: its bytes are not those that were written.", "Remove it to make it again."
+        )
+    return checkpoint
 
 
 def copy_companions(source: Path, out: Path) -> None:

@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except (KeyboardInterrupt, click.Abort):
         code = _interrupted(words)
-    except Exception as error:
+    except BaseException as error:  # extension libraries have errors of their own that are no Exception
         if "--debug" in words:
             traceback.print_exc()
         # An extension that was interrupted in the middle may report an error of its own instead.
@@ -113,7 +113,7 @@ def _interrupted(words: list[str]) -> int:
     return explain(Interrupted(KEPT.get(verb or "")))
 
 
-def explain(error: Exception, target: str | None = None) -> int:
+def explain(error: BaseException, target: str | None = None) -> int:
     """Say on stderr what a command broke on, and for which of several targets; the exit code that goes with it."""
     if isinstance(error, LlmcError):
         return _fail(f"{target}: {error}" if target else str(error), error.hint, error.exit_code)

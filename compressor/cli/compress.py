@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     help="Where it will run: onnx-int4, trt-int4, vllm-int4 ... (`llmc targets`); repeat for several.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.  [default: MODEL-TARGET]")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.  [default: its main branch]")
 @click.option(
     "--adapter",
     "adapters",

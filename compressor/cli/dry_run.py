@@ -35,7 +35,7 @@ def show_plans(recipes: Sequence[Recipe], options: Mapping[str, Any], as_json: b
     tasks_of(recipes[0])
     with tempfile.TemporaryDirectory() as scratch, ConsoleProgress() as progress:
         source = open_model(
-            recipes[0].model,
+            recipes[0].source,
             Path(scratch) / "import",
             allow_pickle=options["allow_pickle"],
             trust_remote_code=options["trust_remote_code"],

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option("--allow-pickle", is_flag=True, help="Open an adapter's pickle (.bin), which can run code when opened.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect_command(path: Path, as_json: bool) -> None:
+def inspect_command(path: Path, allow_pickle: bool, as_json: bool) -> None:
     """Tell what PATH is: a model folder, an adapter, a .gguf file, an artifact or a run's folder. Reads no weights."""
     from compressor.cli import emit_json
 
-    facts = describe(path)
+    facts = describe(path, allow_pickle)
     if as_json:
         emit_json(facts)
         return
@@ -33,7 +34,7 @@ def inspect_command(path: Path, as_json: bool) -> None:
         say(f"{key:{width}}  {shown}")
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path, allow_pickle: bool = False) -> dict[str, Any]:
     """Facts about a path, by the kind of thing it is.
 
     Raises:
@@ -53,7 +54,7 @@ def describe(path: Path) -> dict[str, Any]:
     if runs := runs_in(path):
         return {"kind": "runs for several targets", "targets": ", ".join(run.name for run in runs)}
     if is_adapter(path):
-        return _adapter(path)
+        return _adapter(path, allow_pickle)
     if is_gguf(found := find_gguf(path)):
         return _gguf(found)
     return _model(path)
@@ -85,10 +86,15 @@ def _model(path: Path) -> dict[str, Any]:
     }
 
 
-def _adapter(path: Path) -> dict[str, Any]:
-    from compressor.adapter.folder import WHOLE, open_adapter
+def _adapter(path: Path, allow_pickle: bool) -> dict[str, Any]:
+    from compressor.adapter.folder import WHOLE, open_adapter, pickle_of
     from compressor.report.tables import size
 
+    pickled = pickle_of(str(path))
+    if pickled is not None and not allow_pickle:
+        raise InputError(
+            f"{pickled} is a pickle, which can run code when opened.", "Pass --allow-pickle if you trust its source."
+        )
     adapter = open_adapter(str(path))
     low_rank = Counter(module.rpartition(".")[2] for module, parts in adapter.modules.items() if parts.keys() - WHOLE)
     trained = Counter(module.rpartition(".")[2] for module, parts in adapter.modules.items() if parts.keys() <= WHOLE)

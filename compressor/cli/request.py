@@ -75,6 +75,7 @@ def _given(model: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     }
     values = {
         "model": model,
+        "revision": options["revision"],
         "adapter": _adapters(options),
         **_targets(options["targets"]),
         "requantize": options["requantize"] or None,

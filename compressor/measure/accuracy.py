@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from compressor.arrays import new_array
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
 from compressor.errors import BREAKS, RunError, first_line
@@ -91,7 +92,7 @@ class Reference:
     def make(cls, checkpoint: Checkpoint, tokens: torch.Tensor, store: Path, progress: Report) -> Reference:
         """Run the original once and keep its final states in the file `store`."""
         shape = (*tokens.shape, checkpoint.architecture.hidden_size)
-        states = torch.from_numpy(np.lib.format.open_memmap(store, mode="w+", dtype=np.float32, shape=shape))
+        states = torch.from_numpy(new_array(store, np.float32, shape))
         found = cls(checkpoint, tokens, states)
         states.copy_(_final_states(found.decoder, tokens, progress))
         return found

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from calibration.walk import Lane
+from compressor.arrays import new_array
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder, batches
 from compressor.errors import RunError
@@ -148,4 +149,4 @@ def _write_logits(checkpoint: Checkpoint, states: torch.Tensor, lesson: Lesson, 
 
 
 def _open(out: Path, name: str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(out / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+    return new_array(out / f"{name}.npy", dtype, shape)

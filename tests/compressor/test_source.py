@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import zipfile
 
 import huggingface_hub
@@ -16,6 +17,8 @@ from transformers import AutoTokenizer
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, RunError
+from compressor.ledger import load_ledger
+from compressor.recipe import make_recipe
 from compressor.shards import SINGLE_SHARD
 from compressor.source import HUB_ID, open_model
 
@@ -267,15 +270,20 @@ def test_tokenizer_that_needs_code_is_refused_unless_trusted(tiny_model, take):
 # -- the hub ------------------------------------------------------------------------------------------------------
 
 
+asked_for = []  # repository and revision
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """Replaces the download: `hub(folder or exception)` returns the list of patterns that were asked for."""
 
     def serve(answer):
         asked = []
+        asked_for.clear()
 
-        def download(repo_id, allow_patterns, ignore_patterns):
+        def download(repo_id, allow_patterns, ignore_patterns, revision):
             asked.append(allow_patterns)
+            asked_for.append((repo_id, revision))
             if isinstance(answer, Exception):
                 raise answer
             return str(answer)
@@ -300,6 +308,33 @@ def test_hub_model_is_opened_where_it_was_downloaded(tiny_model, take, hub):
     assert not any(".bin" in pattern for pattern in asked[0])
 
 
+def test_a_revision_of_a_hub_model_and_the_commit_that_it_was(tiny_model, take, hub, tmp_path):
+    commit = tmp_path / "models--org--name" / "snapshots" / "0a1b2c"
+    shutil.copytree(tiny_model("llama"), commit)
+    hub(commit)
+    source = take("org/name@v1.0")
+    assert asked_for == [("org/name", "v1.0")]
+    assert source.revision == "0a1b2c"
+    assert "from the Hugging Face hub, commit 0a1b2c" in source.notes
+    take("org/name")
+    assert asked_for[-1] == ("org/name", None)
+    assert make_recipe({"model": "org/name", "revision": "v1.0", "target": "hf"}).source == "org/name@v1.0"
+    with pytest.raises(InputError, match="is on this disk and has no revisions"):
+        assert make_recipe({"model": str(commit), "revision": "v1.0", "target": "hf"}).source
+
+
+def test_the_commit_is_in_the_ledger(tiny_model, hub, tmp_path, llmc):
+    commit = tmp_path / "snapshots" / "0a1b2c"
+    shutil.copytree(tiny_model("llama"), commit)
+    hub(commit)
+    words = ("--pass", "rtn:group_size=32", "--measure", "none", "-o", tmp_path / "out")
+    assert llmc("compress", "org/name", "--revision", "main", "-t", "hf", *words)[0] == 0
+    ledger = load_ledger(tmp_path / "out")
+    assert ledger.revision == "0a1b2c"
+    assert ledger.recipe["revision"] == "main"
+    assert asked_for == [("org/name", "main")]
+
+
 def test_hub_pickles_are_fetched_only_when_allowed(pickled, take, hub):
     root, _ = pickled()
     asked = hub(root)
@@ -318,6 +353,7 @@ def test_hub_pickles_are_fetched_only_when_allowed(pickled, take, hub):
         (hub_error(errors.HfHubHTTPError), "hub cannot be reached"),
         (hub_error(errors.RepositoryNotFoundError), "no such model on the Hugging Face hub"),
         (hub_error(errors.GatedRepoError), "is gated"),
+        (hub_error(errors.RevisionNotFoundError), "has no revision"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -1,10 +1,15 @@
 """Names of steps: one for equal passes, others for different ones."""
 
+import shutil
+
 import pytest
 
+from compressor.checkpoint import Checkpoint
+from compressor.errors import InputError
 from compressor.plan import Plan
 from compressor.recipe import make_recipe
 from compressor.steps import step_names
+from compressor.writer import check_content
 
 
 def plan(target, *passes):
@@ -36,3 +41,27 @@ def plan(target, *passes):
 )
 def test_steps_are_shared_as_long_as_the_passes_are_equal(plans, names):
     assert step_names(plans) == names
+
+
+def test_a_step_with_a_changed_byte_is_not_used_again(llmc, tiny_model, tmp_path):
+    words = ("compress", tiny_model("llama"), "-t", "hf", "--pass", "rtn:group_size=32", "--measure", "none")
+    out = tmp_path / "out"
+    assert llmc(*words, "-o", out)[0] == 0
+    shutil.rmtree(out / "artifact")
+    assert llmc(*words, "-o", out, "--resume")[0] == 0
+    weights = out / "steps" / "01-rtn" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    shutil.rmtree(out / "artifact")
+    code, _, err = llmc(*words, "-o", out, "--resume")
+    assert code == 2
+    assert "01-rtn is damaged: its bytes are not those that were written" in err
+
+
+def test_a_step_of_an_earlier_version_has_no_digest(tiny_model):
+    checkpoint = Checkpoint.open(tiny_model("llama"))
+    assert check_content(checkpoint, None) is checkpoint
+    assert check_content(checkpoint, checkpoint.digest) is checkpoint
+    with pytest.raises(InputError, match="is damaged"):
+        check_content(checkpoint, "another")
