@@ -12,10 +12,9 @@ from typing import Any, Literal
 from compressor.errors import InputError
 from compressor.files import digest_json, write_json
 from compressor.inside import inside
-from compressor.measure.accuracy import Quality
 from compressor.measure.continuations import Continuation
 from compressor.measure.latency import Latency
-from compressor.measure.layers import LayerError
+from compressor.measure.scores import LayerError, Quality
 from compressor.measure.statistics import Estimate
 
 SCHEMA = 3

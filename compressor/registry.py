@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.errors import InputError, nearest
-from compressor.pass_ import Pass
-from compressor.target import Target
+
+if TYPE_CHECKING:
+    from compressor.pass_ import Pass
+    from compressor.target import Target
 
 PASSES, TARGETS = "llmc.passes", "llmc.targets"
 TOP_LEVEL_PACKAGES = ("compressor", "passes", "targets", "calibration")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from compressor.bisect.kinds import BITS, SAMPLES, SKIP
 from compressor.bisect.layers import LayerBlame
 from compressor.bisect.remade import with_passes, with_samples
 from compressor.errors import InputError
@@ -14,7 +15,6 @@ from compressor.families import HEAD
 from compressor.pass_ import Need, Pass
 from compressor.recipe import Recipe
 
-BITS, SKIP, SAMPLES = "bits", "skip", "samples"
 MORE_TEXT = 2  # times as many calibration windows: errors of statistics shrink with the root of their number
 
 

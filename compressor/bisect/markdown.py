@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from compressor.bisect import wording
-from compressor.bisect.bisect import Bisection
 from compressor.bisect.terminal import quoted
 from compressor.escaping import code, markdown
 from compressor.report.markdown import grid
 from compressor.report.tables import Table
+
+if TYPE_CHECKING:
+    from compressor.bisect.bisect import Bisection
 
 
 def render(found: Bisection) -> str:

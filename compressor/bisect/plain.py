@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.bisect import wording
-from compressor.bisect.bisect import Bisection
-from compressor.bisect.layers import LayerBlame
-from compressor.bisect.passes import RowLoss
-from compressor.bisect.repair import Repair
 from compressor.files import write_json
 from compressor.gate.decide import Decision
 from compressor.ledger import finite
 from compressor.report.tables import Table
+
+if TYPE_CHECKING:
+    from compressor.bisect.bisect import Bisection
+    from compressor.bisect.layers import LayerBlame
+    from compressor.bisect.passes import RowLoss
+    from compressor.bisect.repair import Repair
 
 SCHEMA = 2
 FILE = "bisect.json"  # in a run's folder: what is to blame for the verdict of its gate

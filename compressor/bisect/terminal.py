@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shlex
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as Grid
 
 from compressor.bisect import wording
-from compressor.bisect.bisect import Bisection
 from compressor.escaping import rich_text
 from compressor.gate.decide import Verdict
 from compressor.gate.terminal import COLORS
 from compressor.report.tables import Table
+
+if TYPE_CHECKING:
+    from compressor.bisect.bisect import Bisection
 
 
 def show(found: Bisection, console: Console) -> None:

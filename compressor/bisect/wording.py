@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from compressor.bisect.bisect import Bisection
-from compressor.bisect.candidates import BITS, SAMPLES, SKIP, Candidate
-from compressor.bisect.layers import LayerBlame
-from compressor.bisect.passes import RowLoss
-from compressor.bisect.repair import Repair, Trial
+from typing import TYPE_CHECKING
+
+from compressor.bisect.kinds import BITS, SAMPLES, SKIP
 from compressor.gate import wording
 from compressor.gate.decide import Verdict
 from compressor.report.tables import MISSING, Table, duration, estimate, size
+
+if TYPE_CHECKING:
+    from compressor.bisect.bisect import Bisection
+    from compressor.bisect.candidates import Candidate
+    from compressor.bisect.layers import LayerBlame
+    from compressor.bisect.passes import RowLoss
+    from compressor.bisect.repair import Repair, Trial
 
 NAMES = {BITS: "more bits", SKIP: "left out", SAMPLES: "more text"}
 IN_A_LINE, IN_A_TABLE = 3, 16  # layers that are named

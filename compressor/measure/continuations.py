@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
-from compressor.target import Session
+if TYPE_CHECKING:
+    import torch
+
+    from compressor.target import Session
 
 PROMPTS, PROMPT_TOKENS, TOKENS = 3, 32, 32
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compressor.errors import BREAKS, first_line
 from compressor.measure.statistics import Estimate, interval, mean, percentiles
-from compressor.target import Session
+
+if TYPE_CHECKING:
+    from compressor.target import Session
 
 
 @dataclass(frozen=True)

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
 from compressor.measure.accuracy import Report
+from compressor.measure.scores import LayerError
 
 WINDOWS, LENGTH = 4, 256  # of the text that is used, at most; medians over that many tokens are steady
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """What a pass did to a decoder layer. Both are medians over tokens: a first token can be a thousand times as large.
-
-    Attributes:
-        layer: number of the decoder layer.
-        own: difference of its outputs from what it gave before the pass, on the same inputs, relative to what it adds
-            to the residual stream.
-        drift: difference of the residual stream behind it, with all layers before it as the pass left them, relative
-            to that stream.
-    """
-
-    layer: int
-    own: float
-    drift: float
 
 
 def layer_errors(before: Checkpoint, after: Checkpoint, tokens: torch.Tensor, progress: Report) -> list[LayerError]:

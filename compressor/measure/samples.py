@@ -16,7 +16,7 @@ import numpy as np
 
 from compressor.errors import InputError
 from compressor.files import digest_file, digest_json, whole_file
-from compressor.measure.accuracy import TokenScores
+from compressor.measure.scores import TokenScores
 
 if TYPE_CHECKING:
     import pyarrow
