@@ -38,8 +38,9 @@ lint: $(READY) ## Style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## Lint, then every fast test, a file at a time on each core
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow and not engines"
+test: lint ## Lint, then every fast test, on all cores
+	# Byte code is kept, whatever the environment says: every process that a test starts would compile it again.
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not slow and not engines"
 
 test-slow: $(READY) ## The end-to-end checks that are too slow for every commit
 	$(BIN)/pytest -m "slow and not engines"

@@ -5,46 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from compressor.architecture import Architecture
+from compressor.artifact import MANIFEST, Artifact  # noqa: F401 -- both are known as the target's
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.engine import Engine
 from compressor.errors import RunError
-from compressor.files import digest_file, digest_json
 from compressor.options import Configurable
 from compressor.pass_ import Progress
 from compressor.quantized import EXTENSIONS, Scheme
 from compressor.shards import tensor_ranges
-
-MANIFEST = "llmc-manifest.json"
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """What is deployed: a folder in the runtime's own layout."""
-
-    root: Path
-    target: str
-
-    @property
-    def file_names(self) -> list[str]:
-        """Path below the root of every file, the manifest left out."""
-        paths = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
-        return sorted(name for name in paths if name != MANIFEST)
-
-    @cached_property
-    def files(self) -> dict[str, str]:
-        """SHA-256 of every file by its path below the root, the manifest left out."""
-        return {name: digest_file(self.root / name) for name in self.file_names}
-
-    @property
-    def digest(self) -> str:
-        return digest_json(self.files)
 
 
 @dataclass(frozen=True)

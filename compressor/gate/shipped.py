@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from compressor.artifact import Artifact
 from compressor.errors import InputError
 from compressor.ledger import Ledger
-from compressor.target import Artifact
 
 
 def check_shipped(folder: Path, ledger: Ledger) -> None:

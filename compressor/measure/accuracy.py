@@ -19,7 +19,7 @@ from compressor.arrays import new_array
 from compressor.checkpoint import Checkpoint
 from compressor.decoder import Decoder
 from compressor.errors import BREAKS, RunError, first_line
-from compressor.measure.scores import TokenScores
+from compressor.measure.scores import Quality, TokenScores, summarize  # noqa: F401 -- all are known from here
 from compressor.target import Session
 
 LEAST_REST = 1e-6  # probability of the tokens that are not told; float32 knows no smaller one
