@@ -53,6 +53,7 @@ class TaskRecord:
         samples: where the answer to every sample is, and its scores; `count` is in samples.
         tokenizers: what cuts answers into words, by metric: `rouge`, `bleu` (a tokenizer of sacrebleu) and `f1`.
             Ledgers of earlier versions have none: there it was `rouge_score`, `13a` and `SQuAD`.
+        broken: samples with a likelihood that is no number; they count as wrong.
     """
 
     name: str
@@ -63,6 +64,7 @@ class TaskRecord:
     judged: list[str]
     samples: SamplesRecord
     tokenizers: dict[str, str] = field(default_factory=dict)
+    broken: int = 0
 
 
 @dataclass

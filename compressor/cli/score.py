@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,12 @@ from compressor.cli.engines import batch_size_option, engine_option
 from compressor.cli.say import say
 
 if TYPE_CHECKING:
-    from compressor.ledger import StepRecord
+    from compressor.ledger import StepRecord, TaskRecord
     from compressor.measure.answers import Answerer
     from compressor.measure.statistics import Estimate
     from compressor.pass_ import Progress
     from compressor.reopen import Reopened
+    from compressor.tasks.scoring import Scores
     from compressor.tasks.task import LoadedTask
 
 
@@ -107,6 +108,8 @@ def _score_run(
         for row in rows:
             ask(run.folder, run.ledger, row, loaded, prompter, progress, partial(_answerer, reopened, row, batch_size))
     write_reports(run.folder)
+    for row in rows:
+        _say_broken(row.name, {one.name: one for one in row.tasks}, loaded)
     return {row.name: {one.name: one.metrics for one in row.tasks if one.name in _names(loaded)} for row in rows}
 
 
@@ -133,10 +136,20 @@ def _score_folder(path: Path, loaded: Sequence[LoadedTask], batch_size: int, pro
         answerer, prompter = open_folder(path, Path(scratch), progress, batch_size)
         with closing(answerer):
             found = {
-                task.name: score(task, answerer, prompter, _report(progress, f"asking {task.name}")).metrics
-                for task in loaded
+                task.name: score(task, answerer, prompter, _report(progress, f"asking {task.name}")) for task in loaded
             }
-    return {f"{path}, {answerer.runtime}": found}
+    name = f"{path}, {answerer.runtime}"
+    _say_broken(name, found, loaded)
+    return {name: {task: scores.metrics for task, scores in found.items()}}
+
+
+def _say_broken(row: str, scored: Mapping[str, TaskRecord | Scores], loaded: Sequence[LoadedTask]) -> None:
+    from compressor.tasks.metrics import remark
+
+    for task in loaded:
+        said = remark(task.name, scored[task.name].broken, len(task.samples))
+        if said is not None:
+            click.secho(f"{row}: {said}.", fg="yellow", err=True)
 
 
 def _report(progress: Progress, what: str) -> Any:

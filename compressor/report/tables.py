@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from compressor.ledger import Ledger, StepRecord
 from compressor.measure.latency import Latency
 from compressor.report.numbers import estimate
+from compressor.tasks.metrics import remark
 
 MISSING = "–"
 AUDIT_MARKS = {"ok": "✓", "warning": "✗", "not checked": "·"}
@@ -86,7 +87,8 @@ def remarks(ledger: Ledger) -> list[str]:
             found.append(
                 f"{row.name}: its perplexity is no number: it does not compute this text, and is not to be used"
             )
-        found += [f"{row.name}: {note}" for note in row.notes]
+        broken = (remark(task.name, task.broken, task.samples.count) for task in row.tasks)
+        found += [f"{row.name}: {note}" for note in (*row.notes, *filter(None, broken))]
         if row.not_run:
             found.append(f"{row.name}: not run, {row.not_run}")
     return found

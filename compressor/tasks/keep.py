@@ -55,6 +55,7 @@ def keep(out: Path, row: StepRecord, loaded: LoadedTask, scores: Scores, runtime
         judged=list(JUDGED[loaded.task.kind]),
         samples=SamplesRecord(path.relative_to(out).as_posix(), digest, len(loaded.samples)),
         tokenizers=tokenizers_of(loaded),
+        broken=scores.broken,
     )
     row.tasks = [one for one in row.tasks if one.name != loaded.name] + [record]
     return record

@@ -136,6 +136,13 @@ def area_under_curve(truth: np.ndarray, likelihoods: np.ndarray) -> Estimate | N
     return None if np.isnan(area(everything)) else _bootstrapped(area, len(truth))
 
 
+def remark(task: str, broken: int, samples: int) -> str | None:
+    """What has to be said of a task some samples of which have likelihoods that are no numbers."""
+    if not broken:
+        return None
+    return f"{broken} of {samples} samples of {task} have a likelihood that is no number, and count as wrong"
+
+
 def means(columns: dict[str, np.ndarray]) -> dict[str, Estimate]:
     """Means of scores of single samples."""
     return {name: mean(values.astype(float)) for name, values in columns.items()}

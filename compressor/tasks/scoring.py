@@ -35,6 +35,11 @@ class Scores:
     metrics: dict[str, Estimate]
     likelihoods: np.ndarray | None = None
 
+    @property
+    def broken(self) -> int:
+        """Samples with a likelihood that is no number; they count as wrong."""
+        return 0 if self.likelihoods is None else int((~np.isfinite(self.likelihoods).all(axis=1)).sum())
+
 
 @dataclass(frozen=True)
 class Prompter:

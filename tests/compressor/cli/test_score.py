@@ -165,3 +165,15 @@ def test_what_is_for_a_run_is_refused_for_a_folder(llmc, tiny_model, tasks):
         code, shown, said = llmc("score", root, *tasks, *option)
         assert (code, shown) == (2, "")
         assert f"{option[0]} is for a run, and {root} is none: it has no ledger.json." in said
+
+
+def test_likelihoods_that_are_no_numbers_are_said(llmc, tiny_model, tasks, monkeypatch):
+    from compressor.measure.answers import CheckpointAnswerer, Likelihood
+
+    def broken(self, texts, progress):
+        return [Likelihood(float("nan") if at < 6 else -float(at % 2), False) for at in range(len(texts))]
+
+    monkeypatch.setattr(CheckpointAnswerer, "likelihoods", broken)
+    code, _, said = llmc("score", tiny_model("llama"), *tasks[:2])
+    assert code == 0
+    assert "3 of 36 samples of mood have a likelihood that is no number, and count as wrong." in said
