@@ -105,6 +105,13 @@ class Checkpoint:
         return self.tensors[f"{holder}.weight"].dtype
 
     @property
+    def companions(self) -> dict[str, Path]:
+        """The files beside the weights, by name: tokenizer, generation and licence."""
+        from compressor.writer import companions_of
+
+        return companions_of(self.root)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(info.nbytes for info in self.tensors.values())

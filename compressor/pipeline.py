@@ -27,7 +27,7 @@ from compressor.tasks.scoring import Prompter
 from compressor.tasks.scoring import check as check_task
 from compressor.tasks.task import LoadedTask
 from compressor.texts import RunTexts, Texts
-from compressor.tokenizer import load_tokenizer
+from compressor.tokenizer import tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,14 @@ def _prepare(
 ) -> Shared:
     """Load the texts, and set up what every row is measured with."""
     checkpoint, recipe = source.checkpoint, plans[0].recipe
-    tokenizer = load_tokenizer(checkpoint.root, trust_remote_code=settings.trust_remote_code)
+    original = original_of(checkpoint, plans[0].passes)  # passes that change it are the same for all targets
+    tokenizer = tokenizer_of(original, trust_remote_code=settings.trust_remote_code)
     notes = EndTokens.of(checkpoint.root, tokenizer).notes(tokenizer)
     prompter = Prompter.of(tokenizer, checkpoint.root, checkpoint.architecture) if tasks else None
     for task in tasks:
         assert prompter is not None
         check_task(task, prompter)
-    loaded = RunTexts.load(plans, checkpoint, tokenizer, texts, progress)
-    original = original_of(checkpoint, plans[0].passes)  # passes that change it are the same for all targets
+    loaded = RunTexts.load(plans, original, tokenizer, texts, progress)
     judged = loaded.evaluation
     tokens = None if judged is None else judged.tokens
     origins = None if judged is None or judged.origins is None else judged.origins.int().numpy()

@@ -73,6 +73,7 @@ class Recipe(_Section):
     model: str
     revision: str | None = None  # branch, tag or commit of a model on the hub
     adapter: dict[str, float] | None = None  # folders or hub ids, and what each is multiplied by; [] says: none
+    tokenizer: Literal["base", "adapter"] | None = None  # None: the adapter's, where it brings one
     calibration: CalibrationSection | None = None
     requantize: bool = False  # take a quantized model for the float model that it stands for
     passes: list[str | dict[str, Any]] | None = None  # None: what the target suggests for a float model
@@ -117,9 +118,15 @@ class Recipe(_Section):
 
     def _merging(self) -> list[dict[str, Any]]:
         if not self.adapter:
+            if self.tokenizer is not None:
+                raise InputError(
+                    "tokenizer says whose of two is taken, and there is no adapter.",
+                    "Give --adapter too; among the passes it is lora-merge:tokenizer=base.",
+                )
             return []
         weights = [] if set(self.adapter.values()) == {1.0} else list(self.adapter.values())
-        return [{MERGE: {"adapter": list(self.adapter), "weights": weights}}]
+        chosen = {} if self.tokenizer is None else {"tokenizer": self.tokenizer}
+        return [{MERGE: {"adapter": list(self.adapter), "weights": weights, **chosen}}]
 
     def for_model(self, schemes: Mapping[str, Scheme]) -> Recipe:
         """The recipe for a model with these schemes, without the target's preset where that is not for it.
@@ -152,7 +159,7 @@ class Recipe(_Section):
     def written_out(self) -> dict[str, Any]:
         """The recipe with every default in its place, ready to be run again."""
         target = self.build_target()
-        merging = {"adapter"} if self.adapter else set()  # they stand among the passes
+        merging = {"adapter", "tokenizer"} if self.adapter else {"tokenizer"}  # they stand among the passes
         plain = self.model_dump(mode="json", exclude=merging)
         plain["passes"] = [{one.name: _plain(one.options())} for one in self.build_passes()]
         plain["target"] = {target.name: _plain(target.options())}

@@ -174,11 +174,16 @@ def _pieces(root: Path, info: TensorInfo) -> Iterator[torch.Tensor]:
     return read_rows(root, flat, ELEMENTS_AT_ONCE)
 
 
-def read_tensors(root: Path, infos: Mapping[str, TensorInfo], names: Iterable[str]) -> dict[str, torch.Tensor]:
+def read_tensors(
+    root: Path, infos: Mapping[str, TensorInfo], names: Iterable[str], factors: bool = False
+) -> dict[str, torch.Tensor]:
     """The tensors of these names, copied out of their shards, where they may be called otherwise.
 
+    Args:
+        factors: they are those of low-rank changes, of which one is zero as long as it was not trained.
+
     Raises:
-        InputError: a tensor holds NaN or Inf, or its shard cannot be read.
+        InputError: a tensor holds NaN or Inf, or one value only, or its shard cannot be read.
     """
     by_shard = defaultdict(list)
     for name in names:
@@ -190,7 +195,8 @@ def read_tensors(root: Path, infos: Mapping[str, TensorInfo], names: Iterable[st
             for name in wanted:
                 read[name] = file.get_tensor(infos[name].name).to(infos[name].dtype, copy=True)
                 _check_finite(read[name], name, root / shard)
-                _check_varied(read[name], name, root / shard)
+                if not factors:
+                    _check_varied(read[name], name, root / shard)
     return read
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from compressor.errors import InputError, panics_told
 from compressor.inside import check_links
+
+if TYPE_CHECKING:
+    from compressor.checkpoint import Checkpoint
 
 # Any one of these makes a tokenizer; without them transformers invents an empty one.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
@@ -33,6 +37,22 @@ def load_tokenizer(root: Path, trust_remote_code: bool = False) -> Any:
     except Exception as error:  # tokenizer files fail in many ways, in several packages
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"The tokenizer of {root} cannot be opened ({reason}).") from error
+
+
+def tokenizer_of(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Any:
+    """The transformers tokenizer of a checkpoint, which an adapter may have brought.
+
+    Raises:
+        InputError: as `load_tokenizer`.
+    """
+    from compressor.writer import copy_files
+
+    files = checkpoint.companions
+    if all(path.parent == checkpoint.root for path in files.values()):
+        return load_tokenizer(checkpoint.root, trust_remote_code)
+    with TemporaryDirectory() as folder:
+        copy_files({**files, "config.json": checkpoint.root / "config.json"}, Path(folder))
+        return load_tokenizer(Path(folder), trust_remote_code)
 
 
 def check_tokenizer_code(root: Path, trust_remote_code: bool) -> None:

@@ -179,11 +179,24 @@ def copy_companions(source: Path, out: Path) -> None:
     Raises:
         InputError: one of them lies elsewhere.
     """
+    copy_files(companions_of(source), out)
+
+
+def companions_of(source: Path) -> dict[str, Path]:
+    """Tokenizer, generation and licence files of a model folder, by name.
+
+    Raises:
+        InputError: one of them lies elsewhere.
+    """
     check_links(source)
-    for pattern in COMPANION_PATTERNS:
-        for path in sorted(source.glob(pattern)):
-            if path.is_file():
-                shutil.copyfile(path, out / path.name)
+    found = (path for pattern in COMPANION_PATTERNS for path in sorted(source.glob(pattern)) if path.is_file())
+    return {path.name: path for path in found}
+
+
+def copy_files(files: Mapping[str, Path], out: Path) -> None:
+    """Copy files into a folder under the names they have here, byte for byte."""
+    for name, path in files.items():
+        shutil.copyfile(path, out / name)
 
 
 def _nbytes(tensors: Mapping[str, torch.Tensor]) -> int:

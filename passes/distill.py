@@ -106,9 +106,9 @@ def check_same_tokens(teacher: Checkpoint, student: Checkpoint) -> None:
     Raises:
         InputError: naming the first token.
     """
-    from compressor.tokenizer import load_tokenizer
+    from compressor.tokenizer import tokenizer_of
 
-    theirs, ours = (load_tokenizer(one.root).get_vocab() for one in (teacher, student))
+    theirs, ours = (tokenizer_of(one).get_vocab() for one in (teacher, student))
     other = next((token for token, number in theirs.items() if ours.get(token) != number), None)
     other = other or next((token for token in ours if token not in theirs), None)
     if other is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -13,6 +15,7 @@ from compressor.files import digest_json
 from compressor.shards import TensorInfo
 from passes.lora_edits import Edits
 from passes.lora_tables import tables
+from passes.lora_tokenizer import beside
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,23 @@ class AdaptedCheckpoint(Checkpoint):
         base: the checkpoint without them.
         rounded: whether changed parameters come in the dtype they are stored in, or in float32 as they were computed.
         adapters_digest: of what decides the change.
+        brought: files beside the weights that the adapters bring, by name.
     """
 
     base: Checkpoint = field(kw_only=True)
     edits: Edits = field(kw_only=True, repr=False)
     rounded: bool = field(kw_only=True)
     adapters_digest: str = field(kw_only=True)
+    brought: Mapping[str, Path] = field(kw_only=True, repr=False)
 
     @cached_property
     def digest(self) -> str:
         """Digest of the base and of the adapters."""
         return digest_json({"base": self.base.digest, "adapters": self.adapters_digest, "rounded": self.rounded})
+
+    @property
+    def companions(self) -> dict[str, Path]:
+        return beside(self.root, self.brought)
 
     def read(self, parameters: list[str]) -> dict[str, Weight]:
         return {name: self._read(name) for name in parameters}

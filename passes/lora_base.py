@@ -16,13 +16,13 @@ SNAPSHOT = re.compile(r"^models--(.+?)--(.+)$")  # a folder of the hub's cache
 
 def base_notes(adapter: Adapter, checkpoint: Checkpoint) -> list[str]:
     """Sentences for the ledger: what the adapter is, and warnings where its base is another one or was quantized."""
-    return [_trained_on(adapter, checkpoint), _quantized(adapter), *_tokenizer(adapter, checkpoint.root)]
+    return [_trained_on(adapter, checkpoint), _quantized(adapter)]
 
 
 def _trained_on(adapter: Adapter, checkpoint: Checkpoint) -> str:
     ranks = ", ".join(map(str, adapter.ranks))
-    within = adapter.root.name if Path(adapter.source).expanduser() == adapter.root.parent else None
-    found = f"{adapter.source}, in its folder {within}," if within else adapter.source
+    within = adapter.folder != adapter.root
+    found = f"{adapter.source}, in its folder {adapter.root.name}," if within else adapter.source
     what = f"{found} is a {adapter.kind}" + (f" of rank {ranks}" if ranks else "")
     if adapter.base is None:
         return f"{what}; it does not say which model it was trained on, but names and shapes of its tensors fit"
@@ -49,18 +49,6 @@ def _quantized(adapter: Adapter) -> str:
             "that these float weights do not have"
         )
     return f"{adapter.source} does not record whether its base was quantized while it was trained"
-
-
-def _tokenizer(adapter: Adapter, root: Path) -> list[str]:
-    """Trainers often leave a tokenizer beside the adapter."""
-    other = [name for name in ("tokenizer.json", "chat_template.jinja") if _differs(adapter.root / name, root / name)]
-    if not other:
-        return []
-    return [f"WARNING: {adapter.source} brings another {' and '.join(other)}; the base's own is kept"]
-
-
-def _differs(theirs: Path, ours: Path) -> bool:
-    return theirs.is_file() and not (ours.is_file() and theirs.read_bytes() == ours.read_bytes())
 
 
 def _names(checkpoint: Checkpoint) -> list[str]:

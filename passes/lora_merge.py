@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -18,7 +19,7 @@ from compressor.adapter.folder import pickle_of
 from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from compressor.files import digest_json
+from compressor.files import digest_file, digest_json
 from compressor.options import option
 from compressor.pass_ import Pass, PassContext
 from compressor.quantized import Scheme
@@ -27,6 +28,7 @@ from passes.lora_base import base_notes
 from passes.lora_edits import Edits
 from passes.lora_place import place
 from passes.lora_stream import write_merged
+from passes.lora_tokenizer import Choice, brought, check_rows, tokenizer_notes
 from passes.refusals import refuse_quantized
 
 
@@ -43,11 +45,13 @@ class LoraMerge(Pass):
     combination: Literal["cat", "linear"] = option(
         "cat", "several LoRAs: cat sums their changes, linear their factors (peft's add_weighted_adapter)"
     )
+    tokenizer: Choice = option("auto", "whose tokenizer and chat template: auto is the adapter's where it brings one")
     dtype: Literal["auto", "float32"] = option("auto", "auto rounds to what the checkpoint has; float32 does not round")
 
     @property
     def key(self) -> str:
-        return f"{self.name} {self._digest} {self.dtype}"
+        files = {name: digest_file(path) for name, path in self._brought.items()}
+        return f"{self.name} {self._digest} {self.dtype}" + (f" {digest_json(files)}" if files else "")
 
     @property
     def pickles(self) -> list[str]:
@@ -87,7 +91,7 @@ class LoraMerge(Pass):
         provenance = {**context.provenance, "adapters": self._described()}
         result = write_merged(adapted, context.out, provenance, dtype, context.progress)
         context.notes.extend(note for one in self._adapters for note in base_notes(one, checkpoint))
-        context.notes.extend(adapted.edits.notes)
+        context.notes.extend([*adapted.edits.notes, *tokenizer_notes(checkpoint.root, self._brought)])
         return result
 
     @cached_property
@@ -98,6 +102,11 @@ class LoraMerge(Pass):
         if twice is not None:
             raise InputError(f"The adapter {twice} is given twice.", "Give it once, with the sum of its weights.")
         return [open_adapter(source) for source in self.adapter]
+
+    @cached_property
+    def _brought(self) -> Mapping[str, Path]:
+        """Files of the adapters' tokenizer."""
+        return brought(self._adapters, self.tokenizer)
 
     @property
     def _factors(self) -> tuple[float, ...]:
@@ -120,17 +129,19 @@ class LoraMerge(Pass):
         ]
 
     def _adapted(self, checkpoint: Checkpoint, rounded: bool) -> AdaptedCheckpoint:
-        edits = self._edits(checkpoint.architecture)
+        edits, reshaped = self._edits(checkpoint.architecture), self.reshaped(checkpoint.architecture)
+        check_rows(self._brought, reshaped)
         return AdaptedCheckpoint(
             checkpoint.root,
             {**checkpoint.config, **_changed_settings(edits, checkpoint.architecture)},
-            self.reshaped(checkpoint.architecture),
+            reshaped,
             checkpoint.tensors,
             checkpoint.schemes,
             base=checkpoint,
             edits=edits,
             rounded=rounded,
             adapters_digest=self._digest,
+            brought=self._brought,
         )
 
 

@@ -19,7 +19,7 @@ from compressor.files import whole_folder
 from compressor.memory import reuse
 from compressor.pass_ import Progress
 from compressor.shards import TensorInfo
-from compressor.writer import SHARD_BYTES, CheckpointWriter, copy_companions
+from compressor.writer import SHARD_BYTES, CheckpointWriter, copy_files
 from passes.lora_adapted import AdaptedCheckpoint, resized
 from passes.lora_delta import Change, rows_at_once
 
@@ -57,7 +57,7 @@ def write_merged(
             writer.stream(tensors, parts)
             progress("lora-merge", done, len(shards))
         writer.finish(adapted.config, provenance)
-        copy_companions(adapted.root, folder)
+        copy_files(adapted.companions, folder)
     return Checkpoint.open(out)
 
 

@@ -19,7 +19,8 @@ from compressor.patterns import matches
 from compressor.shards import TensorInfo, read_header, read_tensors
 
 TENSORS_FILE, PICKLE_FILE = "adapter_model.safetensors", "adapter_model.bin"
-HUB_FILES = [CONFIG_FILE, TENSORS_FILE, "README.md", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+HUB_FILES = [CONFIG_FILE, TENSORS_FILE, "README.md", "tokenizer*", "special_tokens_map.json",
+             "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.jinja"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Adapter:
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     pickled: Mapping[str, torch.Tensor] | None = field(repr=False, default=None)
+
+    @property
+    def folder(self) -> Path:
+        """What its user named: the folder that it lies in, or the one above it."""
+        return self.root.parent if Path(self.source).expanduser() == self.root.parent else self.root
 
     @cached_property
     def digest(self) -> str:
@@ -145,7 +151,8 @@ class Adapter:
         """
         keys = list(keys)
         if self.pickled is None:
-            return {key: tensor.float() for key, tensor in read_tensors(self.root, self.tensors, keys).items()}
+            read = read_tensors(self.root, self.tensors, keys, factors=True)
+            return {key: tensor.float() for key, tensor in read.items()}
         for key in keys:
             if not bool(torch.isfinite(self.pickled[key]).all()):
                 raise InputError(f"{self.root / PICKLE_FILE}: tensor {key} holds NaN or Inf values.")

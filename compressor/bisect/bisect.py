@@ -22,7 +22,7 @@ from compressor.measure.accuracy import Reference
 from compressor.recipe import make_recipe
 from compressor.reopen import Reopened
 from compressor.texts import Texts, TokenSet
-from compressor.tokenizer import load_tokenizer
+from compressor.tokenizer import tokenizer_of
 
 WITH_LAYERS = 3  # the ledger's schema from which on it has errors of layers
 FOR_LAYERS = 0.5  # of the budget, at least: what candidates are expected to take is kept for them
@@ -156,7 +156,7 @@ def _with_note(found: Bisection, note: str) -> Bisection:
 
 def _held_out(run: Run, original: Checkpoint, text: FirstWindows) -> TokenSet:
     record = run.ledger.texts["evaluation"]
-    found = text(record, load_tokenizer(original.root), record.windows)
+    found = text(record, tokenizer_of(original), record.windows)
     if found.digest != record.digest:
         raise InputError(f"The text of {run.file} is another now: {record.source} gives other tokens.")
     return found

@@ -11,12 +11,12 @@ from compressor.earlier import EarlierRows
 from compressor.errors import InputError
 from compressor.ledger import StepRecord
 from compressor.pass_ import Need, Pass
-from compressor.plan import check_plan, has_rounded_linears
+from compressor.plan import check_plan, has_rounded_linears, original_of
 from compressor.recipe import Recipe
 from compressor.reopen import Reopened
 from compressor.steps import Steps
 from compressor.texts import Texts, TokenSet
-from compressor.tokenizer import load_tokenizer
+from compressor.tokenizer import tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Workshop:
     def _calibration(self, recipe: Recipe, passes: list[Pass]) -> TokenSet | None:
         if not any(Need.CALIBRATION in one.needs for one in passes):
             return None
-        tokenizer = load_tokenizer(self.source.root)
+        tokenizer = tokenizer_of(original_of(self.source, recipe.build_passes()))
         known = self.reopened.run.ledger.texts["calibration"]
         asked = recipe.calibration
         assert asked is not None  # the run had it

@@ -182,11 +182,11 @@ def _tokens(root: Path, text: str, size: tuple[int, int], original: Checkpoint |
 def _tokenizer(root: Path, original: Checkpoint | str) -> Any:
     """The artifact's own tokenizer, or the original's where it lies inside of a file of weights."""
     from compressor.open_folder import artifact_tokenizer
-    from compressor.tokenizer import load_tokenizer
+    from compressor.tokenizer import tokenizer_of
 
     if isinstance(original, str) or not any(root.glob("*.gguf")):
         return artifact_tokenizer(root)
-    return load_tokenizer(original.root)
+    return tokenizer_of(original)
 
 
 def _show(found: ArtifactComparison) -> None:

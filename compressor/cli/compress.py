@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     metavar="DIR[:WEIGHT]",
     help="A PEFT adapter (LoRA ...) to merge first: a folder or hub id; repeat for several.",
 )
+@click.option(
+    "--tokenizer",
+    type=click.Choice(["base", "adapter"]),
+    help="Whose tokenizer and chat template.  [default: the adapter's, where it brings one]",
+)
 @click.option("--no-adapter", is_flag=True, help="Leave out an adapter that lies in the model's folder.")
 @click.option(
     "--recipe", "recipe_file", type=click.Path(path_type=Path), help="YAML recipe; options given here win over it."

@@ -25,10 +25,10 @@ def show_plans(recipes: Sequence[Recipe], options: Mapping[str, Any], as_json: b
 
     from compressor.cli.progress import ConsoleProgress
     from compressor.cli.texts import RecipeTexts
-    from compressor.plan import Plan, check_gate, check_of, tasks_of
+    from compressor.plan import Plan, check_gate, check_of, original_of, tasks_of
     from compressor.source import open_model
     from compressor.texts import RunTexts
-    from compressor.tokenizer import load_tokenizer
+    from compressor.tokenizer import tokenizer_of
 
     for recipe in recipes:
         check_gate(recipe, recipe.build_target())
@@ -45,8 +45,9 @@ def show_plans(recipes: Sequence[Recipe], options: Mapping[str, Any], as_json: b
         )
         plans = [Plan.of(recipe, source.checkpoint, options["allow_pickle"]) for recipe in recipes]
         if recipes[0].calibration is not None and recipes[0].calibration.strict:
-            tokenizer = load_tokenizer(source.checkpoint.root, trust_remote_code=options["trust_remote_code"])
-            RunTexts.load(plans, source.checkpoint, tokenizer, RecipeTexts(), progress)
+            original = original_of(source.checkpoint, plans[0].passes)
+            tokenizer = tokenizer_of(original, trust_remote_code=options["trust_remote_code"])
+            RunTexts.load(plans, original, tokenizer, RecipeTexts(), progress)
     if as_json:
         _emit(plans, source.checkpoint)
         return

@@ -77,6 +77,7 @@ def _given(model: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
         "model": model,
         "revision": options["revision"],
         "adapter": _adapters(options),
+        "tokenizer": options["tokenizer"],
         **_targets(options["targets"]),
         "requantize": options["requantize"] or None,
         "passes": list(options["passes"]) or None,

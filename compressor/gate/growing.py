@@ -37,7 +37,7 @@ from compressor.measure import samples
 from compressor.measure.accuracy import Reference, Report, TokenScores, checkpoint_scores, session_scores
 from compressor.reopen import Reopened
 from compressor.texts import TokenSet
-from compressor.tokenizer import load_tokenizer
+from compressor.tokenizer import tokenizer_of
 
 FOLDER = "more-samples"  # below the run's own
 LOOKS_FILE = "looks.json"
@@ -94,7 +94,7 @@ class Growing:
 
     def _first(self, windows: int) -> TokenSet:
         record = self.reopened.run.ledger.texts["evaluation"]
-        return self.text(record, load_tokenizer(self._original.root), windows)
+        return self.text(record, tokenizer_of(self._original), windows)
 
     def _goes_on(self) -> bool:
         """Whether what lies there was begun from this row as it is now."""

@@ -178,3 +178,33 @@ def test_an_adapter_beside_the_weights_is_decided_about(llmc, tiny_model, adapte
     assert "lora-merge" in llmc(*words, "--adapter", root, "--dry-run")[1]
     assert llmc(*words, "--no-adapter", "-o", tmp_path / "out")[0] == 0
     assert llmc("compress", "--recipe", tmp_path / "out" / "recipe.yaml", "-o", tmp_path / "again")[0] == 0
+
+
+def test_added_tokens_go_all_the_way(llmc, tiny_model, tmp_path, text):
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    root, adapter, out = tiny_model("llama", vocab_size=260), tmp_path / "lora", tmp_path / "out"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(root), AutoTokenizer.from_pretrained(root)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool|>", "<|user|>", "<|mill|>"]})
+    model.resize_token_embeddings(288, mean_resizing=False)
+    get_peft_model(
+        model, LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    ).save_pretrained(adapter)
+    tokenizer.save_pretrained(adapter)
+    text.write_text(text.read_text().replace("mill", "<|mill|>"))
+    words = ["compress", root, "--adapter", adapter, "-t", "hf", "--eval", text, *SHORT, "-o", out]
+    code, _, error = llmc(*words, "--tokenizer", "adapter")
+    assert code == 0, error
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert [row["name"].partition(":")[0] for row in ledger["steps"]] == ["original", "lora-merge", "hf"]
+    assert any("the base alone is not measured" in note for note in ledger["steps"][0]["notes"])
+    assert AutoTokenizer.from_pretrained(out / "artifact")("<|mill|>")["input_ids"] == [261]
+    assert AutoModelForCausalLM.from_pretrained(out / "artifact").config.vocab_size == 288
+    options = yaml.safe_load((out / "recipe.yaml").read_text())["passes"][0]["lora-merge"]
+    assert options["tokenizer"] == "adapter"
+
+
+def test_whose_tokenizer_is_a_question_of_adapters(llmc, tiny_model):
+    code, _, error = llmc("compress", tiny_model("llama"), "-t", "hf", "--tokenizer", "base", "--dry-run")
+    assert code == 2 and "there is no adapter" in error

@@ -4,7 +4,7 @@ import pytest
 import torch
 from merging import half, merge, merged_by_peft, weights_of
 from peft import LoHaConfig, LoKrConfig, LoraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from compressor.checkpoint import Checkpoint
 from compressor.families import FAMILIES
@@ -110,6 +110,16 @@ def test_dora_on_an_embedding_to_what_sums_in_another_order_leave(tiny_model, ad
     result, _ = merge(root, tmp_path / "out", adapter=[str(adapter)])
     expected, ours = merged_by_peft(root, [adapter], torch.float32), weights_of(result)
     torch.testing.assert_close(ours[EMBEDDING], expected[EMBEDDING], rtol=1e-6, atol=1e-7)
+
+
+def test_a_module_that_was_not_trained_stays_as_it_is(tiny_model, adapter_of, tmp_path):
+    root = tiny_model("llama", tied=False)
+    adapter = adapter_of(root, KINDS["lora"])
+    untrained = {key: 0 * x if "q_proj.lora_B" in key else x for key, x in load_file(adapter / TENSORS).items()}
+    save_file(untrained, adapter / TENSORS)
+    ours = weights_of(merge(root, tmp_path / "out", adapter=[str(adapter)])[0])
+    expected = merged_by_peft(root, [adapter], torch.float32)
+    assert [name for name in ours if not torch.equal(ours[name], expected[name])] == []
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -81,11 +81,3 @@ def test_the_ledger_says_that_the_base_was_quantized(tiny_model, adapter_of, tmp
         )
     _, notes = merge(root, tmp_path / "out", adapter=[str(adapter)])
     assert any(note.startswith("WARNING") and "QLoRA" in note for note in notes)
-
-
-def test_another_tokenizer_is_told(tiny_model, adapter_of, tmp_path):
-    root = tiny_model("llama")
-    adapter = adapter_of(root, LORA)
-    (adapter / "chat_template.jinja").write_text("{{ messages }}")
-    _, notes = merge(root, tmp_path / "out", adapter=[str(adapter)])
-    assert any("chat_template.jinja; the base's own is kept" in note for note in notes)
