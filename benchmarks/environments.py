@@ -3,7 +3,8 @@
     python benchmarks/environments.py [NAME ...]
 
 Makes those that are not there yet, which may be links to others: 2.5 GB for vllm, 1.8 GB each for modelopt and edgellm,
-0.2 GB for llama-cpp, but half an hour of one core to compile it. `llmc` finds vllm and llama-cpp there (`llmc doctor`).
+1 GB for llmcompressor, 0.2 GB for llama-cpp. `llmc` finds vllm, llama-cpp and llmcompressor there (`llmc doctor`).
+llama-cpp-python, which takes half an hour of one core to compile, is made where a benchmark asks for it.
 """
 
 from __future__ import annotations
@@ -108,8 +109,9 @@ VLLM = Environment(
     "import vllm.entrypoints.openai.api_server",
     known_as=("vllm", "0.32.0+cpu"),  # the command `vllm` looks for that name
 )
-LLAMA_CPP = Environment(
-    "llama-cpp",
+LLAMA_CPP = Environment("llama-cpp", (["xllamacpp==2026.10.11549", "numpy"],), "import xllamacpp")
+LLAMA_CPP_PYTHON = Environment(  # the prebuilt one has no quantizer, which is compared in runtime.py
+    "llama-cpp-python",
     (["llama-cpp-python==0.3.36"],),
     "import llama_cpp",
     build={"CMAKE_ARGS": _llama_cpp_flags()},
@@ -120,11 +122,17 @@ MODELOPT = Environment(
     "import modelopt.torch.quantization",
 )
 EDGELLM = Environment("edgellm", ([TORCH], ["tensorrt-edgellm[export]==0.11.0", TORCH]), "import tensorrt_edgellm")
-ENVIRONMENTS = {one.name: one for one in (VLLM, LLAMA_CPP, MODELOPT, EDGELLM)}
+LLMCOMPRESSOR = Environment(
+    "llmcompressor",
+    ([TORCH], ["llmcompressor==0.14.0.1", "transformers==5.17.0", "compressed-tensors==0.19.0", TORCH]),
+    "import llmcompressor",
+)
+USUAL = (VLLM, LLAMA_CPP, LLMCOMPRESSOR, MODELOPT, EDGELLM)
+ENVIRONMENTS = {one.name: one for one in (*USUAL, LLAMA_CPP_PYTHON)}
 
 
 def main() -> int:
-    for name in sys.argv[1:] or ENVIRONMENTS:
+    for name in sys.argv[1:] or [one.name for one in USUAL]:
         if name not in ENVIRONMENTS:
             sys.exit(f"Unknown environment {name!r}; known: {', '.join(ENVIRONMENTS)}")
         if is_whole(ENVIRONMENTS[name].root):

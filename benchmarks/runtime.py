@@ -5,8 +5,8 @@
 
 The models stay open in a process each and take turns, a prompt and some tokens a turn, so that what else the machine
 does falls on all of them. Everything that is made or measured is kept in --out: a second call goes on where the first
-ended, and times again what --again names. The engines get environments of their own, .venv-genai and .venv-llama-cpp
-(compiled, half an hour of one core), the first time. Writes benchmarks/results/runtime.md.
+ended, and times again what --again names. The engines get environments of their own, .venv-genai and
+.venv-llama-cpp-python (compiled, half an hour of one core), the first time. Writes benchmarks/results/runtime.md.
 """
 
 from __future__ import annotations

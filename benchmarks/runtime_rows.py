@@ -24,7 +24,7 @@ GENAI = Peer(
         ["transformers==5.17.0", "onnx==1.23.2", "onnx-ir==1.1.0", "onnxruntime==1.31.1", "onnxruntime-genai==0.18.0"],
     ),
 )
-LLAMA = Peer(".venv-llama-cpp", "llama_cpp_peer.py")
+LLAMA = Peer(".venv-llama-cpp-python", "llama_cpp_peer.py")
 HUGE_PAGES = dict([folder.HUGE_PAGES.split("=", 1)])  # as the run script of an ONNX artifact sets it
 CHANNEL, GROUPS = "gptq:group_size=channel,symmetric=false", "gptq:group_size=64"
 INT8_HEAD, INT4_HEAD = "embeddings:group_size=64", "embeddings:bits=4,group_size=32,scale_search=true"

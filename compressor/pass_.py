@@ -14,6 +14,7 @@ import torch
 
 from compressor.architecture import Architecture
 from compressor.checkpoint import Block, Checkpoint
+from compressor.engine import Engine
 from compressor.options import Configurable
 from compressor.quantized import Scheme
 
@@ -63,6 +64,7 @@ class Pass(Configurable, ABC):
 
     comes_first: ClassVar[bool] = False  # its weights fit the model as it was trained, and no other
     changes_floats: ClassVar[bool] = True  # beside those that it quantizes; so nothing is known of them before it ran
+    engine: ClassVar[Engine | None] = None  # that does its work, in an environment of its own
     zeros: ClassVar[Literal["makes", "keeps", "fills"]] = "keeps"  # what it does to those in weights that were pruned
 
     @property

@@ -1,38 +1,32 @@
 """Recipes of llm-compressor, run as one pass: its integers and scales, in an ordinary step folder.
 
-Library: vllm-project/llm-compressor 0.14, entry point `oneshot`. It loads the whole model, so this is the one pass
-whose memory grows with the model's depth.
+Library: vllm-project/llm-compressor 0.14, entry point `oneshot`, in an environment of its own. It loads the whole
+model, so this is the one pass whose memory grows with the model's depth.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
-from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar, Literal
-from unittest.mock import patch
 
+import numpy as np
 import torch
 
 from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint
-from compressor.errors import InputError, MissingExtra, RunError
+from compressor.engine import Engine
+from compressor.errors import InputError, RunError
 from compressor.files import TEMPORARY_PREFIX, digest_file
 from compressor.options import option
 from compressor.pass_ import Need, Pass, PassContext
 from compressor.quantized import Scheme
-from passes.llmcompressor_recipe import build_modifiers, predict_schemes, read_recipe
+from passes.llmcompressor_engine import LLMCOMPRESSOR, ask, version
+from passes.llmcompressor_recipe import predict_schemes, read_recipe, wants_text
 
-NO_PROCESSOR: Any = object()  # our text is tokenized already; where it is given none, it looks for one and fails
 MEMORY_NOTE = "llm-compressor holds the whole model in memory while it works"
 
 
@@ -42,6 +36,7 @@ class LLMCompressor(Pass):
 
     name: ClassVar[str] = "llmcompressor"
     summary: ClassVar[str] = "run an llm-compressor recipe; takes the whole model's memory"
+    engine: ClassVar[Engine] = LLMCOMPRESSOR
 
     recipe: str = option("", "the recipe, a YAML file of stages and modifiers")
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = option(
@@ -50,12 +45,11 @@ class LLMCompressor(Pass):
 
     @property
     def needs(self) -> frozenset[Need]:
-        calibrates = any(modifier.requires_calibration_data for modifier in self._modifiers)
-        return frozenset({Need.CALIBRATION}) if calibrates else frozenset()
+        return frozenset({Need.CALIBRATION}) if wants_text(self._path, self._recipe) else frozenset()
 
     @property
     def key(self) -> str:
-        return f"{self.spelled()} {digest_file(self._path)} {version('llmcompressor')}"
+        return f"{self.spelled()} {digest_file(self._path)} {version()}"
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         architecture.refuse_transposed(self.name)
@@ -65,9 +59,7 @@ class LLMCompressor(Pass):
                 f"{name} is already {schemes[name]}; llm-compressor would round it again.",
                 "Run it on the float checkpoint; --requantize dequantizes this one.",
             )
-        planned: dict[str, Scheme] = {}
-        for modifier in self._quantizing():
-            planned |= predict_schemes(modifier, architecture)
+        planned = predict_schemes(self._path, self._recipe, architecture)
         if not planned:
             raise InputError(f"The recipe {self.recipe} quantizes no layer of this model.")
         return planned
@@ -101,45 +93,33 @@ class LLMCompressor(Pass):
         return Path(self.recipe).expanduser()
 
     @cached_property
-    def _modifiers(self) -> list[Any]:
-        """Modifiers to ask; a run makes its own, since they carry state."""
-        recipe = read_recipe(self._path)
-        with _quiet_library():
-            return build_modifiers(self._path, recipe)
-
-    def _quantizing(self) -> list[Any]:
-        return [modifier for modifier in self._modifiers if hasattr(modifier, "resolved_config")]
+    def _recipe(self) -> dict[str, Any]:
+        return read_recipe(self._path)
 
     def _run(self, checkpoint: Checkpoint, folder: Path, context: PassContext) -> None:
         """Let llm-compressor work on the checkpoint and save its result in `folder`."""
-        with _quiet_library() as warnings, torch.random.fork_rng(devices=[]), _without_pinning():
-            from llmcompressor import active_session, oneshot
-
-            torch.manual_seed(context.seed)
-            try:
-                # Saved before the session is reset: saving asks it for the recipe.
-                model = oneshot(
-                    model=str(checkpoint.root),
-                    precision=self.dtype,
-                    recipe=json.dumps(read_recipe(self._path)),
-                    dataset=None if context.tokens is None else _loader(context.tokens),
-                    processor=NO_PROCESSOR,
-                )
-                model.save_pretrained(folder, save_compressed=True)
-            except (ValueError, TypeError, RuntimeError, NotImplementedError, KeyError, AttributeError) as error:
-                first = (str(error).splitlines() or [type(error).__name__])[0]
-                raise RunError(f"llm-compressor broke on the recipe {self.recipe}: {first}") from error
-            finally:
-                active_session().reset()
-        context.notes.extend(dict.fromkeys(warnings))
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as scratch:
+            answer = ask(
+                {
+                    "do": "run",
+                    "recipe": self._recipe,
+                    "model": str(checkpoint.root.absolute()),
+                    "dtype": self.dtype,
+                    "tokens": None if context.tokens is None else _written(context.tokens, Path(scratch)),
+                    "seed": context.seed,
+                    "out": str(folder.absolute()),
+                }
+            )
+        if "broke" in answer:
+            raise RunError(f"llm-compressor broke on the recipe {self.recipe}: {answer['broke']}")
+        context.notes.extend(answer["warnings"])
 
 
-def _loader(tokens: torch.Tensor) -> Any:
-    """Our calibration windows, one a batch and in their order."""
-    from torch.utils.data import DataLoader
-
-    windows = [{"input_ids": window, "attention_mask": torch.ones_like(window)} for window in tokens]
-    return DataLoader(windows, batch_size=1)  # type: ignore[arg-type]  # a list is a map-style dataset
+def _written(tokens: torch.Tensor, folder: Path) -> str:
+    """A file of the calibration windows, int64 [samples, length]."""
+    file = folder.absolute() / "tokens.npy"
+    np.save(file, tokens.numpy())
+    return str(file)
 
 
 def _open_saved(folder: Path) -> Checkpoint:
@@ -147,46 +127,3 @@ def _open_saved(folder: Path) -> Checkpoint:
         return Checkpoint.open(folder)
     except InputError as error:
         raise RunError(f"What llm-compressor saved cannot be held: {error}") from error
-
-
-@contextmanager
-def _quiet_library() -> Iterator[list[str]]:
-    """Import llm-compressor and keep it off the terminal; what its modifiers warn of is gathered in the list.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    if find_spec("llmcompressor") is None:
-        raise MissingExtra("llmcompressor", "llmcompressor", "The pass llmcompressor")
-    warnings: list[str] = []
-    with ExitStack() as stack:
-        stack.enter_context(redirect_stdout(StringIO()))
-        stack.enter_context(redirect_stderr(StringIO()))
-        stack.enter_context(patch.object(logging.getLogger("torch.fx._symbolic_trace"), "disabled", True))
-        # It would set this one for the whole process, and say so.
-        stack.enter_context(patch.dict(os.environ, {"TOKENIZERS_PARALLELISM": "false"}))
-        from llmcompressor.logger import LoggerConfig, configure_logger, logger
-
-        configure_logger(LoggerConfig(console_log_level=None))
-        sink = logger.add(
-            lambda message: warnings.append(message.record["message"]),
-            level="WARNING",
-            filter="llmcompressor.modifiers",
-        )
-        stack.callback(logger.remove, sink)
-        yield warnings
-
-
-@contextmanager
-def _without_pinning() -> Iterator[None]:
-    """Without an accelerator there is no memory to pin, and torch refuses what AWQ asks for unconditionally.
-
-    Pinning only makes copies to an accelerator faster, so that leaving it out changes no number.
-    """
-    from llmcompressor.pipelines.cache import IntermediatesCache
-
-    if torch.accelerator.is_available():
-        yield
-        return
-    with patch.object(IntermediatesCache, "pin_memory", lambda *_: None):
-        yield

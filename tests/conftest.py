@@ -21,6 +21,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("local", deadline=None)  # no test is timed
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 TINY_CONFIG = {
     "hidden_size": 64,
@@ -44,7 +49,7 @@ OWN_CONFIG: dict[str, dict[str, Any]] = {
     "phi3": {"partial_rotary_factor": 0.5},
     "gpt2": {"n_inner": 128, "intermediate_size": None, "num_key_value_heads": None, "head_dim": None},
 }  # fmt: skip
-ENGINES = ("LLMC_ENGINE_VLLM", "LLMC_ENGINE_LLAMA_CPP")
+ENGINES = ("LLMC_ENGINE_VLLM", "LLMC_ENGINE_LLAMA_CPP", "LLMC_ENGINE_LLMCOMPRESSOR")
 SPECIALS = ("<|begin|>", "<|end|>", "<|pad|>")
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|begin|>{{ m['role'] }}\n{{ m['content'] }}<|end|>{% endfor %}"

@@ -93,13 +93,14 @@ def _packages() -> dict[str, dict[str, Any]]:
 
 def _engines() -> dict[str, dict[str, Any]]:
     from compressor.cli.engines import known_engines
-    from compressor.registry import TARGETS, load, names
+    from compressor.registry import PASSES, TARGETS, load, names
 
     targets = {name: load(TARGETS, "target", name).engine for name in names(TARGETS)}
+    passes = {f"the pass {name}": load(PASSES, "pass", name).engine for name in names(PASSES)}
     found = {}
     for engine in known_engines():
         missing = engine.why_missing()
-        purpose = "runs " + ", ".join(name for name, wanted in targets.items() if wanted == engine)
+        purpose = "runs " + ", ".join(name for name, wanted in (targets | passes).items() if wanted == engine)
         place = str(engine.place()) if missing is None else None
         found[engine.name] = {"place": place, "missing": missing, "purpose": purpose}
     return found

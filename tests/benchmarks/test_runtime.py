@@ -98,6 +98,6 @@ def test_bars_hold_or_are_missed() -> None:
 def test_rows_start_in_environments_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime_rows.Peer, "command", lambda self, *arguments: [self.environment, *map(str, arguments)])
     assert BUILDER.command(Path("a"), 1)[0] == ".venv-genai"
-    assert LLAMA_CPP.command(Path("a"), 1)[0] == ".venv-llama-cpp"
+    assert LLAMA_CPP.command(Path("a"), 1)[0] == ".venv-llama-cpp-python"
     assert (BUILDER.environment, OURS.environment) == ({}, runtime_rows.HUGE_PAGES)
     assert len({row.name for row in ROWS}) == len(ROWS)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from passes.llmcompressor_engine import LLMCOMPRESSOR
 from targets.engines import LLAMA_CPP, VLLM
 from targets.engines.cpu_build import missing_kernel
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "examples" / "demo"
-ENGINES = {engine.name: engine for engine in (VLLM, LLAMA_CPP)}
+ENGINES = {engine.name: engine for engine in (VLLM, LLAMA_CPP, LLMCOMPRESSOR)}
 TEST_S = 3600  # of a test
 os.environ.setdefault("LLMC_ENGINE_TIMEOUT", "1800")  # of the server of vLLM, which takes minutes on a busy machine
 

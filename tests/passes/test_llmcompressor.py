@@ -1,4 +1,4 @@
-"""llm-compressor's recipes as a pass: the step holds what llm-compressor itself saves, and is foretold before work."""
+"""What the pass llmcompressor makes of answers; those of llm-compressor itself are in tests/engines."""
 
 from __future__ import annotations
 
@@ -10,169 +10,125 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
-
-pytest.importorskip("llmcompressor", reason="the extra llmcompressor is not installed")
 
 from compressor.checkpoint import Checkpoint
-from compressor.decoder import Decoder
-from compressor.errors import InputError, MissingExtra, RunError
+from compressor.errors import InputError, RunError
 from compressor.pass_ import Need, PassContext
-from compressor.quantized import Activations, Scheme
+from compressor.quantized import Scheme
 from compressor.registry import make_pass
-from compressor.writer import STEP_FILE
-from passes import llmcompressor as module
+from passes import llmcompressor_engine as module
 from passes.llmcompressor import LLMCompressor
 
-GROUP = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
-ASYMMETRIC = {"group_0": {"targets": ["Linear"], "weights": GROUP | {"symmetric": False}}}
-SYMMETRIC = {"group_0": {"targets": ["Linear"], "weights": GROUP}}
-CHANNEL = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "symmetric": True, "strategy": "channel"}}}
-INNER = {"ignore": ["lm_head"]}
-W8A8 = Scheme(8, None, activations=Activations(8, "int", dynamic=True))
-
-# name: modifiers of the recipe, and what each of the inner linears becomes
-RECIPES = {
-    "gptq": ({"GPTQModifier": {"config_groups": SYMMETRIC, **INNER}}, Scheme(4, 32)),
-    "awq": (
-        {"AWQModifier": {}, "QuantizationModifier": {"config_groups": ASYMMETRIC, **INNER}},
-        Scheme(4, 32, symmetric=False),
-    ),
-    "w8a8": ({"SmoothQuantModifier": {}, "GPTQModifier": {"scheme": "W8A8", "targets": "Linear", **INNER}}, W8A8),
-    "rtn": ({"QuantizationModifier": {"config_groups": CHANNEL, **INNER}}, Scheme(8, None)),
+RECIPE = yaml.safe_dump({"q_stage": {"q_modifiers": {"GPTQModifier": {"scheme": "W4A16"}}}})
+LAYER = "model.layers.0.mlp.up_proj"
+WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+QUANTIZING = {
+    "config": {},
+    "embedding": False,
+    "groups": {LAYER: {"targets": [LAYER], "format": "pack-quantized", "weights": WEIGHTS}},
 }
+ANSWERS = """
+import json, sys
+request = json.loads(sys.stdin.readline())
+print(json.dumps({answers!r}[request["do"]]))
+"""
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch) -> Callable[[str], None]:
+    """`worker(script)`: what runs in the place of the real one, in an environment that says it has llm-compressor."""
+    root = tmp_path / "env"
+    (root / "bin").mkdir(parents=True)
+    (root / "bin" / "python").symlink_to(sys.executable)
+    (root / "pyvenv.cfg").write_text(f"home = {sys.base_exec_prefix}/bin\n")
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    info = root / "lib" / python / "site-packages" / "llmcompressor-0.14.0.1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llmcompressor\nVersion: 0.14.0.1\n")
+    monkeypatch.setenv("LLMC_ENGINE_LLMCOMPRESSOR", str(root))
+    monkeypatch.setattr(module, "WORKER", tmp_path / "worker.py")
+    return (tmp_path / "worker.py").write_text
+
+
+@pytest.fixture
+def answering(worker) -> Callable[..., None]:
+    """`answering(modifiers=..., schemes=..., run=...)`: a worker that has these answers."""
+    return lambda **answers: worker(ANSWERS.format(answers=answers))
 
 
 @pytest.fixture
 def recipe(tmp_path) -> Callable[..., LLMCompressor]:
-    """The pass for a recipe file that holds these modifiers, or this text."""
+    """The pass for a recipe file of this text."""
 
-    def write(modifiers: dict | None = None, text: str | None = None) -> LLMCompressor:
+    def write(text: str = RECIPE) -> LLMCompressor:
         path = tmp_path / "recipe.yaml"
-        path.write_text(text if text is not None else yaml.safe_dump({"q_stage": {"q_modifiers": modifiers}}))
+        path.write_text(text)
         return LLMCompressor(recipe=str(path))
 
     return write
 
 
-@pytest.fixture
-def tokens() -> torch.Tensor:
-    return torch.randint(0, 256, (4, 24), generator=torch.Generator().manual_seed(0))
+def shape_of(root: Path):
+    return Checkpoint.open(root).architecture
 
 
-def run(one, root, out, tokens):
+def apply(one, root, out, tokens=None):
     notes: list[str] = []
-    checkpoint = Checkpoint.open(root)
-    context = PassContext(out, {"pass": one.name}, tokens, 0, lambda *_: None, notes)
-    return one.apply(checkpoint, context), notes
+    return one.apply(Checkpoint.open(root), PassContext(out, {"pass": one.name}, tokens, 0, lambda *_: None, notes))
 
 
-def saved_by_llmcompressor(root, modifiers, tokens, out):
-    """The tensors of the folder that llm-compressor writes when it is used as its manual says."""
-    from datasets import Dataset
-    from llmcompressor import oneshot
-    from llmcompressor.pipelines.cache import IntermediatesCache
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(IntermediatesCache, "pin_memory", lambda *_: None)
-        columns = {"input_ids": tokens.tolist(), "attention_mask": torch.ones_like(tokens).tolist()}
-        oneshot(
-            model=str(root),
-            recipe=yaml.safe_dump({"q_stage": {"q_modifiers": modifiers}}),
-            dataset=Dataset.from_dict(columns),
-            num_calibration_samples=len(tokens),
-            shuffle_calibration_samples=False,
-            output_dir=str(out),
-        )
-    return load_file(out / "model.safetensors")
+@pytest.mark.parametrize(("calibrates", "needs"), [(True, {Need.CALIBRATION}), (False, set())])
+def test_text_is_asked_for_where_the_recipe_wants_it(answering, recipe, calibrates, needs):
+    answering(modifiers={"calibrates": calibrates})
+    assert recipe().needs == needs
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_step_holds_what_llmcompressor_saves(tiny_model, recipe, tokens, tmp_path, name):
-    modifiers, scheme = RECIPES[name]
-    root = tiny_model("llama")
-    one = recipe(modifiers)
-    shape = Checkpoint.open(root).architecture
-    inner = [layer for layer in shape.linears() if layer != "lm_head"]
-    assert one.plan(shape, {}) == dict.fromkeys(inner, scheme)
-    step, notes = run(one, root, tmp_path / "steps" / "01", tokens)
-    theirs = saved_by_llmcompressor(root, modifiers, tokens, tmp_path / "theirs")
-    ours = load_file(step.root / "model.safetensors")
-    assert ours.keys() == theirs.keys()
-    for tensor, wanted in theirs.items():
-        assert torch.equal(ours[tensor], wanted.to(ours[tensor].dtype)), tensor
-    assert step.schemes == one.plan(shape, {})
-    assert "llm-compressor holds the whole model in memory while it works" in notes
+def test_the_plan_is_what_the_library_foretells(answering, recipe, tiny_model):
+    answering(schemes={"quantizing": [QUANTIZING]})
+    assert recipe().plan(shape_of(tiny_model("llama")), {}) == {LAYER: Scheme(4, 32)}
 
 
-def test_the_step_is_an_ordinary_one(tiny_model, recipe, tokens, tmp_path):
-    root = tiny_model("qwen2", tied=False)
-    out = tmp_path / "steps" / "01"
-    step, _ = run(recipe(RECIPES["rtn"][0]), root, out, tokens)
-    assert {path.name for path in out.parent.iterdir()} == {"01"}
-    kept = {path.name: path.read_bytes() for path in root.iterdir() if path.suffix != ".safetensors"}
-    left = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix != ".safetensors"}
-    assert json.loads(left.pop(STEP_FILE))["pass"] == "llmcompressor"
-    theirs, mine = json.loads(kept.pop("config.json")), json.loads(left.pop("config.json"))
-    assert mine.pop("quantization_config")["quant_method"] == "compressed-tensors"
-    assert mine == theirs
-    assert left == kept
-    assert bool(torch.isfinite(Decoder(step).final_states(tokens)).all())
+def test_the_library_is_told_of_the_model(worker, recipe, tiny_model, tmp_path):
+    file = tmp_path / "request.json"
+    worker(f"import pathlib, sys; pathlib.Path({str(file)!r}).write_text(sys.stdin.readline()); print({{}})")
+    with pytest.raises(KeyError):
+        recipe().plan(shape_of(tiny_model("llama")), {})
+    request = json.loads(file.read_text())
+    assert request["linears"][LAYER] == [128, 64]
+    assert request["embedding"] == ["model.embed_tokens", 288, 64]
+    assert request["recipe"] == yaml.safe_load(RECIPE)
 
 
-def test_it_works_in_the_dtype_it_is_told(tiny_model, recipe, tokens, tmp_path):
-    one = LLMCompressor(recipe=recipe(RECIPES["gptq"][0]).recipe, dtype="bfloat16")
-    step, notes = run(one, tiny_model("llama"), tmp_path / "step", tokens)
-    assert "llm-compressor worked in bfloat16; what stays float is stored in it" in notes
-    assert step.dtype == torch.bfloat16
-    assert step.config["dtype"] == "bfloat16"
-    for layer in step.schemes:
-        scales = step.read([f"{layer}.weight"])[f"{layer}.weight"].scales
-        assert torch.equal(scales.bfloat16().float(), scales)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": {}}, "quantizes no layer"),
+        ({"embedding": True}, "quantizes the embedding"),
+        (
+            {"groups": {LAYER: QUANTIZING["groups"][LAYER] | {"weights": WEIGHTS | {"group_size": 48}}}},
+            "Group size 48 does not divide the input width 64",
+        ),
+    ],
+)
+def test_what_cannot_be_held_is_refused(answering, recipe, tiny_model, change, message):
+    answering(schemes={"quantizing": [QUANTIZING | change]})
+    with pytest.raises(InputError, match=message):
+        recipe().plan(shape_of(tiny_model("llama")), {})
 
 
-def test_a_tied_head_that_is_not_ignored_is_untied(tiny_model, recipe, tokens, tmp_path):
-    root = tiny_model("llama", tied=True)
-    one = recipe({"QuantizationModifier": {"config_groups": SYMMETRIC}})
-    step, _ = run(one, root, tmp_path / "step", tokens)
-    assert step.schemes["lm_head"] == Scheme(4, 32)
-    assert step.schemes == one.plan(Checkpoint.open(root).architecture, {})
-    assert not step.architecture.tied_embeddings
-
-
-def test_several_modifiers_and_patterns(tiny_model, recipe, tokens, tmp_path):
-    wide = {"group_0": {"targets": ["re:.*down_proj"], "weights": GROUP | {"num_bits": 8, "group_size": 64}}}
-    text = {"q_stage": {
-        "a_modifiers": {"GPTQModifier": {"config_groups": SYMMETRIC, "ignore": ["re:.*down_proj", "lm_head"]}},
-        "b_modifiers": {"QuantizationModifier": {"config_groups": wide, "ignore": ["model.layers.1.mlp.down_proj"]}},
-    }}  # fmt: skip
-    one = recipe(text=yaml.safe_dump(text))
-    step, _ = run(one, tiny_model("llama"), tmp_path / "step", tokens)
-    assert step.schemes["model.layers.0.mlp.down_proj"] == Scheme(8, 64)
-    assert "model.layers.1.mlp.down_proj" not in step.schemes
-    assert step.schemes["model.layers.1.mlp.up_proj"] == Scheme(4, 32)
-    assert step.schemes == one.plan(step.architecture, {})
-
-
-def test_calibration_text_is_asked_for_where_the_recipe_needs_it(recipe):
-    assert recipe(RECIPES["gptq"][0]).needs == {Need.CALIBRATION}
-    assert recipe(RECIPES["rtn"][0]).needs == frozenset()
-
-
-def test_the_key_follows_the_recipes_content(recipe):
-    first = recipe(RECIPES["gptq"][0]).key
-    assert recipe(RECIPES["gptq"][0]).key == first
-    assert recipe(RECIPES["rtn"][0]).key != first
-
-
-def test_nothing_reaches_the_terminal(tiny_model, recipe, tokens, tmp_path, capfd):
-    root = tiny_model("llama")
-    capfd.readouterr()
-    run(recipe(RECIPES["gptq"][0]), root, tmp_path / "step", tokens)
-    assert capfd.readouterr() == ("", "")
-
-
-# ---- what is refused
+@pytest.mark.parametrize(
+    ("why", "message"),
+    [
+        ({"unknown": "GTPQModifier", "known": ["GPTQModifier"]}, "no modifier 'GTPQModifier' .* mean 'GPTQModifier'"),
+        ({"option": "scheme", "why": "no such thing"}, "refuses scheme of the recipe .*: no such thing"),
+        ({"why": "no such thing"}, "refuses the recipe .*: no such thing"),
+        ({"nothing": ["SmoothQuantModifier"]}, r"quantizes nothing \(SmoothQuantModifier\)"),
+    ],
+)
+def test_what_the_library_refuses_is_one_sentence(answering, recipe, why, message):
+    answering(modifiers={"refused": why})
+    with pytest.raises(InputError, match=message):
+        _ = recipe().needs
 
 
 @pytest.mark.parametrize(
@@ -184,36 +140,17 @@ def test_nothing_reaches_the_terminal(tiny_model, recipe, tokens, tmp_path, capf
         ("quant: {q_modifiers: {GPTQModifier: {}}}", "has the key 'quant' where keys end in _stage"),
         ("q_stage: {q: {GPTQModifier: {}}}", "has the key 'q' where keys end in _modifiers"),
         ("q_stage: {q_modifiers: {GPTQ: {}}}", "has the key 'GPTQ' where keys end in Modifier"),
-        ("q_stage: {q_modifiers: {GTPQModifier: {}}}", "no modifier 'GTPQModifier' .* did you mean 'GPTQModifier'"),
-        ("q_stage: {q_modifiers: {GPTQModifier: {scheme: W4A17}}}", "refuses scheme of the recipe"),
-        ("q_stage: {q_modifiers: {GPTQModifier: {shceme: W4A16}}}", "refuses shceme of the recipe"),
-        ("q_stage: {q_modifiers: {SmoothQuantModifier: {}}}", r"quantizes nothing \(SmoothQuantModifier\)"),
         ("q_stage: {q_modifiers: {SpinQuantModifier: {}}}", "SpinQuantModifier .* leaves rotations for run time"),
-        ("q_stage: {q_modifiers: {AWQModifier: {}}}", "refuses"),
     ],
 )
 def test_a_recipe_that_cannot_be_run(tiny_model, recipe, text, message):
     with pytest.raises(InputError, match=message) as caught:
-        recipe(text=text).plan(Checkpoint.open(tiny_model("llama")).architecture, {})
+        recipe(text).plan(shape_of(tiny_model("llama")), {})
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"scheme": "MXFP4A16", "targets": ["Linear"]}, "cannot be read"),
-        ({"scheme": "W4A16", "targets": ["Linear"]}, "Group size 128 does not divide the input width 64"),
-        ({"scheme": "W8A8", "targets": ["re:.*no_such_layer"]}, "quantizes no layer"),
-        ({"scheme": "W8A8", "targets": ["Linear", "Embedding"]}, "quantizes the embedding"),
-    ],
-)
-def test_a_scheme_that_cannot_be_held(tiny_model, recipe, options, message):
-    with pytest.raises(InputError, match=message):
-        recipe({"QuantizationModifier": options}).plan(Checkpoint.open(tiny_model("llama")).architecture, {})
-
-
 def test_a_missing_file_and_none(tiny_model):
-    shape = Checkpoint.open(tiny_model("llama")).architecture
+    shape = shape_of(tiny_model("llama"))
     with pytest.raises(InputError, match=r"nowhere\.yaml cannot be read"):
         make_pass("llmcompressor", {"recipe": "nowhere.yaml"}).plan(shape, {})
     with pytest.raises(InputError, match="needs a recipe"):
@@ -221,37 +158,31 @@ def test_a_missing_file_and_none(tiny_model):
 
 
 def test_quantized_layers_are_not_rounded_again(tiny_model, recipe):
-    shape = Checkpoint.open(tiny_model("llama")).architecture
-    layer = next(iter(shape.linears()))
     with pytest.raises(InputError, match="is already int4 g32 symmetric; llm-compressor would round it again"):
-        recipe(RECIPES["rtn"][0]).plan(shape, {layer: Scheme(4, 32)})
+        recipe().plan(shape_of(tiny_model("llama")), {LAYER: Scheme(4, 32)})
 
 
-def test_a_missing_package_is_one_sentence(recipe, monkeypatch):
-    monkeypatch.setitem(sys.modules, "llmcompressor", None)
-    with pytest.raises(MissingExtra, match="needs the package llmcompressor"):
-        _ = recipe(RECIPES["rtn"][0]).needs
+def test_an_environment_that_is_not_there_is_one_sentence(recipe, monkeypatch, tmp_path):
+    monkeypatch.setenv("LLMC_ENGINE_LLMCOMPRESSOR", str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="nowhere, given for llmcompressor, is no Python environment"):
+        _ = recipe().needs
 
 
-def test_a_run_that_breaks_is_one_sentence_and_leaves_nothing(tiny_model, recipe, tokens, tmp_path, monkeypatch):
-    import llmcompressor
+def test_the_key_follows_the_recipe_and_the_version(worker, recipe):
+    first = recipe().key
+    assert first.endswith(" 0.14.0.1")
+    assert recipe(RECIPE + "# more\n").key != first
 
-    def broken(**_):
-        raise ValueError("no luck\nat all")
 
-    one = recipe(RECIPES["rtn"][0])
-    assert one.needs is not None  # the library is imported before it is broken
-    monkeypatch.setattr(llmcompressor, "oneshot", broken)
+def test_a_process_that_dies_is_one_sentence(worker, recipe):
+    worker("import sys; sys.stderr.write('first\\nno room left\\n'); sys.exit(3)")
+    with pytest.raises(RunError, match=r"process ended with code 3; it said: no room left\.$"):
+        _ = recipe().needs
+
+
+def test_a_run_that_breaks_leaves_nothing(answering, recipe, tiny_model, tmp_path):
+    answering(schemes={"quantizing": [QUANTIZING]}, run={"broke": "no luck"})
     out = tmp_path / "steps" / "01"
     with pytest.raises(RunError, match=r"broke on the recipe .*: no luck$"):
-        run(one, tiny_model("llama"), out, tokens)
+        apply(recipe(), tiny_model("llama"), out, torch.zeros(1, 8, dtype=torch.int64))
     assert list(out.parent.iterdir()) == []
-
-
-def test_another_outcome_than_foretold_is_an_error(tiny_model, recipe, tokens, tmp_path, monkeypatch):
-    one = recipe(RECIPES["rtn"][0])
-    real = module.predict_schemes
-    monkeypatch.setattr(module, "predict_schemes", lambda *args: dict(list(real(*args).items())[1:]))
-    with pytest.raises(RunError, match="quantized other layers than its recipe"):
-        run(one, tiny_model("llama"), tmp_path / "step", tokens)
-    assert not Path(tmp_path / "step").exists()

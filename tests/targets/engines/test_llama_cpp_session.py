@@ -51,7 +51,7 @@ def session(tmp_path, monkeypatch):
 
 def test_answers_are_passed_on(session):
     with closing(session()) as opened:
-        assert opened.runtime == "llama.cpp (llama-cpp-python 1.2) CPU"
+        assert opened.runtime == "llama.cpp (it 1.2) CPU"
         chunks = list(opened.logits(np.arange(5)))
         assert [(start, rows.shape) for start, rows in chunks] == [(0, (2, 3)), (2, (2, 3)), (4, (1, 3))]
         rows = np.concatenate([rows for _, rows in chunks])
