@@ -77,23 +77,19 @@ class _AnyScript:
         return [part for word in words(text) for part in (english.tokenize(word) if word.isascii() else [word])]
 
 
-def sentence_bleu(
-    predictions: Sequence[str], answers: Sequence[Sequence[str]], tokenizer: str = TOKENIZERS["bleu"]
-) -> np.ndarray:
+def sentence_bleu(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
     """BLEU of each sample, 0 to 1, with the orders that it is long enough for (sacrebleu's `sentence_bleu`)."""
-    scorer = _bleu(effective_order=True, tokenize=tokenizer)
+    scorer = _bleu(effective_order=True, tokenize=_cut_for_bleu(answers))
     found = [scorer.sentence_score(text, list(known)) for text, known in zip(predictions, answers, strict=True)]
     return np.array([one.score / 100 for one in found])
 
 
-def corpus_bleu(
-    predictions: Sequence[str], answers: Sequence[Sequence[str]], tokenizer: str = TOKENIZERS["bleu"]
-) -> Estimate:
+def corpus_bleu(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> Estimate:
     """BLEU of all samples together, 0 to 1, its error from sacrebleu's own bootstrap."""
     most = max(map(len, answers))
     columns = [[known[at] if at < len(known) else None for known in answers] for at in range(most)]
     resamples = RESAMPLES if len(predictions) > 1 else 1
-    found = _bleu(tokenize=tokenizer).corpus_score(list(predictions), columns, n_bootstrap=resamples)
+    found = _bleu(tokenize=_cut_for_bleu(answers)).corpus_score(list(predictions), columns, n_bootstrap=resamples)
     spread = getattr(found, "_ci", -1.0)
     return Estimate(found.score / 100, spread / NORMAL_95 / 100 if len(predictions) > 1 else None)
 
@@ -107,7 +103,11 @@ def tokenizers(kind: str, answers: Sequence[Sequence[str]]) -> dict[str, str]:
     if kind == "question-answering":
         return {"f1": f"{TOKENIZERS['f1']}; {by_script}" if others else TOKENIZERS["f1"]}
     rouge = f"{TOKENIZERS['rouge']}; {by_script}" if others else TOKENIZERS["rouge"]
-    return {"rouge": rouge, "bleu": bleu_tokenizer([one for known in answers for one in known])}
+    return {"rouge": rouge, "bleu": _cut_for_bleu(answers)}
+
+
+def _cut_for_bleu(answers: Sequence[Sequence[str]]) -> str:
+    return bleu_tokenizer([one for known in answers for one in known])
 
 
 def macro_f1(truth: np.ndarray, chosen: np.ndarray) -> Estimate:

@@ -168,10 +168,8 @@ def _generated(loaded: LoadedTask, answerer: Answerer, prompter: Prompter, progr
             for name, metric in (("exact_match", metrics.exact_match), ("f1", metrics.token_f1))
         }
         return Scores(predictions, columns, metrics.means(columns))
-    cut = tokenizers_of(loaded)["bleu"]
-    columns = metrics.rouge(predictions, answers) | {"sentence_bleu": metrics.sentence_bleu(predictions, answers, cut)}
-    bleu = metrics.corpus_bleu(predictions, answers, cut)
-    return Scores(predictions, columns, metrics.means(columns) | {"bleu": bleu})
+    columns = metrics.rouge(predictions, answers) | {"sentence_bleu": metrics.sentence_bleu(predictions, answers)}
+    return Scores(predictions, columns, metrics.means(columns) | {"bleu": metrics.corpus_bleu(predictions, answers)})
 
 
 def tokenizers_of(loaded: LoadedTask) -> dict[str, str]:

@@ -91,8 +91,7 @@ def test_english_is_scored_as_by_the_libraries(said, known):
     expected = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True).score(known, said)
     found = metrics.rouge([said], [[known]])
     assert {name: found[name][0] for name in expected} == {name: one.fmeasure for name, one in expected.items()}
-    (cut,) = {metrics.tokenizers("generation", [[known]])["bleu"]}
-    assert metrics.sentence_bleu([said], [[known]], cut)[0] == sacrebleu.sentence_bleu(said, [known]).score / 100
+    assert metrics.sentence_bleu([said], [[known]])[0] == sacrebleu.sentence_bleu(said, [known]).score / 100
     assert metrics.token_f1(said, [known]) == squad_metrics.compute_f1(known, said)
     assert metrics.tokenizers("generation", [[known]]) == {"rouge": "rouge_score", "bleu": "13a"}
     assert metrics.tokenizers("question-answering", [[known]]) == {"f1": "SQuAD"}
@@ -102,7 +101,7 @@ def test_english_is_scored_as_by_the_libraries(said, known):
 def test_the_right_answer_is_right_in_any_script(text, cut):
     assert metrics.tokenizers("generation", [[text]])["bleu"] == cut
     assert {float(values[0]) for values in metrics.rouge([text], [[text]]).values()} == {1.0}
-    assert metrics.sentence_bleu([text], [[text]], cut)[0] == pytest.approx(1)
+    assert metrics.sentence_bleu([text], [[text]])[0] == pytest.approx(1)
     assert (metrics.exact_match(text, [text]), metrics.token_f1(text, [text])) == (1, 1)
     wrong = "Zzz"
     assert {float(values[0]) for values in metrics.rouge([wrong], [[text]]).values()} == {0.0}
@@ -120,7 +119,9 @@ def test_of_chinese_the_characters_are_counted():
     assert metrics.exact_match(said, [known]) == 0
     assert metrics.exact_match("小明买了一个苹果,送给了小红", [known]) == 1
     expected = sacrebleu.sentence_bleu(said, [known], tokenize="zh").score / 100
-    assert metrics.sentence_bleu([said], [[known]], "zh")[0] == pytest.approx(expected)
+    assert metrics.sentence_bleu([said], [[known]])[0] == pytest.approx(expected)
+    corpus = sacrebleu.corpus_bleu([said, known], [[known, known]], tokenize="zh").score / 100
+    assert metrics.corpus_bleu([said, known], [[known], [known]]).value == pytest.approx(corpus)
 
 
 def test_english_words_among_others_are_stemmed_and_full_width_is_half_width():
