@@ -13,7 +13,8 @@ import torch
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.code_version import code_version
 from compressor.decoder import Decoder
-from compressor.errors import InputError, RunError
+from compressor.encoding import all_texts, differences
+from compressor.errors import InputError, MissingExtra, RunError
 from compressor.files import digest_json, folder_bytes, whole_folder
 from compressor.fingerprint import fingerprint
 from compressor.ledger import StepRecord, Verification
@@ -22,6 +23,7 @@ from compressor.measure.memory import PeakMemory
 from compressor.pass_ import Progress
 from compressor.probe import Probe, open_session, record
 from compressor.target import Artifact, Session, Target
+from compressor.tokenizer import load_tokenizer, tokenizer_code
 from compressor.verify import verify
 
 ENGINE = ".engine"  # what is deployed where there is one, whatever lies beside it
@@ -84,6 +86,7 @@ class Lowering:
                 row.notes += self.target.lower(self.checkpoint, folder, self.progress)
                 verified = self._verify(artifact, weights)
             row.seconds, row.peak_rss_bytes = time.perf_counter() - start, peak.bytes
+            row.notes += self._check_tokenizer(artifact)
             probe = self._probe(artifact)
             Manifest.describe(self.target, self.checkpoint, artifact, self.key, weights, probe).write(folder)
         return verified
@@ -105,6 +108,23 @@ class Lowering:
                 "It cannot be trusted and was not kept: a fault of the target, or of the disk.",
             )
         return verified
+
+    def _check_tokenizer(self, artifact: Artifact) -> list[str]:
+        """See that the runtime makes the model's tokens of text; a note where it cannot be asked."""
+        if tokenizer_code(self.checkpoint.root):
+            return ["the tokenizer runs code of its own and was not compared"]
+        try:
+            encode = self.target.encoder(artifact)
+        except MissingExtra as error:
+            return [f"the runtime's tokenizer was not compared with the model's: {error}"]
+        tokenizer = load_tokenizer(self.checkpoint.root)
+        found = [] if encode is None else differences(encode, tokenizer, all_texts(tokenizer))
+        if found:
+            raise RunError(
+                f"The artifact's tokenizer is not the model's: {found[0]}.",
+                "It would be served otherwise than it was measured, and was not kept.",
+            )
+        return []
 
     def _probe(self, artifact: Artifact) -> Probe | str:
         """What the runtime answers here, or the reason why it is not asked."""

@@ -51,6 +51,7 @@ class Plan:
         recipe = recipe.for_model(checkpoint.schemes)
         passes, target, schemes = check_recipe(recipe, checkpoint, allow_pickle)
         check_values(checkpoint, passes, schemes, target)
+        check_tokenizer(checkpoint, target)
         original = original_of(checkpoint, passes)
         for one in passes:
             one.check(original)
@@ -256,6 +257,17 @@ def check_values(checkpoint: Checkpoint, passes: list[Pass], schemes: Mapping[st
     problems = list(target.value_problems(checkpoint, floats))
     if problems:
         raise InputError(f"{target.name} cannot hold this: " + " ".join(problems), _remedy(checkpoint))
+
+
+def check_tokenizer(checkpoint: Checkpoint, target: Target) -> None:
+    """See that the target's runtime will make the same tokens of text as the model's own tokenizer.
+
+    Raises:
+        InputError: it will not.
+    """
+    problems = target.tokenizer_problems(checkpoint.root, checkpoint.architecture.vocab_size)
+    if problems:
+        raise InputError(f"{target.name} cannot take this tokenizer: " + " ".join(problems))
 
 
 def _remedy(model: Checkpoint | Outline) -> str | None:

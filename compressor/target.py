@@ -14,6 +14,7 @@ import numpy as np
 from compressor.architecture import Architecture
 from compressor.artifact import MANIFEST, Artifact  # noqa: F401 -- both are known as the target's
 from compressor.checkpoint import Checkpoint, Weight
+from compressor.encoding import Encode
 from compressor.engine import Engine
 from compressor.errors import RunError
 from compressor.options import Configurable
@@ -228,6 +229,31 @@ class Target(Configurable, ABC):
     def expected(self, name: str, weight: Weight, architecture: Architecture) -> Weight:
         """What `read_back` must give for the `weight` of a checkpoint of this shape: itself, or its declared cast."""
         return weight
+
+    def tokenizer_problems(self, root: Path, vocab_size: int) -> list[str]:
+        """Why text would reach the runtime as other tokens than the model's; asked before the first pass.
+
+        Args:
+            root: the model's folder.
+            vocab_size: rows of its table.
+        """
+        return []
+
+    def encoder(self, artifact: Artifact) -> Encode | None:
+        """Text to tokens as the artifact's runtime does it: by transformers, unless it has a tokenizer of its own.
+
+        None where that cannot be asked.
+
+        Raises:
+            InputError: the artifact's tokenizer cannot be opened.
+            MissingExtra: the runtime is not installed.
+        """
+        from compressor.tokenizer import load_tokenizer, tokenizer_code
+
+        if tokenizer_code(artifact.root):
+            return None
+        tokenizer = load_tokenizer(artifact.root)
+        return lambda text: tokenizer(text, verbose=False)["input_ids"]  # type: ignore[no-any-return]
 
     def stored_tensors(self, artifact: Artifact) -> Iterator[StoredTensor]:
         """Where each tensor lies, so that damage of a file can be located: here, in safetensors and GGUF files."""

@@ -82,3 +82,28 @@ def tokenizer_code(root: Path) -> str | None:
     classes = automatic.get("AutoTokenizer") if isinstance(automatic, dict) else automatic
     named = classes if isinstance(classes, list) else [classes]
     return next((name for name in named if name), None)
+
+
+def default_template(tokenizer: Any) -> str | None:
+    """The one chat template of a tokenizer, or the one that is called `default` of several; None where it has none.
+
+    Raises:
+        InputError: it has several, and none of this name.
+    """
+    template = tokenizer.chat_template
+    if not isinstance(template, dict):
+        return template or None
+    if "default" not in template:
+        raise InputError(
+            f"The tokenizer has chat templates called {', '.join(template)}, and none called default.",
+            "This target takes one; name it default, or leave out the others.",
+        )
+    return str(template["default"])
+
+
+def template_notes(tokenizer: Any) -> list[str]:
+    """What the ledger says where only one of several chat templates is written."""
+    template = tokenizer.chat_template
+    if not isinstance(template, dict) or len(template) < 2:
+        return []
+    return [f"of the chat templates {', '.join(template)} the runtime takes default alone"]

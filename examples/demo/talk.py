@@ -45,6 +45,7 @@ def _genai(root: Path):
 
     model = og.Model(str(root))
     tokenizer = og.Tokenizer(model)
+    tokenizer.update_options(add_special_tokens=True)  # as transformers does by itself
 
     def continue_(prompt: str) -> str:
         tokens = tokenizer.encode(prompt)

@@ -17,19 +17,18 @@ import torch
 
 from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
-from compressor.end_tokens import EndTokens
+from compressor.encoding import Encode
 from compressor.gguf.architectures import gain_shift
 from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
 from compressor.target import Artifact, Rounding, Session, Target, Tolerance, Variant
-from compressor.tokenizer import load_tokenizer
 from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, dtype_name, float_problems, scale_problems
 from targets.engines import LLAMA_CPP
 from targets.gguf.metadata import LONGROPE, RUNTIME, architecture_problems, context_length, rope_problems, served_length
 from targets.gguf.reader import READER, read_file
 from targets.gguf.rules import RULES, broken_rules
-from targets.gguf.tokenizer import lost_ends
+from targets.gguf.tokenizer import tokenizer_problems
 from targets.gguf.writer import block_kind, is_float32, write_file
 from targets.packing.gguf_blocks import BLOCK
 from targets.refusals import refusals
@@ -85,8 +84,14 @@ class GgufTarget(Target):
 
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         caster = Caster(self.dtype, checkpoint)
-        write_file(out / FILE, checkpoint, caster, f"MOSTLY_Q{self.bits}_0", progress)
-        return [*caster.notes, *_widened(checkpoint), *_shortened(checkpoint), *_lost_ends(checkpoint)]
+        notes = write_file(out / FILE, checkpoint, caster, f"MOSTLY_Q{self.bits}_0", progress)
+        return [*caster.notes, *_widened(checkpoint), *_shortened(checkpoint), *notes]
+
+    def tokenizer_problems(self, root: Path, vocab_size: int) -> list[str]:
+        return tokenizer_problems(root, vocab_size)
+
+    def encoder(self, artifact: Artifact) -> Encode | None:
+        return None  # llama.cpp's own is not asked; what it is told is read by `check_tokenizer`
 
     def read_back(self, artifact: Artifact) -> Iterator[tuple[str, Weight]]:
         return read_file(artifact.root / FILE)
@@ -183,11 +188,6 @@ def _widened(checkpoint: Checkpoint) -> list[str]:
     names = " and ".join(sorted(dtype_name(dtype) for dtype in stored))
     what = "norms, biases and positions" if shape.modules.positions else "norms and biases"
     return [f"{what} widened {names} -> float32, which {RUNTIME} wants"] if stored else []
-
-
-def _lost_ends(checkpoint: Checkpoint) -> list[str]:
-    tokenizer = load_tokenizer(checkpoint.root)
-    return lost_ends(EndTokens.of(checkpoint.root, tokenizer).ids, tokenizer)
 
 
 def _shortened(checkpoint: Checkpoint) -> Iterator[str]:

@@ -12,14 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compressor.encoding import TEXTS, Encode, differences, edges
 from compressor.errors import InputError
 from compressor.gguf.container import GgufFile
-from compressor.gguf.importer import PROBE
 from compressor.gguf.tokenizer import NOT_STRIPPING, PRE_TOKENIZERS, build_tokenizer
+from compressor.tokenizer import default_template, load_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # values of tokenizer.ggml.token_type
 SPECIAL_IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # ours -> llama.cpp's name
 EOS, FURTHER_ENDS = "eos", ("eot", "eom")  # the latter where the model has more tokens that end a generation
+CONTEXT = {"general.architecture": "llama", "llama.context_length": 1}  # of a file of which only the tokenizer is read
 REMEDY = "Targets that ship the tokenizer as it is, such as vllm-int4 or hf, work."
 
 
@@ -78,9 +80,30 @@ def check_tokenizer(metadata: Mapping[str, Any], tokenizer: Any) -> None:
     Raises:
         InputError: it does not.
     """
+    encode = _encode(metadata)
+    if found := differences(encode, tokenizer, TEXTS):
+        raise InputError(f"The tokenizer splits text in a way that cannot be said to llama.cpp: {found[0]}.", REMEDY)
+
+
+def edge_notes(metadata: Mapping[str, Any], tokenizer: Any) -> list[str]:
+    """A note where spaces at the ends of a text, or around special tokens, become other tokens than the model's."""
+    found = differences(_encode(metadata), tokenizer, edges(tokenizer))
+    return [f"llama.cpp reads some spaces otherwise than the model's tokenizer: {found[0]}"] if found else []
+
+
+def tokenizer_problems(root: Path, vocab_size: int) -> list[str]:
+    """Why the tokenizer of a model folder cannot be described; asked before any work."""
+    tokenizer = load_tokenizer(root)
+    try:
+        check_tokenizer(CONTEXT | describe_tokenizer(tokenizer, vocab_size), tokenizer)
+    except InputError as error:
+        return [f"{error} {error.hint or ''}".strip()]
+    return []
+
+
+def _encode(metadata: Mapping[str, Any]) -> Encode:
     described = build_tokenizer(GgufFile(Path("model.gguf"), metadata, {}))
-    if described(PROBE)["input_ids"] != tokenizer(PROBE)["input_ids"]:
-        raise InputError("The tokenizer splits text in a way that cannot be said to llama.cpp.", REMEDY)
+    return lambda text: described(text)["input_ids"]  # type: ignore[no-any-return]
 
 
 def _tokens(tokenizer: Any, vocab_size: int) -> list[str]:
@@ -149,6 +172,5 @@ def _stripping_name(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _chat_template(tokenizer: Any) -> dict[str, str]:
-    template = tokenizer.chat_template
-    template = template.get("default") if isinstance(template, dict) else template
+    template = default_template(tokenizer)
     return {"tokenizer.chat_template": template} if template else {}

@@ -19,10 +19,10 @@ from compressor.gguf.architectures import gain_shift, gguf_names
 from compressor.gguf.blocks import GROUP_SIZES
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight, Scheme
-from compressor.tokenizer import load_tokenizer
+from compressor.tokenizer import load_tokenizer, template_notes
 from targets.casting import Caster
 from targets.gguf.metadata import OF_FAMILY, add_metadata, rope_tensors
-from targets.gguf.tokenizer import check_tokenizer, describe_tokenizer, end_keys
+from targets.gguf.tokenizer import check_tokenizer, describe_tokenizer, edge_notes, end_keys, lost_ends
 from targets.packing.gguf_blocks import BLOCK, pack_blocks
 
 
@@ -53,8 +53,8 @@ def block_kind(scheme: Scheme) -> str:
     return f"Q{scheme.bits}_0"
 
 
-def write_file(path: Path, checkpoint: Checkpoint, caster: Caster, file_type: str, progress: Progress) -> None:
-    """Write a checkpoint to `path`.
+def write_file(path: Path, checkpoint: Checkpoint, caster: Caster, file_type: str, progress: Progress) -> list[str]:
+    """Write a checkpoint to `path`; notes say what of its tokenizer has no place there.
 
     Raises:
         InputError: its tokenizer or its rope scaling cannot be described, or a scale is not exact in float16.
@@ -64,7 +64,7 @@ def write_file(path: Path, checkpoint: Checkpoint, caster: Caster, file_type: st
     writer = gguf.GGUFWriter(path, OF_FAMILY[checkpoint.architecture.model_type].name)
     try:
         add_metadata(writer, checkpoint, file_type)
-        _add_tokenizer(writer, checkpoint)
+        notes = _add_tokenizer(writer, checkpoint)
         factors = rope_tensors(checkpoint)
         _add_tensors(writer, _plan(checkpoint, caster.dtype, factors))
         writer.write_header_to_file()
@@ -76,15 +76,19 @@ def write_file(path: Path, checkpoint: Checkpoint, caster: Caster, file_type: st
             writer.write_tensor_data(data)
     finally:
         writer.close()
+    return notes
 
 
-def _add_tokenizer(writer: Any, checkpoint: Checkpoint) -> None:
+def _add_tokenizer(writer: Any, checkpoint: Checkpoint) -> list[str]:
+    """Describe the tokenizer, and say what of it the file does not hold."""
     tokenizer = load_tokenizer(checkpoint.root)
     described = describe_tokenizer(tokenizer, checkpoint.architecture.vocab_size)
     ends = EndTokens.of(checkpoint.root, tokenizer).ids
     for key, value in (described | end_keys(ends, tokenizer.eos_token_id)).items():
         _add_value(writer, key, value)
-    check_tokenizer({key: entry.value for key, entry in writer.kv_data[0].items()}, tokenizer)
+    metadata = {key: entry.value for key, entry in writer.kv_data[0].items()}
+    check_tokenizer(metadata, tokenizer)
+    return [*lost_ends(ends, tokenizer), *edge_notes(metadata, tokenizer), *template_notes(tokenizer)]
 
 
 def _add_value(writer: Any, key: str, value: Any) -> None:

@@ -10,21 +10,22 @@ from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint, Weight
+from compressor.encoding import Encode
 from compressor.errors import MissingExtra
 from compressor.files import write_json
 from compressor.interpreter import SAFE_PATH
+from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import QuantizedWeight
 from compressor.requirements import unfit
 from compressor.target import Artifact, Session, StoredTensor, Target
-from compressor.tokenizer import load_tokenizer
-from compressor.writer import copy_companions
+from compressor.tokenizer import load_tokenizer, template_notes
 from targets.casting import served_config
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 GRAPH = "model.onnx"
 INSTALL = "pip install 'llmc-compiler[onnx]'"
+# How a line of Python opens a tokenizer. genai's adds special tokens only if it is asked.
+_TOKENIZERS = {
+    "genai": "tokenizer = og.Tokenizer(model); tokenizer.update_options(add_special_tokens=True)",
+    "transformers": "from transformers import AutoTokenizer; tokenizer = AutoTokenizer.from_pretrained(PATH)",
+}
 # Asks glibc for pages of 2 MiB; other C libraries do not look at it. A token reads all weights, and finding them in
 # pages of 4 KiB is up to a quarter of its time.
 HUGE_PAGES = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
@@ -62,7 +68,7 @@ class OnnxFolder(Target):
         require_packages()
         import onnx
 
-        from targets.onnx import genai, weights
+        from targets.onnx import genai, tokenizer, weights
         from targets.onnx.interface import session_entries
         from targets.onnx.special_tokens import SpecialTokens
 
@@ -71,11 +77,12 @@ class OnnxFolder(Target):
         model.graph.initializer.extend(data.initializers)
         onnx.save(model, out / GRAPH)
         cache, entries = genai.Cache(self.compute, self.shares_cache), session_entries(model.graph)
-        tokens = SpecialTokens.of(checkpoint.root, load_tokenizer(checkpoint.root), checkpoint.architecture.vocab_size)
+        own = load_tokenizer(checkpoint.root)
+        tokens = SpecialTokens.of(checkpoint.root, own, checkpoint.architecture.vocab_size)
         genai.write_config(checkpoint.root, checkpoint.architecture, tokens, out, cache, entries)
         write_json(out / "config.json", served_config(checkpoint, self.compute))
-        copy_companions(checkpoint.root, out)
-        return [*notes, *tokens.notes]
+        tokenizer.write_tokenizer(checkpoint.root, own, out)
+        return [*notes, *tokens.notes, *template_notes(own)]
 
     def expected(self, name: str, weight: Weight, architecture: Architecture) -> Weight:
         if not isinstance(weight, QuantizedWeight):
@@ -110,12 +117,39 @@ class OnnxFolder(Target):
 
         return OnnxSession(artifact.root, **options)
 
+
+@dataclass(frozen=True)
+class GenaiFolder(OnnxFolder):
+    """A folder that onnxruntime-genai drives."""
+
+    tokenizer: Literal["genai", "transformers"] = option(
+        "genai",
+        "who makes tokens of text where it is served; genai's own is refused for a model whose tokens it gets wrong",
+    )
+
+    def tokenizer_problems(self, root: Path, vocab_size: int) -> list[str]:
+        from targets.onnx import tokenizer
+
+        if self.tokenizer == "transformers":
+            return []
+        return tokenizer.problems(root, f"{self.name}:tokenizer=transformers serves it with the model's own.")
+
+    def encoder(self, artifact: Artifact) -> Encode | None:
+        from targets.onnx import tokenizer
+
+        if self.tokenizer == "transformers":
+            return super().encoder(artifact)
+        if not tokenizer.is_here():
+            raise MissingExtra(tokenizer.NAME, "onnx", "Its tokenizer")
+        return tokenizer.open_tokenizer(artifact.root)
+
     def run_command(self, path: str, config: Mapping[str, Any]) -> str:
         """The line that generates with onnxruntime-genai."""
+        opened = _TOKENIZERS[self.tokenizer].replace("PATH", json.dumps(path))
         settings = [HUGE_PAGES, *(f"{name}={value}" for name, value in SAFE_PATH.items())]
         return f"env {' '.join(settings)} python -c " + shlex.quote(
             "import onnxruntime_genai as og; "
-            f"model = og.Model({json.dumps(path)}); tokenizer = og.Tokenizer(model); "
+            f"model = og.Model({json.dumps(path)}); {opened}; "
             "parameters = og.GeneratorParams(model); parameters.set_search_options(max_length=100); "
             "generator = og.Generator(model, parameters); "
             'generator.append_tokens(tokenizer.encode("Once upon a time")); '

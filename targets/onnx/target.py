@@ -17,7 +17,7 @@ from compressor.pass_ import Progress
 from compressor.quantized import Scheme
 from compressor.target import Artifact, Rounding, Tolerance, Variant
 from targets.casting import Caster, dtype_name, float_problems
-from targets.onnx.folder import OnnxFolder, require_packages
+from targets.onnx.folder import GenaiFolder, require_packages
 from targets.onnx.limits import by_kind, group_problems, have, shape_problems, table_problems
 from targets.onnx.plan import BLOCK_SIZES, Plan
 from targets.tolerances import BY_DTYPE, ROUNDED
@@ -34,7 +34,7 @@ _TAKER = {"int4": "onnx-int4", "int8": "onnx-int8"}  # the target for a kind of 
 
 
 @dataclass(frozen=True)
-class _Onnx(OnnxFolder):
+class _Onnx(GenaiFolder):
     """What the targets share."""
 
     compute = torch.float32

@@ -15,7 +15,7 @@ from compressor.pass_ import Progress
 from compressor.quantized import Scheme
 from compressor.target import Artifact, Tolerance
 from targets.casting import Caster, factor_problems, scale_problems
-from targets.onnx.folder import OnnxFolder, require_packages
+from targets.onnx.folder import GenaiFolder, OnnxFolder, require_packages
 from targets.onnx.limits import graph_problems
 from targets.onnx.qdq.limits import layer_reasons
 from targets.refusals import refusals
@@ -85,7 +85,7 @@ class QdqTarget(OnnxFolder):
 
 
 @dataclass(frozen=True)
-class _OnnxQdq(QdqTarget):
+class _OnnxQdq(GenaiFolder, QdqTarget):
     runtime = "TensorRT, onnxruntime"
     baseline = "onnx-fp32"
     rules = "graph, external data and genai_config.json fit together, with standard operators only"
