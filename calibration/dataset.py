@@ -99,7 +99,8 @@ def pack(
         )
     tokens = torch.from_numpy(windows)
     known = None if "running" in tally.kinds else torch.from_numpy(origins)
-    return TokenSet(tokens, digest_tokens(tokens), source, tally.tokenized, tally.notes(seed is not None), known)
+    notes = (*tally.notes(seed is not None), *corpus.notes)
+    return TokenSet(tokens, digest_tokens(tokens), source, tally.tokenized, notes, known)
 
 
 def digest_tokens(tokens: torch.Tensor) -> str:
@@ -121,6 +122,7 @@ class _Tally:
     tokenized: int = 0
     kinds: tuple[str, ...] = ()
     separator: str = ""
+    surrounded: int = 0  # documents that hold special tokens at their ends already
 
     def notes(self, sampled: bool) -> tuple[str, ...]:
         joins = {
@@ -131,6 +133,8 @@ class _Tally:
         found = [joins[kind] for kind in self.kinds]
         if self.skipped:
             found.append(f"{self.skipped} empty lines or documents were skipped")
+        if self.surrounded:
+            found.append(f"{self.surrounded} texts hold special tokens at their ends already, and get no second ones")
         if sampled and self.tokenized < self.met:
             found.append(f"{self.tokenized} of {self.met} documents or passages were sampled")
         return tuple(found)
@@ -214,8 +218,12 @@ def _tokenize(documents: Iterable[Document], tokenizer: Any, tally: _Tally) -> I
                 tally.kinds += (document.kind,)
             is_record = document.kind == "record"
             prefix = before if is_record or (document.kind == "running" and not tally.tokenized) else []
+            suffix = after if is_record else []
+            # A text that was written with its special tokens has them already.
+            begins, ends = (tokens[: len(prefix)] == prefix != [], tokens[len(tokens) - len(suffix) :] == suffix != [])
+            tally.surrounded += begins or ends
             tally.tokenized += 1
-            yield np.array([*prefix, *tokens, *(after if is_record else [])], dtype=np.int64)
+            yield np.array([*([] if begins else prefix), *tokens, *([] if ends else suffix)], dtype=np.int64)
 
 
 def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from compressor.errors import InputError, MissingExtra
 # Datasets whose rows are lines of one running text. The literature joins them with a blank line.
 RUNNING_DATASETS = ("wikitext", "Salesforce/wikitext")
 COLUMNS = ("messages", "text")
+CRLF = "line ends of Windows (CR LF) are read as LF"
 SPLIT = re.compile(r"(train|test|validation|valid|dev|eval)\b.*")
 
 
@@ -28,7 +30,14 @@ class Document:
 
 
 class Corpus(Protocol):
-    """A source of documents that can be read more than once. None stands for an empty one that was skipped."""
+    """A source of documents that can be read more than once. None stands for an empty one that was skipped.
+
+    Attributes:
+        notes: what there is to say of what was read so far.
+    """
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
     def documents(self, characters: int) -> Iterator[Document | None]:
         """Documents in order; running text comes in pieces of about `characters`."""
@@ -52,23 +61,26 @@ def open_corpus(source: str, tokenizer: Any, *, allow_network: bool = True) -> C
     return Dataset(source, tokenizer, allow_network)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TextFile:
     """Plain text in UTF-8. Pieces end at a blank line where there is one, else at the end of a line or word."""
 
     path: Path
     tokenizer: Any
+    notes: tuple[str, ...] = ()
 
     def documents(self, characters: int) -> Iterator[Document | None]:
         return running_pieces(self._read(characters), characters)
 
     def _read(self, characters: int) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
         with self.path.open("rb") as file:
             try:
                 while chunk := file.read(characters):
                     yield decoder.decode(chunk)
                 yield decoder.decode(b"", final=True)
+                if "\r\n" in (decoder.newlines or ()):
+                    self.notes = (CRLF,)
             except UnicodeDecodeError as error:
                 raise _not_utf8(f"{self.path} (before byte {file.tell()})") from error
 
@@ -101,7 +113,16 @@ def _boundary(text: str, limit: int) -> int:
 
 
 @dataclass(frozen=True)
-class JsonLines:
+class _Records:
+    """Texts that are kept as they are."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class JsonLines(_Records):
     """One JSON object a line, with `text` or `messages`."""
 
     path: Path
@@ -150,9 +171,31 @@ def render_chat(messages: list[Any], tokenizer: Any, where: str) -> str:
             f"{where} is a chat, but the model's tokenizer has no chat template.", "Give `text` instead of `messages`."
         )
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False)
+        return tokenizer.apply_chat_template([_plain(message, where) for message in messages], tokenize=False)
+    except InputError:
+        raise
     except Exception as error:  # templates are programs: they raise what they like
         raise InputError(f"{where}: the tokenizer's chat template rejects the messages ({error}).") from error
+
+
+def _plain(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A message whose content is text; parts, as OpenAI's API has them, are joined by line ends.
+
+    Raises:
+        InputError: a part is something other than text.
+    """
+    parts = message.get("content")
+    if not isinstance(parts, list):
+        return message
+    return {**message, "content": "\n".join(_text_of(part, where) for part in parts)}
+
+
+def _text_of(part: Any, where: str) -> str:
+    text = part.get("text") if isinstance(part, Mapping) else part
+    if not isinstance(text, str):
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        raise InputError(f"{where}: a message has a part of type {kind!r}, and only text can be read.")
+    return text
 
 
 def _is_message(message: Any) -> bool:
@@ -166,7 +209,7 @@ def _not_utf8(where: str) -> InputError:
 
 
 @dataclass(frozen=True)
-class ParquetFile:
+class ParquetFile(_Records):
     """A parquet file with a column `text` or `messages`."""
 
     path: Path
@@ -193,7 +236,7 @@ def _column(names: Iterable[str], where: str) -> str:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class Dataset(_Records):
     """A dataset `name[:config][:split]` of the `datasets` package; the split is `train` unless given.
 
     It is downloaded whole into the local cache, from which rows are read without loading it into memory.

@@ -27,7 +27,7 @@ from compressor.tasks.scoring import Prompter
 from compressor.tasks.scoring import check as check_task
 from compressor.tasks.task import LoadedTask
 from compressor.texts import RunTexts, Texts
-from compressor.tokenizer import tokenizer_of
+from compressor.tokenizer import check_vocabulary, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def _prepare(
     checkpoint, recipe = source.checkpoint, plans[0].recipe
     original = original_of(checkpoint, plans[0].passes)  # passes that change it are the same for all targets
     tokenizer = tokenizer_of(original, trust_remote_code=settings.trust_remote_code)
+    check_vocabulary(tokenizer, original.architecture.vocab_size)
     notes = EndTokens.of(checkpoint.root, tokenizer).notes(tokenizer)
     prompter = Prompter.of(tokenizer, checkpoint.root, checkpoint.architecture) if tasks else None
     for task in tasks:

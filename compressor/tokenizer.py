@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Any one of these makes a tokenizer; without them transformers invents an empty one.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
+# Keys of tokenizer_config.json for tokens that stand for something other than text.
+MEDIA_TOKENS = ("image_token", "boi_token", "eoi_token", "audio_token", "video_token")
 
 
 def load_tokenizer(root: Path, trust_remote_code: bool = False) -> Any:
@@ -48,7 +50,7 @@ def tokenizer_of(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Any
     from compressor.writer import copy_files
 
     files = checkpoint.companions
-    if all(path.parent == checkpoint.root for path in files.values()):
+    if all(path == checkpoint.root / name for name, path in files.items()):
         return load_tokenizer(checkpoint.root, trust_remote_code)
     with TemporaryDirectory() as folder:
         copy_files({**files, "config.json": checkpoint.root / "config.json"}, Path(folder))
@@ -107,3 +109,27 @@ def template_notes(tokenizer: Any) -> list[str]:
     if not isinstance(template, dict) or len(template) < 2:
         return []
     return [f"of the chat templates {', '.join(template)} the runtime takes default alone"]
+
+
+def encode_once(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text with the special ones around it; a text that begins with its first token gets no second one."""
+    tokens = list(tokenizer(text, verbose=False)["input_ids"])
+    first = tokenizer.bos_token_id
+    return tokens[1:] if first is not None and tokens[:2] == [first, first] else tokens
+
+
+def check_vocabulary(tokenizer: Any, rows: int) -> None:
+    """See that the model's table has a row for every token that text can have; those for images never occur.
+
+    Raises:
+        InputError: it has not.
+    """
+    images = {value for key, value in tokenizer.init_kwargs.items() if key in MEDIA_TOKENS}
+    beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows and token not in images}
+    if beyond:
+        first = min(beyond)
+        others = f", and {len(beyond) - 1} more tokens have none" if len(beyond) > 1 else ""
+        raise InputError(
+            f"The tokenizer's token {beyond[first]!r} ({first}) has no row in the model's table of {rows}{others}.",
+            "Save the model after resize_token_embeddings(len(tokenizer)), or take the tokens away.",
+        )

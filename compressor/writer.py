@@ -27,7 +27,8 @@ CONTENT = "content"  # key in it: the digest of the checkpoint, which those of e
 SHARD_BYTES = 16 << 20
 # Files of a model folder that are carried over from step to step, byte for byte.
 COMPANION_PATTERNS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt",
-                      "added_tokens.json", "chat_template*", "*.jinja", "*.model", "LICENSE*")  # fmt: skip
+                      "added_tokens.json", "chat_template*", "*.jinja", "additional_chat_templates/*.jinja",
+                      "*.model", "LICENSE*")  # fmt: skip
 
 
 class ShardWriter:
@@ -190,12 +191,13 @@ def companions_of(source: Path) -> dict[str, Path]:
     """
     check_links(source)
     found = (path for pattern in COMPANION_PATTERNS for path in sorted(source.glob(pattern)) if path.is_file())
-    return {path.name: path for path in found}
+    return {path.relative_to(source).as_posix(): path for path in found}
 
 
 def copy_files(files: Mapping[str, Path], out: Path) -> None:
     """Copy files into a folder under the names they have here, byte for byte."""
     for name, path in files.items():
+        (out / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, out / name)
 
 

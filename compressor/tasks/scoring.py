@@ -17,6 +17,7 @@ from compressor.measure.answers import Answerer, Continuation
 from compressor.measure.statistics import Estimate
 from compressor.tasks import metrics
 from compressor.tasks.task import Classification, LoadedTask, QuestionAnswering, Sample, Task
+from compressor.tokenizer import encode_once
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ class Prompter:
         return Continuation(self._fitting(whole, 0, sample), first)
 
     def _encode(self, text: str, special: bool) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+        if special:
+            return encode_once(self.tokenizer, text)
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _fitting(self, tokens: list[int], room: int, sample: Sample) -> list[int]:
         if len(tokens) + room > self.longest:

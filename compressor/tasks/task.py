@@ -70,7 +70,7 @@ class Classification(_Task):
 
 class _Generating(_Task):
     max_tokens: int = Field(64, ge=1)
-    stop: list[str] = ["\n"]
+    stop: list[Annotated[str, Field(min_length=1)]] = ["\n"]
 
 
 class Generation(_Generating):

@@ -21,6 +21,8 @@ BOS, EOS = 256, 257
 class Listed:
     """A corpus that is a list of documents, and counts how many were taken from it."""
 
+    notes = ()
+
     def __init__(self, texts, kind="record"):
         self.texts, self.kind, self.taken = texts, kind, 0
 
@@ -57,6 +59,36 @@ def test_running_text_has_one_bos_at_its_start(bos_tokenizer):
     found = windows(Listed(["ab", "cd"], "running"), bos_tokenizer, 1, 5)
     assert found.tokens.tolist() == [[BOS, *ids(bos_tokenizer, "abcd")]]
     assert found.notes == ("plain text runs on as it stands",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts", "found"),
+    [
+        ("record", ["<|begin|>ab", "cd"], [BOS, "ab", BOS, "cd"]),
+        ("running", ["<|begin|>ab", "cd"], [BOS, "abcd"]),
+    ],
+)
+def test_text_that_has_its_bos_gets_no_second_one(bos_tokenizer, kind, texts, found):
+    expected = [token for part in found for token in ([part] if part == BOS else ids(bos_tokenizer, part))]
+    made = windows(Listed(texts, kind), bos_tokenizer, 1, len(expected))
+    assert made.tokens.tolist() == [expected]
+    assert made.notes[-1] == "1 texts hold special tokens at their ends already, and get no second ones"
+
+
+def test_text_that_has_its_eos_gets_no_second_one(byte_tokenizer):
+    found = windows(Listed(["ab<|end|>", "cd"]), byte_tokenizer, 1, 6)
+    assert found.tokens.tolist() == [[*ids(byte_tokenizer, "ab"), EOS, *ids(byte_tokenizer, "cd"), EOS]]
+
+
+def test_line_ends_of_windows_are_read_as_those_of_unix(tmp_path, byte_tokenizer):
+    for name, content in (("unix.txt", b"ab\ncd\n" * 9), ("windows.txt", b"ab\r\ncd\r\n" * 9)):
+        (tmp_path / name).write_bytes(content)
+    unix, windows = (
+        load_tokens(str(tmp_path / name), byte_tokenizer, samples=None, length=9, seed=None)
+        for name in ("unix.txt", "windows.txt")
+    )
+    assert windows.digest == unix.digest
+    assert set(windows.notes) - set(unix.notes) == {"line ends of Windows (CR LF) are read as LF"}
 
 
 def test_chats_get_nothing_beside_their_template(bos_tokenizer):

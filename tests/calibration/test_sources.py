@@ -108,6 +108,15 @@ def test_line_that_cannot_be_used_is_named(tmp_path, byte_tokenizer, line, messa
         documents(tmp_path / "a.jsonl", byte_tokenizer)
 
 
+def test_parts_of_a_message_are_text(byte_tokenizer):
+    parts = [{"type": "text", "text": "hi"}, {"type": "text", "text": "there"}]
+    chat = [{"role": "user", "content": parts}, CHAT[1]]
+    assert render_chat(chat, byte_tokenizer, "here") == RENDERED.replace("hi", "hi\nthere")
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}]}]
+    with pytest.raises(InputError, match=r"^here: a message has a part of type 'image_url', and only text can be read"):
+        render_chat(image, byte_tokenizer, "here")
+
+
 def test_chat_needs_a_template(byte_tokenizer):
     import copy
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 
 import pytest
 
 from compressor.errors import InputError
-from compressor.tokenizer import load_tokenizer
+from compressor.tokenizer import check_vocabulary, default_template, encode_once, load_tokenizer, template_notes
+from compressor.writer import copy_companions
 
 
 @pytest.fixture
@@ -64,3 +66,34 @@ def test_code_beside_a_tokenizer_json_is_not_run(tiny_model, byte_tokenizer):
     (root / "tokenizer_config.json").write_text(json.dumps(config))
     (root / "tokenization_own.py").write_text("raise SystemExit('ran')")
     assert load_tokenizer(root)("a")["input_ids"] == byte_tokenizer("a")["input_ids"]
+
+
+def test_a_text_that_begins_with_bos_gets_no_second_one(byte_tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    around = TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 256)])
+    tokenizer.backend_tokenizer.post_processor = around
+    assert encode_once(tokenizer, "<|begin|>a") == encode_once(tokenizer, "a") == tokenizer("a")["input_ids"]
+
+
+def test_tokens_without_a_row_are_refused_by_name(byte_tokenizer):
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    check_vocabulary(tokenizer, 259)
+    tokenizer.add_tokens(["<tool>", "</tool>"])
+    with pytest.raises(InputError, match=r"token '<tool>' \(259\) has no row in the model's table of 259, and 1 more"):
+        check_vocabulary(tokenizer, 259)
+    check_vocabulary(tokenizer, 261)
+    tokenizer.init_kwargs |= {"image_token": "<tool>", "eoi_token": "</tool>"}  # as Gemma 3 of one billion has it
+    check_vocabulary(tokenizer, 259)
+
+
+def test_named_chat_templates_are_copied(byte_tokenizer, tmp_path):
+    tokenizer, out = copy.deepcopy(byte_tokenizer), tmp_path / "out"
+    tokenizer.chat_template = {"default": "a", "tool_use": "b"}
+    tokenizer.save_pretrained(tmp_path / "model")
+    out.mkdir()
+    copy_companions(tmp_path / "model", out)
+    assert load_tokenizer(out).chat_template == {"default": "a", "tool_use": "b"}
+    assert default_template(tokenizer) == "a"
+    assert template_notes(tokenizer) == ["of the chat templates default, tool_use the runtime takes default alone"]

@@ -100,3 +100,9 @@ def test_a_template_may_say_what_stands_for_null(files):
 def test_a_template_runs_no_code(files):
     with pytest.raises(InputError):
         load_task(files(TASK.replace("{{ text }}", "{{ text.__class__.__mro__ }}")))
+
+
+def test_a_stop_string_that_every_text_has_is_refused(files):
+    task = "kind: generation\ndata: data.jsonl\nprompt: '{{ text }}'\nanswer: text\nstop: ['.', '']\n"
+    with pytest.raises(InputError, match=r"stop\.1: String should have at least 1 character"):
+        load_task(files(task))
