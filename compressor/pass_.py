@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -114,6 +114,17 @@ class Pass(Configurable, ABC):
             InputError: it does not fit.
         """
         return
+
+    def fitting_defaults(self, given: Collection[str], architecture: Architecture) -> dict[str, Any]:
+        """Other values for options that were not given and whose defaults do not fit a model; none for most passes.
+
+        Args:
+            given: names of the options that were, which stay as they are.
+
+        Raises:
+            InputError: the options do not fit the model.
+        """
+        return {}
 
     def reshaped(self, architecture: Architecture) -> Architecture:
         """The architecture of what it leaves; the same for most passes."""

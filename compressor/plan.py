@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +47,9 @@ class Plan:
             InputError: a pass's options do not fit the model, or the target cannot take the outcome.
         """
         check_adapter_beside(recipe, checkpoint.root)
-        notes = (MERGED_ONLY.format(recipe.build_target().name),) if recipe.merges_alone else ()
-        recipe = recipe.for_model(checkpoint.schemes)
+        notes: tuple[str, ...] = (MERGED_ONLY.format(recipe.build_target().name),) if recipe.merges_alone else ()
+        asked, recipe = recipe, recipe.for_model(checkpoint.architecture, checkpoint.schemes)
+        notes += tuple(_adapted(asked, recipe))
         passes, target, schemes = check_recipe(recipe, checkpoint, allow_pickle)
         check_values(checkpoint, passes, schemes, target)
         check_tokenizer(checkpoint, target)
@@ -68,12 +69,22 @@ class Plan:
         return [one.name for one in self.passes if one.chooses_schemes]
 
 
+def _adapted(asked: Recipe, fitted: Recipe) -> Iterator[str]:
+    """A note on each option of a pass that nobody gave, and whose default does not fit the model."""
+    for before, now in zip(asked.build_passes(), fitted.build_passes(), strict=False):  # none where no preset is for it
+        options = before.options()
+        for name, value in now.options().items():
+            if options[name] != value:
+                default = options[name]
+                yield f"{now.name} runs with {name}={value}: its default of {default} does not fit the model's widths"
+
+
 def check_of(recipes: Sequence[Recipe], allow_pickle: bool) -> Check:
     """What refuses a model before it is converted, if one of the recipes does not fit it."""
 
     def check(outline: Outline) -> None:
         for recipe in recipes:
-            check_recipe(recipe.for_model(outline.schemes), outline, allow_pickle)
+            check_recipe(recipe.for_model(outline.architecture, outline.schemes), outline, allow_pickle)
 
     return check
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from compressor import registry
+from compressor.architecture import Architecture
 from compressor.errors import InputError, nearest
 from compressor.families import EMBEDDINGS, HEAD
 from compressor.gate.limits import Limits
@@ -128,14 +129,17 @@ class Recipe(_Section):
         chosen = {} if self.tokenizer is None else {"tokenizer": self.tokenizer}
         return [{MERGE: {"adapter": list(self.adapter), "weights": weights, **chosen}}]
 
-    def for_model(self, schemes: Mapping[str, Scheme]) -> Recipe:
-        """The recipe for a model with these schemes, without the target's preset where that is not for it.
+    def for_model(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> Recipe:
+        """The recipe for a model: without the target's preset where that is not for it, and with defaults that fit.
 
         A preset is for models with float layers only, and for merging alone there is none.
         """
         quantized = bool(schemes.keys() - EMBEDDINGS - {HEAD})
-        needless = self.passes is None and (quantized or self.merges_alone)
-        return self.model_copy(update={"passes": []}) if needless else self
+        if self.passes is None and (quantized or self.merges_alone):
+            return self.model_copy(update={"passes": []})
+        entries = self.build_target().preset if self.passes is None else self.passes
+        fitted = list(_fitted(entries, architecture))
+        return self if fitted == list(entries) else self.model_copy(update={"passes": fitted})
 
     @property
     def merges_alone(self) -> bool:
@@ -164,6 +168,18 @@ class Recipe(_Section):
         plain["passes"] = [{one.name: _plain(one.options())} for one in self.build_passes()]
         plain["target"] = {target.name: _plain(target.options())}
         return plain
+
+
+def _fitted(
+    entries: Iterable[str | Mapping[str, Any]], architecture: Architecture
+) -> Iterator[str | Mapping[str, Any]]:
+    """Passes of a recipe, with other values for options that nobody gave and whose defaults do not fit the model."""
+    for entry in entries:
+        name, given = _named(entry)
+        one = registry.make_pass(name, given)
+        changed = one.fitting_defaults(given, architecture)
+        yield {name: {**given, **changed}} if changed else entry
+        architecture = one.reshaped(architecture)
 
 
 def preset_with_bits(target: Target, bits: float) -> list[dict[str, Any]]:

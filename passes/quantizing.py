@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -106,6 +106,14 @@ class QuantizingPass(LinearPass, _IntegerOptions):
         check_patterns("int8", self.int8, [name for name in shapes if name != HEAD])
         self._check_group_size({name: shape[1] for name, shape in shapes.items()})
         return super().plan_layers(shapes)
+
+    def fitting_defaults(self, given: Collection[str], architecture: Architecture) -> dict[str, Any]:
+        if "group_size" in given or self.group_size == "channel":
+            return {}
+        linears = architecture.linears()
+        widths = {linears[name][1] for name in self.chosen(architecture)}
+        largest = next((size for size in GROUP_SIZES if not any(width % size for width in widths)), self.group_size)
+        return {} if largest == self.group_size else {"group_size": largest}
 
     def _check_group_size(self, widths: Mapping[str, int]) -> None:
         size = self.scheme.group_size

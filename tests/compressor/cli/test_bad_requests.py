@@ -11,7 +11,7 @@ import pytest
         (["compress", "MODEL", "-t", "onxx-int4"], "did you mean 'onnx-int4'?"),
         (["compress", "MODEL", "-t", "hf", "--pass", "gqtp"], "did you mean 'gptq'?"),
         (["compress", "MODEL", "-t", "hf", "--pass", "gptq:group_size=32"], "needs calibration text"),
-        (["compress", "MODEL", "-t", "hf", "--pass", "gptq"], "does not divide the input width 64"),
+        (["compress", "MODEL", "-t", "hf", "--pass", "gptq:group_size=128"], "does not divide the input width 64"),
         (["compress", "no-such-thing", "-t", "hf"], "neither a folder"),
         (["compress", "MODEL", "-t", "hf", "--samples", "4"], "--calibration"),
         (["compress", "MODEL", "-t", "hf", "--bits", "4.5", "--pass", "rtn"], "--bits and --pass both say"),
