@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from compressor.errors import InputError, MissingExtra
+from compressor.errors import InputError, MissingExtra, first_line
 
 # Datasets whose rows are lines of one running text. The literature joins them with a blank line.
 RUNNING_DATASETS = ("wikitext", "Salesforce/wikitext")
@@ -216,16 +216,19 @@ class ParquetFile(_Records):
     tokenizer: Any
 
     def documents(self, characters: int) -> Iterator[Document | None]:
-        from pyarrow import ArrowInvalid, parquet
+        for number, (column, row) in enumerate(self._rows(), start=1):
+            yield None if row[column] is None else _record(row, self.tokenizer, f"{self.path}, row {number}")
+
+    def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        from pyarrow import ArrowException, parquet
 
         try:
             file = parquet.ParquetFile(self.path)
-        except ArrowInvalid as error:
-            raise InputError(f"{self.path} is truncated or not a parquet file.") from error
-        column = _column(file.schema_arrow.names, str(self.path))
-        rows = (row for batch in file.iter_batches(batch_size=64, columns=[column]) for row in batch.to_pylist())
-        for number, row in enumerate(rows, start=1):
-            yield None if row[column] is None else _record(row, self.tokenizer, f"{self.path}, row {number}")
+            column = _column(file.schema_arrow.names, str(self.path))
+            for batch in file.iter_batches(batch_size=64, columns=[column]):
+                yield from ((column, row) for row in batch.to_pylist())
+        except (ArrowException, OSError, UnicodeDecodeError) as error:  # damage beyond the headers has many names
+            raise InputError(f"{self.path} is damaged or not a parquet file ({first_line(error)}).") from error
 
 
 def _column(names: Iterable[str], where: str) -> str:

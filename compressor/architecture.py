@@ -338,7 +338,11 @@ def _rotary_parameters(config: Any, family: Family) -> dict[str, Mapping[str, An
 
 
 def _rope_types(rotary: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(one.get("rope_type", "default") for one in rotary.values()))
+    types = [one.get("rope_type", "default") for one in rotary.values()]
+    odd = next((one for one in types if not isinstance(one, str)), None)
+    if odd is not None:
+        raise InputError(f"rope_type of config.json is {odd!r}, which is no name.")
+    return tuple(dict.fromkeys(types))
 
 
 def _rotary_dim(rotary: Mapping[str, Mapping[str, Any]], head_dim: int) -> int:

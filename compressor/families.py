@@ -219,6 +219,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
         )
     family = FAMILIES[model_type]
     classes = config.get("architectures") or [family.architecture]
+    if not isinstance(classes, list):
+        raise InputError(f"architectures of config.json is {classes!r}, which is no list of classes.")
     if family.architecture not in classes:
         raise InputError(f"The model is a {classes[0]}; llmc takes causal language models ({family.architecture}).")
     return family

@@ -6,8 +6,9 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from compressor.errors import InputError
 from compressor.files import digest_json, write_json
@@ -16,6 +17,9 @@ from compressor.measure.continuations import Continuation
 from compressor.measure.latency import Latency
 from compressor.measure.scores import LayerError, Quality
 from compressor.measure.statistics import Estimate
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 SCHEMA = 3
 READABLE = (1, 2, 3)  # what a version adds may be absent
@@ -245,12 +249,12 @@ def load_ledger(path: Path) -> Ledger:
         InputError: there is none, it is of another schema, it is not what was written, or it names a file outside
             of its folder.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     file = path / LEDGER_FILE if path.is_dir() else path
     try:
         content = file.read_bytes()
-        ledger = TypeAdapter(Ledger).validate_json(content)
+        ledger = _adapter().validate_json(content)
     except FileNotFoundError as error:
         runs = ", ".join(map(str, runs_in(path)))
         raise InputError(
@@ -270,6 +274,13 @@ def load_ledger(path: Path) -> Ledger:
         if record is not None:
             inside(file.parent, record.path, file)
     return ledger
+
+
+@cache
+def _adapter() -> TypeAdapter[Ledger]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Ledger)
 
 
 def _digest(value: dict[str, Any]) -> str:

@@ -90,7 +90,11 @@ class Recipe(_Section):
         if not isinstance(value, str | list):
             return value
         entries = value if isinstance(value, list) else [value]
+        if not all(isinstance(entry, str | dict) for entry in entries):
+            raise ValueError("An adapter is a folder or a hub id")
         weighted = [entry if isinstance(entry, dict) else {entry: 1.0} for entry in entries]
+        if not all(isinstance(source, str) for entry in weighted for source in entry):
+            raise ValueError("An adapter is a folder or a hub id")
         merged = {source: weight for entry in weighted for source, weight in entry.items()}
         if len(merged) < sum(map(len, weighted)):
             raise ValueError("An adapter is given twice; give it once, with the sum of its weights")
@@ -308,6 +312,8 @@ def _named(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             "Start each pass with its own dash.",
         )
     ((name, options),) = entry.items()
+    if not isinstance(options or {}, Mapping):
+        raise InputError(f"The options of {name} are {options!r}; write them as keys and values.")
     return name, dict(options or {})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,27 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo
 
-from compressor.errors import InputError
+from compressor.errors import InputError, LlmcError, first_line
 from compressor.inside import inside
 
 GRAPH = "model.onnx"
+
+
+@contextmanager
+def damage_told(root: Path) -> Iterator[None]:
+    """Tell what a reader of the graph breaks on. A graph can be broken in any of its parts, and a reader that asked
+    about each before it uses it would be twice as long.
+
+    Raises:
+        InputError: something broke that was not told in a sentence.
+    """
+    try:
+        yield
+    except (LlmcError, MemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{root / GRAPH} is damaged ({reason}).", "Lower the model again.") from error
 
 
 def load_graph(root: Path) -> ModelProto:

@@ -25,7 +25,7 @@ from compressor.errors import InputError, RunError
 from compressor.low_rank import LowRank
 from compressor.quantized import QuantizedWeight
 from targets.onnx.branches import DOWN, UP, Branch, find_branches
-from targets.onnx.file import GRAPH, load_graph, read_bytes
+from targets.onnx.file import GRAPH, damage_told, load_graph, read_bytes
 from targets.onnx.probes import QuantizedMatrix, QuantizedTable
 
 # Which input of an operator is a weight.
@@ -56,10 +56,15 @@ def read_weights(root: Path) -> Iterator[tuple[str, Weight]]:
     """Every parameter of the artifact's graph under its checkpoint name, one matrix in memory at a time.
 
     Raises:
+        InputError: the graph is damaged.
         RunError: onnxruntime computes with other numbers than the file holds, or a head with others than the
             embedding that it is tied to; or the file is not whole.
     """
-    folder = _Folder.open(root)
+    with damage_told(root):
+        yield from _weights(_Folder.open(root))
+
+
+def _weights(folder: _Folder) -> Iterator[tuple[str, Weight]]:
     yield from folder.factored()
     quantized: dict[str, bytes] = {}
     for node, name in folder.uses():

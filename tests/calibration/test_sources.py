@@ -164,7 +164,7 @@ def test_parquet_without_either(tmp_path, byte_tokenizer):
 def test_truncated_parquet(tmp_path, byte_tokenizer):
     write_parquet(tmp_path / "a.parquet", {"text": ["x"]})
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
-    with pytest.raises(InputError, match="truncated or not a parquet file"):
+    with pytest.raises(InputError, match="damaged or not a parquet file"):
         documents(tmp_path / "a.parquet", byte_tokenizer)
 
 

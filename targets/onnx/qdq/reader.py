@@ -21,7 +21,7 @@ from onnx import NodeProto, TensorProto, helper
 from compressor.checkpoint import Weight
 from compressor.errors import RunError
 from compressor.quantized import Activations, QuantizedWeight, Scheme
-from targets.onnx.file import load_graph, read_bytes
+from targets.onnx.file import damage_told, load_graph, read_bytes
 from targets.onnx.reader import load
 
 BITS: Mapping[int, int] = {TensorProto.INT4: 4, TensorProto.INT8: 8}
@@ -35,9 +35,14 @@ def read_weights(root: Path) -> Iterator[tuple[str, Weight]]:
     """Every parameter of the artifact's graph under its checkpoint name, one matrix in memory at a time.
 
     Raises:
+        InputError: the graph is damaged.
         RunError: onnxruntime makes other numbers of the file than its integers and scales; or the file is not whole.
     """
-    graph = _Graph(root, load_graph(root).graph)
+    with damage_told(root):
+        yield from _weights(_Graph(root, load_graph(root).graph))
+
+
+def _weights(graph: _Graph) -> Iterator[tuple[str, Weight]]:
     for node in graph.quantized.values():
         yield node.output[0], graph.weight_of(node)
     for name in graph.stored:
