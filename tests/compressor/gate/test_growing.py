@@ -152,7 +152,8 @@ def test_more_windows_are_measured_as_the_first_ones_were(llmc, run, tmp_path, t
 
 
 def test_times_and_tasks_are_judged_beside_it_as_they_were_measured(llmc, run, tmp_path):
-    (tmp_path / "mood.jsonl").write_text('{"text": "one red tea", "label": 1}\n' * 30)
+    lines = [f'{{"text": "one red tea", "label": {number % 2}}}\n' for number in range(30)]
+    (tmp_path / "mood.jsonl").write_text("".join(lines))
     task = "kind: classification\ndata: mood.jsonl\nprompt: '{{ text }} is'\nanswer: label\nchoices: [' sky', ' two']\n"
     (tmp_path / "mood.yaml").write_text(task)
     assert llmc("score", run, "--task", tmp_path / "mood.yaml")[0] == 0
