@@ -32,7 +32,7 @@ def audit_command(text: str, model: str, evaluation: str | None, strict: bool, a
     evaluation, languages, chat template.
 
     \b
-    llmc audit train.jsonl --model ./my-model --eval held-out.jsonl --strict
+    llmc audit train.jsonl --model ./my-model --eval evaluation.jsonl --strict
 
     \b
     Exit code 0: looked at, warnings or not; 1: with --strict, a warning or something that could not be checked;

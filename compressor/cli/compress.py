@@ -118,12 +118,12 @@ def compress_command(
     """Compress MODEL (a Hugging Face folder, a .gguf file or a hub id) for a target, with a LoRA if one is given.
 
     \b
-    llmc compress ./my-model --target onnx-int4 --calibration train.jsonl --eval held-out.txt
+    llmc compress ./my-model --target onnx-int4 --calibration train.jsonl --eval evaluation.txt
     llmc compress ./my-model --target trt-int4 --pass gptq:group_size=64 --calibration train.jsonl
     llmc compress ./my-model --target onnx-int4 --target trt-int4 --calibration train.jsonl
     llmc compress ./my-model --target onnx-int4 --bits 4.5 --calibration train.jsonl
-    llmc compress ./base --adapter ./my-lora --target onnx-int4 --calibration train.jsonl --eval held-out.txt
-    llmc compress ./base --adapter ./my-lora --target hf --eval held-out.txt        # only merges
+    llmc compress ./base --adapter ./my-lora --target onnx-int4 --calibration train.jsonl --eval evaluation.txt
+    llmc compress ./base --adapter ./my-lora --target hf --eval evaluation.txt        # only merges
     """
     from compressor.registry import check_installation
 
