@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compressor.errors import InputError, MissingExtra, first_line
+from compressor.templates import checked, limited
 
 # Datasets whose rows are lines of one running text. The literature joins them with a blank line.
 RUNNING_DATASETS = ("wikitext", "Salesforce/wikitext")
@@ -171,7 +172,9 @@ def render_chat(messages: list[Any], tokenizer: Any, where: str) -> str:
             f"{where} is a chat, but the model's tokenizer has no chat template.", "Give `text` instead of `messages`."
         )
     try:
-        return tokenizer.apply_chat_template([_plain(message, where) for message in messages], tokenize=False)
+        plain = [_plain(message, where) for message in messages]
+        with limited():
+            return checked(tokenizer.apply_chat_template(plain, tokenize=False))
     except InputError:
         raise
     except Exception as error:  # templates are programs: they raise what they like

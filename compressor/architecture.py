@@ -227,6 +227,8 @@ def read_config(root: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not valid JSON (line {error.lineno}).") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text.") from error
+    except RecursionError as error:
+        raise InputError(f"{path} has values in values without end.") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} is not a JSON object.")
     return config

@@ -31,7 +31,7 @@ def json_lines(file: Path, *, skip_empty: bool) -> Iterator[tuple[int, dict[str,
 def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON in UTF-8.") from error
     if not isinstance(value, dict):
         raise InputError(f"{where} is not a JSON object.")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from compressor import registry
+from compressor import registry, yaml_text
 from compressor.architecture import Architecture
 from compressor.errors import InputError, nearest
 from compressor.families import EMBEDDINGS, HEAD
@@ -214,7 +214,7 @@ def load_recipes(path: Path, overrides: Mapping[str, Any]) -> list[Recipe]:
     """
     try:
         text = path.read_text()
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml_text.compose(text)
         values = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"The recipe {path} cannot be read: {str(error).splitlines()[0]}.") from error

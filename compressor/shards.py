@@ -130,7 +130,7 @@ def _read_indexed(root: Path, index_path: Path) -> Headers:
     try:
         weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(map(str, set(weight_map.values())))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{index_path} is not a safetensors index.") from error
     for shard in shards:
         inside(root, shard, index_path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from compressor import layout
+from compressor import layout, yaml_text
 from compressor.architecture import Architecture
 from compressor.errors import InputError, RunError, nearest
 from compressor.quantized import Scheme
@@ -27,7 +27,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, has a key that llm-compressor would pass over in silence, or leaves rotations.
     """
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = yaml_text.load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"The llm-compressor recipe {path} cannot be read: {str(error).splitlines()[0]}.") from error
     _check_keys(path, recipe, "_stage")

@@ -17,6 +17,7 @@ from compressor.measure.answers import Answerer, Continuation
 from compressor.measure.statistics import Estimate
 from compressor.tasks import metrics
 from compressor.tasks.task import Classification, LoadedTask, QuestionAnswering, Sample, Task
+from compressor.templates import checked, limited
 from compressor.tokenizer import encode_once
 
 
@@ -67,7 +68,12 @@ class Prompter:
         if not self.tokenizer.chat_template:
             raise InputError(f"{task.task} has chat prompts, and the model's tokenizer has no chat template.")
         messages = [{"role": "user", "content": sample.prompt}]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), False
+        try:
+            with limited():
+                text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                return checked(text), False
+        except Exception as error:  # templates are programs: they raise what they like
+            raise InputError(f"The tokenizer's chat template rejects a prompt of {task.task} ({error}).") from error
 
     def prompt(self, task: Task, sample: Sample, room: int) -> list[int]:
         """Tokens of a prompt.

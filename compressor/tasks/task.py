@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from jinja2 import StrictUndefined, TemplateError, UndefinedError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from compressor import yaml_text
 from compressor.errors import InputError
 from compressor.files import digest_json
 from compressor.json_lines import json_lines
+from compressor.templates import Sandbox, checked, limited
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -31,7 +32,7 @@ def _no_null(value: Any) -> Any:
     return value
 
 
-JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_no_null)
+JINJA = Sandbox(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_no_null)
 
 
 class _Task(BaseModel):
@@ -148,7 +149,7 @@ def load_tasks(paths: Sequence[Path]) -> list[LoadedTask]:
 
 def _read(path: Path) -> Task:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml_text.load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"The task {path} cannot be read: {str(error).splitlines()[0]}.") from error
     if not isinstance(values, dict):
@@ -184,7 +185,8 @@ def _samples(task: Task, data: Path) -> Iterator[Sample]:
             return
         where = f"{data}:{number}"
         try:
-            prompt, found = template.render(line), answer(line)
+            with limited():
+                prompt, found = checked(template.render(line)), answer(line)
             if isinstance(found, StrictUndefined):
                 raise UndefinedError(f"{task.answer!r} is undefined")
         except UndefinedError as error:
