@@ -1,4 +1,4 @@
-"""Writes the table of docs/targets.md: what each target takes, who reads it back, and where it was really run.
+"""Writes the table of docs/targets.md: what each target takes, who reads it back, and what it was tested with.
 
     python benchmarks/targets_table.py
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE, NOTES = ROOT / "docs" / "targets.md", ROOT / "docs" / "targets.yaml"
 ENGINES = ROOT / "benchmarks" / "results" / "engines.json"
 START, END = "<!-- table: python benchmarks/targets_table.py -->\n", "<!-- end of table -->\n"
-HEADERS = ("target", "writes", "takes", "read back by", "loaded by, here", "not run here")
+HEADERS = ("target", "writes", "takes", "read back by", "tested with", "not tested")
 GROUPS = (16, 32, 64, 128, None)
 # A Llama in which every group size fits every width.
 SHAPE = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 2048,
@@ -144,7 +144,7 @@ def rounded_inputs(target: Target, shape: Architecture) -> Iterator[str]:
             and fits(target, shape, Scheme(8, None, True, weights.type, activations, per_tensor=weights.per_tensor))
         ]
         if taken:
-            yield f"{text}, inputs {' or '.join('left alone' if name == 'alone' else name for name in taken)}"
+            yield f"{text}, inputs {' or '.join('unquantized' if name == 'alone' else name for name in taken)}"
 
 
 def beside(target: Target, shape: Architecture) -> Iterator[str]:
@@ -163,7 +163,7 @@ def beside(target: Target, shape: Architecture) -> Iterator[str]:
         if "input_factors" in target.holds:
             yield factors(target, shape, own)
     if "rank" in target.holds:
-        yield f"low-rank factors {'in the place of linears' if own is None else 'beside'}"
+        yield f"low-rank factors {'in place of linears' if own is None else 'beside the weights'}"
     if target.holds_quantized_embedding:
         yield "a quantized embedding"
     if target.holds_cache_scales:
@@ -171,12 +171,12 @@ def beside(target: Target, shape: Architecture) -> Iterator[str]:
 
 
 def factors(target: Target, shape: Architecture, own: Scheme) -> str:
-    """Which layers may have factors of their inputs."""
+    """Which layers may have factors of their inputs, which ModelOpt calls pre_quant_scale."""
     multiplied = replace(own, input_factors=True)
     layers = [name for name in shape.linears() if name != "lm_head"]
     taken = [name for name in layers if fits(target, shape, own, **{name: multiplied})]
     names = " and ".join(f"`{name.rpartition('.')[2]}`" for name in taken)
-    return "factors of inputs (`pre_quant_scale`)" + ("" if taken == layers else f" of {names}")
+    return "input scales (`pre_quant_scale`)" + ("" if taken == layers else f" of {names}")
 
 
 if __name__ == "__main__":
