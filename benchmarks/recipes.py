@@ -34,9 +34,10 @@ from compressor.bench.subjects import open_subject
 from compressor.checkpoint import Checkpoint
 from compressor.errors import LlmcError
 from compressor.files import write_json, write_whole
-from compressor.ledger import LEDGER_FILE, Ledger, load_ledger
+from compressor.ledger import Ledger, load_ledger
 from compressor.measure.latency import Workload, measure_latency
 from compressor.report.numbers import estimate
+from compressor.run_folder import LEDGER_FILE
 from compressor.target import Session
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,9 +5,10 @@ How documents become one stream of tokens:
 - Plain text (`.txt`) and the lines of WikiText run on as they stand in the file, blank lines included. The
   tokenizer's own leading special token, if it has one, comes once at the start. This is how published WikiText
   perplexities are computed.
-- Records (`.jsonl`, `.parquet`, dataset rows with `text`) each get the special tokens that the tokenizer adds by
-  itself; a tokenizer that adds none gets its eos token after every document.
-- Chats (`messages`) are rendered with the tokenizer's own chat template, which marks its own boundaries.
+- Records (`.jsonl`, `.csv`, `.parquet`, dataset rows with `text`) each get the special tokens that the tokenizer
+  adds by itself; a tokenizer that adds none gets its eos token after every document.
+- Chats (`messages`), and instructions with their answers, are rendered with the tokenizer's own chat template, which
+  marks its own boundaries.
 
 The stream is cut into windows of equal length that do not overlap; what is left at the end is dropped.
 """
@@ -68,7 +69,7 @@ def load_tokens(
     stops when there are enough.
 
     Args:
-        source: path of a .txt, .jsonl or .parquet file, or a dataset id `name[:config][:split]`.
+        source: path of a .txt, .csv, .jsonl or .parquet file, or a dataset id `name[:config][:split]`.
         allow_network: whether a dataset may be downloaded; else it must be in the local cache.
 
     Raises:
@@ -92,15 +93,30 @@ def pack(
         windows, origins, tally = _drawn_windows(corpus, tokenizer, samples, length, seed)
         wanted = samples
     if len(windows) < wanted:
-        raise TooFewWindows(
-            f"Only {len(windows)} windows of {length} tokens in {source}, {wanted} asked.",
-            f"Give more text or samples={len(windows)}." if len(windows) else f"Give more text than {length} tokens.",
-            len(windows),
-        )
+        raise too_few(source, len(windows), wanted, length)
     tokens = torch.from_numpy(windows)
     known = None if "running" in tally.kinds else torch.from_numpy(origins)
     notes = (*tally.notes(seed is not None), *corpus.notes)
     return TokenSet(tokens, digest_tokens(tokens), source, tally.tokenized, notes, known)
+
+
+def count_windows(source: str, tokenizer: Any, samples: int, length: int) -> int:
+    """How many windows of `length` tokens a source has, at most `samples`. Reads no further than it must.
+
+    Raises:
+        InputError: the source cannot be read.
+    """
+    documents = _present(open_corpus(source, tokenizer).documents(PASSAGE_CHARACTERS), _Tally())
+    return len(_windows(_tokenize(documents, tokenizer, _Tally()), length, samples)[0])
+
+
+def too_few(source: str, found: int, wanted: int, length: int) -> TooFewWindows:
+    """What to say of a source that holds `found` windows of `length` tokens."""
+    return TooFewWindows(
+        f"Only {found} windows of {length} tokens in {source}, {wanted} asked.",
+        f"Give more text or samples={found}." if found else f"Give more text than {length} tokens.",
+        found,
+    )
 
 
 def digest_tokens(tokens: torch.Tensor) -> str:
@@ -129,6 +145,7 @@ class _Tally:
             "running": "plain text runs on as it stands",
             "record": f"documents are separated by {self.separator}",
             "chat": "chats are rendered with the tokenizer's chat template",
+            "instruction": "instructions and their answers are rendered as chats with the tokenizer's chat template",
         }
         found = [joins[kind] for kind in self.kinds]
         if self.skipped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import io
 import json
 import re
@@ -13,18 +14,29 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compressor.errors import InputError, MissingExtra, first_line
+from compressor.json_lines import check_characters
 from compressor.templates import checked, limited
 
 # Datasets whose rows are lines of one running text. The literature joins them with a blank line.
 RUNNING_DATASETS = ("wikitext", "Salesforce/wikitext")
 COLUMNS = ("messages", "text")
 CRLF = "line ends of Windows (CR LF) are read as LF"
+# Keys of an instruction and its answer, as sets for fine-tuning have them; `input` goes behind the instruction.
+INSTRUCTIONS = (
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+)
+INPUT = "input"
+LONGEST_FIELD = 1 << 24  # characters of a cell
+KINDS = ".txt, .csv, .jsonl or .parquet"
 SPLIT = re.compile(r"(train|test|validation|valid|dev|eval)\b.*")
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text. `kind` says how it joins its neighbours: "running", "record" or "chat" (see the module)."""
+    """One text. `kind` says how it joins its neighbours: "running", "record", "chat" or "instruction"."""
 
     text: str
     kind: str
@@ -52,10 +64,10 @@ def open_corpus(source: str, tokenizer: Any, *, allow_network: bool = True) -> C
         InputError: there is no such file, or its kind cannot be read.
     """
     path = Path(source)
-    reader = READERS.get(path.suffix)
+    reader = READERS.get(path.suffix.lower())
     if path.is_file():
         if reader is None:
-            raise InputError(f"{path} is not a .txt, .jsonl or .parquet file.")
+            raise InputError(f"{path} is not a {KINDS} file.")
         return reader(path, tokenizer)
     if reader is not None or path.exists() or source.startswith((".", "/", "~")):
         raise InputError(f"There is no file {source}.")
@@ -124,7 +136,7 @@ class _Records:
 
 @dataclass(frozen=True)
 class JsonLines(_Records):
-    """One JSON object a line, with `text` or `messages`."""
+    """One JSON object a line, with `text`, `messages`, or an instruction and its answer."""
 
     path: Path
     tokenizer: Any
@@ -146,16 +158,49 @@ def _parse(line: bytes, where: str) -> Any:
 
 
 def _record(record: Any, tokenizer: Any, where: str) -> Document | None:
-    """The document of a JSON line, or of a row of a parquet file or data set; null is none, as an empty text is."""
-    if isinstance(record, Mapping) and isinstance(messages := record.get("messages"), list):
-        return Document(render_chat(messages, tokenizer, where), "chat") if messages else None
-    if isinstance(record, Mapping) and isinstance(text := record.get("text"), str):
-        return Document(text, "record") if text.strip() else None
-    known = [record[name] for name in COLUMNS if name in record] if isinstance(record, Mapping) else []
-    if known and all(value is None for value in known):
+    """The document of a JSON line, or of a row of a table; null is none, as an empty text is."""
+    if not isinstance(record, Mapping):
+        raise _no_text(record, where)
+    if isinstance(messages := record.get("messages"), list):
+        return _document(render_chat(messages, tokenizer, where), "chat", where) if messages else None
+    if isinstance(text := record.get("text"), str):
+        return _document(text, "record", where) if text.strip() else None
+    if chat := _instruction(record):
+        return _document(render_chat(chat, tokenizer, where), "instruction", where)
+    known = [record[name] for name in COLUMNS if name in record]
+    if (known and all(value is None for value in known)) or any(_is_empty(record, pair) for pair in INSTRUCTIONS):
         return None
+    raise _no_text(record, where)
+
+
+def _instruction(record: Mapping[str, Any]) -> list[dict[str, str]] | None:
+    """An instruction and its answer as a chat."""
+    for asked, answered in INSTRUCTIONS:
+        question, answer, more = (record.get(key) for key in (asked, answered, INPUT))
+        if isinstance(question, str) and isinstance(answer, str) and question.strip() and answer.strip():
+            whole = f"{question}\n\n{more}" if isinstance(more, str) and more.strip() else question
+            return [{"role": "user", "content": whole}, {"role": "assistant", "content": answer}]
+    return None
+
+
+def _is_empty(record: Mapping[str, Any], pair: tuple[str, str]) -> bool:
+    """Whether it has both keys, and nothing in one of them."""
+    values = [record.get(key) for key in pair]
+    told = all(key in record for key in pair) and all(value is None or isinstance(value, str) for value in values)
+    return told and not all(value and value.strip() for value in values)
+
+
+def _document(text: str, kind: str, where: str) -> Document:
+    check_characters(text, where)
+    return Document(text, kind)
+
+
+def _no_text(record: Any, where: str) -> InputError:
     there = f"; it has {', '.join(map(str, record))}" if isinstance(record, Mapping) and record else ""
-    raise InputError(f"{where} has neither `text` (a string) nor `messages` (a list){there}.")
+    return InputError(
+        f"{where} has neither `text` (a string) nor `messages` (a list){there}.",
+        "An instruction and its answer are taken too: " + ", ".join(" and ".join(pair) for pair in INSTRUCTIONS) + ".",
+    )
 
 
 def render_chat(messages: list[Any], tokenizer: Any, where: str) -> str:
@@ -219,26 +264,53 @@ class ParquetFile(_Records):
     tokenizer: Any
 
     def documents(self, characters: int) -> Iterator[Document | None]:
-        for number, (column, row) in enumerate(self._rows(), start=1):
-            yield None if row[column] is None else _record(row, self.tokenizer, f"{self.path}, row {number}")
+        for number, row in enumerate(self._rows(), start=1):
+            yield _record(row, self.tokenizer, f"{self.path}, row {number}")
 
-    def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _rows(self) -> Iterator[dict[str, Any]]:
         from pyarrow import ArrowException, parquet
 
         try:
             file = parquet.ParquetFile(self.path)
-            column = _column(file.schema_arrow.names, str(self.path))
-            for batch in file.iter_batches(batch_size=64, columns=[column]):
-                yield from ((column, row) for row in batch.to_pylist())
+            columns = _columns(file.schema_arrow.names, str(self.path))
+            for batch in file.iter_batches(batch_size=64, columns=columns):
+                yield from batch.to_pylist()
         except (ArrowException, OSError, UnicodeDecodeError) as error:  # damage beyond the headers has many names
             raise InputError(f"{self.path} is damaged or not a parquet file ({first_line(error)}).") from error
 
 
-def _column(names: Iterable[str], where: str) -> str:
+def _columns(names: Iterable[str], where: str) -> list[str]:
+    """The columns of a table that its text is in."""
+    there = list(names)
     for column in COLUMNS:
-        if column in names:
-            return column
-    raise InputError(f"{where} has no column `text` or `messages`; it has {', '.join(names)}.")
+        if column in there:
+            return [column]
+    for pair in INSTRUCTIONS:
+        if set(pair) <= set(there):
+            return [*pair, *({INPUT} & set(there))]
+    raise InputError(f"{where} has no column `text` or `messages`; it has {', '.join(there)}.")
+
+
+@dataclass(frozen=True)
+class CsvFile(_Records):
+    """A table in UTF-8 with a line of names: a column `text`, or those of an instruction and its answer."""
+
+    path: Path
+    tokenizer: Any
+
+    def documents(self, characters: int) -> Iterator[Document | None]:
+        csv.field_size_limit(LONGEST_FIELD)
+        with self.path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            try:
+                columns = _columns([name for name in rows.fieldnames or () if name], str(self.path))
+                for row in rows:
+                    values = {name: row[name] for name in columns}
+                    yield _record(values, self.tokenizer, f"{self.path}:{rows.line_num}")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(str(self.path)) from error
+            except csv.Error as error:
+                raise InputError(f"{self.path}:{rows.line_num + 1} is not CSV ({error}).") from error
 
 
 @dataclass(frozen=True)
@@ -258,9 +330,9 @@ class Dataset(_Records):
         if name in RUNNING_DATASETS:
             yield from running_pieces((row["text"] + "\n\n" for row in dataset), characters)
             return
-        column = _column(dataset.column_names, self.source)
-        for number, row in enumerate(dataset.select_columns([column]), start=1):
-            yield None if row[column] is None else _record(row, self.tokenizer, f"{self.source}, row {number}")
+        columns = _columns(dataset.column_names, self.source)
+        for number, row in enumerate(dataset.select_columns(columns), start=1):
+            yield _record(row, self.tokenizer, f"{self.source}, row {number}")
 
     def _load(self, name: str, config: str | None, split: str) -> Any:
         try:
@@ -274,7 +346,7 @@ class Dataset(_Records):
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(
                 f"{self.source} is not a file, and the dataset cannot be loaded: {reason}",
-                "Give a .txt, .jsonl or .parquet file, or check the id and the network.",
+                f"Give a {KINDS} file, or check the id and the network.",
             ) from error
 
 
@@ -307,4 +379,9 @@ def parse_dataset_id(source: str) -> tuple[str, str | None, str]:
     return name, (rest[0] if rest else None), "train"
 
 
-READERS: dict[str, Callable[[Path, Any], Corpus]] = {".txt": TextFile, ".jsonl": JsonLines, ".parquet": ParquetFile}
+READERS: dict[str, Callable[[Path, Any], Corpus]] = {
+    ".txt": TextFile,
+    ".csv": CsvFile,
+    ".jsonl": JsonLines,
+    ".parquet": ParquetFile,
+}

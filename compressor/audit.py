@@ -11,11 +11,11 @@ from compressor.audit_files import EMPTY, check_files, strange_entries
 from compressor.errors import InputError, LlmcError, MissingExtra, RunError
 from compressor.findings import Check, Finding, Verdict
 from compressor.fingerprint import differing_parts, fingerprint
-from compressor.ledger import one_of_the_runs_in
 from compressor.manifest import OLD_SCHEMA, DamagedManifest, Manifest, read_manifest
 from compressor.pass_ import Progress
 from compressor.probe import Probe, compare, open_session
 from compressor.registry import make_target
+from compressor.run_folder import one_of_the_runs_in
 from compressor.target import MANIFEST, Artifact, Target
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.ledger import LEDGER_FILE, StepRecord, load_ledger
+from compressor.ledger import StepRecord, load_ledger
 from compressor.measure.samples import SAMPLES_FOLDER
+from compressor.run_folder import LEDGER_FILE
 
 
 @dataclass(frozen=True)

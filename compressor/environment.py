@@ -18,6 +18,17 @@ PACKAGES = (
     "onnxruntime-genai",
     "tensorrt-rtx-cu13-bindings",
 )
+RUNTIMES = (
+    "transformers",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "openvino",
+    "vllm",
+    "xllamacpp",
+    "tensorrt-llm",
+    "tensorrt-rtx-cu13-bindings",
+    "executorch",
+)
 CPU_INFO = Path("/proc/cpuinfo")
 # Flags of Linux for the instructions that runtimes choose their kernels by, and round otherwise with.
 INSTRUCTIONS = {
@@ -52,6 +63,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def runtimes() -> dict[str, str]:
+    """Versions of the runtimes that are installed here. Imports none of them."""
+    return {name: found for name in RUNTIMES if (found := _version(name))}
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -61,7 +77,7 @@ def _version(package: str) -> str | None:
 
 def _cpu() -> str:
     try:
-        lines = CPU_INFO.read_text().splitlines()
+        lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

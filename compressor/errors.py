@@ -52,6 +52,7 @@ class MissingExtra(InputError):  # noqa: N818 -- reads better where it is raised
         )
 
 
+ALIKE = 1.3  # of the 2 that equal names have, from which one may be a slip for the other
 BREAKS = (RunError, RuntimeError, MemoryError)  # what a runtime raises that breaks while it is asked
 
 
@@ -75,21 +76,29 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence fragment that helps with a misspelled name: the nearest one, or the list."""
+def listed(known: Iterable[str]) -> str:
+    """A sentence fragment with every name that there is."""
     names = sorted(known)
-    if not names:
-        return "there are none"
-    close = difflib.get_close_matches(name, names, n=len(names), cutoff=0.5)
-    return f"did you mean {_likest(name, close)!r}?" if close else "known: " + ", ".join(names)
+    return "known: " + ", ".join(names) if names else "there are none"
 
 
-def _likest(name: str, names: Iterable[str]) -> str:
-    """The name that is most like another one; letters that changed places are a slip of the fingers."""
+def nearest(name: str, known: Iterable[str], meant: Iterable[str] = ()) -> str:
+    """A sentence fragment that helps with a wrong name: what is known to be meant by it, the names that begin with it,
+    the one that looks like it, or the list.
+    """
+    names = sorted(known)
+    wanted = [one for one in meant if one in names] or [one for one in names if len(name) > 1 and one.startswith(name)]
+    if not wanted and (alike := max(names, key=lambda other: _likeness(name, other), default=None)):
+        wanted = [alike] if _likeness(name, alike) >= ALIKE else []
+    return f"did you mean {_either(wanted)}?" if wanted else listed(names)
 
-    def likeness(other: str) -> float:
-        return sum(
-            difflib.SequenceMatcher(None, a, b).ratio() for a, b in ((name, other), (sorted(name), sorted(other)))
-        )
 
-    return max(names, key=likeness)
+def _either(names: list[str]) -> str:
+    *others, last = map(repr, names)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _likeness(name: str, other: str) -> float:
+    """From 0 to 2; letters that changed places are a slip of the fingers, and count half."""
+    pairs = ((name, other), (sorted(name), sorted(other)))
+    return sum(difflib.SequenceMatcher(None, a, b).ratio() for a, b in pairs)

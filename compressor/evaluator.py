@@ -29,6 +29,20 @@ from compressor.tasks.scoring import Prompter
 from compressor.tasks.task import LoadedTask
 
 
+def check_workload(settings: MeasureSection, limit: int) -> None:
+    """See that the timed workload fits into a context of `limit` tokens.
+
+    Raises:
+        InputError: it does not.
+    """
+    longest = settings.latency.prompt + settings.latency.output
+    if settings.effort != "none" and longest > limit:
+        raise InputError(
+            f"The latency workload of {longest} tokens is longer than the model's context of {limit}.",
+            "Lower --prompt or --output-tokens.",
+        )
+
+
 @dataclass
 class Standard:
     """What every row is measured with and against.
@@ -39,6 +53,7 @@ class Standard:
         scratch: folder for the original's hidden states.
         origins: number of the document of each token, int32 [windows, length]; None for running text.
         tokenizer: to show what models write; None leaves it out.
+        may_end_early: whether timing ends when its intervals are narrow, where nobody asked for a number of repeats.
         tasks: that the original and the artifact are asked; `prompter` makes their prompts, None without tasks.
         notes: what there is to say of the original.
     """
@@ -53,15 +68,7 @@ class Standard:
     tasks: Sequence[LoadedTask] = ()
     prompter: Prompter | None = None
     notes: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        longest = self.settings.latency.prompt + self.settings.latency.output
-        limit = self.original.architecture.max_positions
-        if self.enabled and longest > limit:
-            raise InputError(
-                f"The latency workload of {longest} tokens is longer than the model's context of {limit}.",
-                "Lower --prompt or --output-tokens.",
-            )
+    may_end_early: bool = True
 
     @property
     def enabled(self) -> bool:
@@ -72,7 +79,7 @@ class Standard:
         """Digest of what decides a measurement, apart from the thing measured."""
         tokens = None if self.tokens is None else sha256(self.tokens.numpy().tobytes()).hexdigest()
         # Tasks have digests of their own.
-        settings = self.settings.model_dump(exclude={"tasks", "batch_size"})
+        settings = self.settings.model_dump(exclude={"tasks", "batch_size", "allow_same_text"})
         measured = {"settings": settings, "tokens": tokens, "original": self.original.digest}
         if self.origins is not None:
             measured["origins"] = sha256(self.origins.tobytes()).hexdigest()
@@ -114,7 +121,7 @@ class Evaluator:
         return row.samples is not None and samples.is_intact(self.out, row.samples)
 
     def measure_checkpoint(self, checkpoint: Checkpoint, row: StepRecord) -> None:
-        """Fill the quality and latency of a step's row."""
+        """Fill the quality of a step's row, and its latency unless it takes the original's time by construction."""
         row.quality, row.samples, row.latency, row.not_run = None, None, [], None
         row.layers, row.continuations = [], []
         if not self.standard.enabled:
@@ -126,9 +133,16 @@ class Evaluator:
         row.measured_with = self.standard.key
         try:
             with closing(TorchSession.of(checkpoint)) as session:
-                self._run({row.name: session}, {row.name: row})
+                self._run({row.name: session}, {row.name: row}, timed=not self.is_as_fast_as_the_original(checkpoint))
         except RunError as error:
             row.not_run = str(error)
+
+    def is_as_fast_as_the_original(self, checkpoint: Checkpoint) -> bool:
+        """Whether a model computes in transformers what the original does, with other numbers: it is as fast."""
+        original = self.standard.original
+        ranks = any(scheme.rank for scheme in checkpoint.schemes.values())
+        shapes = checkpoint.architecture == original.architecture and checkpoint.dtype == original.dtype
+        return checkpoint.digest != original.digest and shapes and not ranks
 
     def measure_sessions(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> None:
         """Fill the rows of artifacts in their own runtime; for latency they take turns."""
@@ -169,9 +183,11 @@ class Evaluator:
         row.samples = SamplesRecord(path.relative_to(self.out).as_posix(), digest, scores.loss.size)
         row.quality = scores.quality
 
-    def _run(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord]) -> None:
+    def _run(self, sessions: Mapping[str, Session], rows: Mapping[str, StepRecord], timed: bool = True) -> None:
         """Time the sessions, and keep what they write; a row says it where its session breaks."""
-        alive = self._time(sessions, rows)
+        alive = self._time(sessions, rows) if timed else dict(sessions)
+        for name, session in alive.items():
+            rows[name].runtime = session.runtime
         tokens, tokenizer = self.standard.tokens, self.standard.tokenizer
         if tokens is not None and tokenizer is not None:
             for name, session in alive.items():
@@ -185,7 +201,9 @@ class Evaluator:
         """The sessions that did not break."""
         plan, alive = self.standard.settings.latency, dict(sessions)
         for batch in plan.batch:
-            workload = Workload(batch, plan.prompt, plan.output, plan.repeats)
+            workload = Workload(
+                batch, plan.prompt, plan.output, plan.repeats, least=plan.least if self.standard.may_end_early else None
+            )
             report = self.standard.report(f"timing {', '.join(alive)}")
             timings = measure_latency(alive, workload, self.standard.prompt(), report)
             for name, latency in timings.found.items():

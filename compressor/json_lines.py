@@ -35,4 +35,22 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
         raise InputError(f"{where} is not JSON in UTF-8.") from error
     if not isinstance(value, dict):
         raise InputError(f"{where} is not a JSON object.")
+    if b"\\u" in line:  # the only way for one to get there
+        check_characters(json.dumps(value, ensure_ascii=False), where)
     return value
+
+
+def check_characters(text: str, where: str) -> None:
+    """Refuse a half of a character, which JSON can spell and no tokenizer takes.
+
+    Raises:
+        InputError: there is one.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise InputError(
+            f"{where} holds {half}, which is half of a character (a lone surrogate).",
+            "Write the character whole, or leave it out.",
+        ) from error

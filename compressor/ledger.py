@@ -17,15 +17,14 @@ from compressor.measure.continuations import Continuation
 from compressor.measure.latency import Latency
 from compressor.measure.scores import LayerError, Quality
 from compressor.measure.statistics import Estimate
+from compressor.run_folder import LEDGER_FILE, ledger_file
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 SCHEMA = 3
 READABLE = (1, 2, 3)  # what a version adds may be absent
-LEDGER_FILE = "ledger.json"
 SEAL = "digest"  # of the ledger in itself
-STEPS_FOLDER = "steps"
 
 
 @dataclass
@@ -229,19 +228,6 @@ def together(ledgers: Sequence[Ledger]) -> Ledger:
     )
 
 
-def runs_in(folder: Path) -> list[Path]:
-    """The runs for several targets that lie in this folder beside their steps, by name; none in that of one run."""
-    if not (folder / STEPS_FOLDER).is_dir() or (folder / LEDGER_FILE).is_file():
-        return []
-    return sorted(path.parent for path in folder.glob(f"*/{LEDGER_FILE}"))
-
-
-def one_of_the_runs_in(folder: Path) -> str | None:
-    """The hint where one run is wanted and the folder holds several."""
-    names = ", ".join(map(str, runs_in(folder)))
-    return f"Give one of the runs in it: {names}." if names else None
-
-
 def load_ledger(path: Path) -> Ledger:
     """Read a ledger file, or the one in a run's folder.
 
@@ -251,15 +237,10 @@ def load_ledger(path: Path) -> Ledger:
     """
     from pydantic import ValidationError
 
-    file = path / LEDGER_FILE if path.is_dir() else path
+    file = ledger_file(path)
     try:
         content = file.read_bytes()
         ledger = _adapter().validate_json(content)
-    except FileNotFoundError as error:
-        runs = ", ".join(map(str, runs_in(path)))
-        raise InputError(
-            f"There is no ledger at {file}.", f"Give one of the runs in it: {runs}." if runs else None
-        ) from error
     except ValidationError as error:
         raise InputError(f"{file} is not a ledger: {error.errors()[0]['msg']}.") from error
     if ledger.schema not in READABLE:

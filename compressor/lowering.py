@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ from compressor.target import Artifact, Session, Target
 from compressor.tokenizer import load_tokenizer, tokenizer_code
 from compressor.verify import verify
 
+LOG = logging.getLogger(__name__)
 ENGINE = ".engine"  # what is deployed where there is one, whatever lies beside it
 WEIGHT_FILES = (".safetensors", ".onnx", ".data", ".gguf")
 
@@ -87,6 +89,7 @@ class Lowering:
                 verified = self._verify(artifact, weights)
             row.seconds, row.peak_rss_bytes = time.perf_counter() - start, peak.bytes
             row.notes += self._check_tokenizer(artifact)
+            LOG.info("%s was written and read back in %.1f s", self.target.name, row.seconds)
             probe = self._probe(artifact)
             Manifest.describe(self.target, self.checkpoint, artifact, self.key, weights, probe).write(folder)
         return verified
@@ -132,6 +135,12 @@ class Lowering:
             return self.not_probed
         self.progress("running the artifact", 0, 1)
         try:
+            return self._recorded(artifact)
+        finally:
+            self.progress("running the artifact", 1, 1)
+
+    def _recorded(self, artifact: Artifact) -> Probe | str:
+        try:
             session = open_session(self.target, artifact)
         except RunError as error:
             return str(error)
@@ -143,7 +152,6 @@ class Lowering:
             if self.target.engine is not None:
                 self.engine = session
                 stack.pop_all()
-        self.progress("running the artifact", 1, 1)
         return probe
 
     def _overflow(self, probe: Probe) -> InputError:

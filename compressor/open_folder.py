@@ -7,7 +7,6 @@ from typing import Any
 
 from compressor.architecture import resolve
 from compressor.audit import find_artifact
-from compressor.ledger import LEDGER_FILE, runs_in
 from compressor.manifest import read_manifest
 from compressor.measure import BATCH_SIZE
 from compressor.measure.answers import Answerer, CheckpointAnswerer, SessionAnswerer
@@ -15,6 +14,7 @@ from compressor.pass_ import Progress
 from compressor.probe import open_session
 from compressor.readback import artifact_config
 from compressor.registry import make_target
+from compressor.run_folder import LEDGER_FILE, runs_in
 from compressor.source import open_model
 from compressor.target import MANIFEST, Artifact
 from compressor.tasks.scoring import Prompter

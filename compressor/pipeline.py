@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.checks import gate_checks, model_checks, request_checks, run_folders, tasks_of
 from compressor.earlier import EarlierRows
 from compressor.end_tokens import EndTokens
 from compressor.errors import InputError
 from compressor.evaluator import Standard
 from compressor.files import TEMPORARY_PREFIX, is_disk_full, remove_leftovers
+from compressor.forecast import stage_work
 from compressor.interrupted import interrupted
-from compressor.ledger import LEDGER_FILE, STEPS_FOLDER, Ledger, runs_in
+from compressor.ledger import Ledger, load_ledger
 from compressor.measure.samples import SAMPLES_FOLDER
 from compressor.only_one import only_one
 from compressor.pass_ import Progress
-from compressor.plan import Plan, check_gate, check_of, original_of, tasks_of
+from compressor.plan import Plan, check_of, original_of
 from compressor.recipe import Recipe
 from compressor.run import Run, Shared
+from compressor.run_folder import LEDGER_FILE, STEPS_FOLDER
+from compressor.settings import RunSettings
 from compressor.source import Source, open_model
-from compressor.steps import Steps, step_names
+from compressor.stages import Stages
+from compressor.steps import Steps, check_kept, clear, step_names
 from compressor.tasks.scoring import Prompter
 from compressor.tasks.scoring import check as check_task
 from compressor.tasks.task import LoadedTask
 from compressor.texts import RunTexts, Texts
 from compressor.tokenizer import check_vocabulary, tokenizer_of
 
-
-@dataclass(frozen=True)
-class RunSettings:
-    """How to run, as opposed to what: nothing here changes a byte of the result."""
-
-    out: Path
-    resume: bool = False
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
+LOG = logging.getLogger(__name__)
 
 
 def execute(
@@ -56,26 +53,28 @@ def execute(
         Exception: the only run broke, or the disk is full.
     """
     folders = run_folders(recipes, settings.out)
-    for recipe in recipes:
-        check_gate(recipe, recipe.build_target())
+    for check in [*request_checks(recipes, settings, texts), *gate_checks(recipes)]:
+        check()
     tasks = tasks_of(recipes[0])
-    with _claimed(settings, folders) as made, _scratch(settings.out, folders) as scratch:
+    with _claimed(settings) as made, _scratch(settings.out, folders) as scratch:
         with _refusable(settings.out, made):
             source = _open_source(recipes, settings, progress)
             plans = [Plan.of(recipe, source.checkpoint, settings.allow_pickle) for recipe in recipes]
+            names = step_names(plans)
+            for folder, steps in zip(folders, names, strict=True):
+                known = load_ledger(folder) if (folder / LEDGER_FILE).is_file() else None
+                check_kept(settings.out / STEPS_FOLDER, steps, known)
             shared = _prepare(plans, source, settings, texts, tasks, scratch, progress)
         outcomes: list[Ledger | Exception] = []
-        for number, (plan, names) in enumerate(zip(plans, step_names(plans), strict=True)):
+        for number, (plan, steps) in enumerate(zip(plans, names, strict=True)):
             out = folders[number]
             out.mkdir(exist_ok=True)
-            run = Run(plan, names, out, shared, EarlierRows.of(out, folders[:number]))
+            shared.stages.begin(number)
+            run = Run(plan, steps, out, shared, EarlierRows.of(out, folders[:number]))
             outcomes.append(_outcome(run) if len(plans) > 1 else run.execute())
+        if not any(isinstance(one, Exception) for one in outcomes):
+            clear(settings.out / STEPS_FOLDER, recipes[0].steps, names)
     return outcomes
-
-
-def run_folders(recipes: Sequence[Recipe], out: Path) -> list[Path]:
-    """The folder of each recipe's run: `out` itself, or one for each target in it."""
-    return [out] if len(recipes) == 1 else [out / recipe.build_target().name for recipe in recipes]
 
 
 def _open_source(recipes: Sequence[Recipe], settings: RunSettings, progress: Progress) -> Source:
@@ -102,36 +101,30 @@ def _prepare(
 ) -> Shared:
     """Load the texts, and set up what every row is measured with."""
     checkpoint, recipe = source.checkpoint, plans[0].recipe
+    shape = checkpoint.architecture
+    LOG.info("%s is a %s of %d parameters", recipe.model, shape.class_name, shape.parameters)
+    progress("opening the model", 1, 1)
     original = original_of(checkpoint, plans[0].passes)  # passes that change it are the same for all targets
     tokenizer = tokenizer_of(original, trust_remote_code=settings.trust_remote_code)
     check_vocabulary(tokenizer, original.architecture.vocab_size)
+    for check in model_checks(plans, checkpoint, texts, settings, lambda: tokenizer):
+        check()
     notes = EndTokens.of(checkpoint.root, tokenizer).notes(tokenizer)
-    prompter = Prompter.of(tokenizer, checkpoint.root, checkpoint.architecture) if tasks else None
+    prompter = Prompter.of(tokenizer, checkpoint.root, shape) if tasks else None
     for task in tasks:
         assert prompter is not None
         check_task(task, prompter)
     loaded = RunTexts.load(plans, original, tokenizer, texts, progress)
+    for role, text in loaded.records().items():
+        LOG.info("%s text: %d windows of %d tokens from %s", role, text.windows, text.length, text.source)
     judged = loaded.evaluation
     tokens = None if judged is None else judged.tokens
     origins = None if judged is None or judged.origins is None else judged.origins.int().numpy()
     measure = recipe.measure
-    standard = Standard(original, tokens, measure, scratch, progress, origins, tokenizer, tasks, prompter, notes)
+    early = recipe.gate is None or recipe.gate.max_latency_increase is None  # a gate takes what there is
+    standard = Standard(original, tokens, measure, scratch, progress, origins, tokenizer, tasks, prompter, notes, early)
     steps = Steps(settings.out / STEPS_FOLDER, loaded.calibration, original, recipe.seed, progress)
-    return Shared(source, loaded, steps, standard)
-
-
-def _check_output(settings: RunSettings, folders: Sequence[Path]) -> None:
-    """See that the output folder is free, or holds what is to be resumed."""
-    out = settings.out
-    if not out.exists():
-        return
-    if not settings.resume:
-        raise InputError(f"{out} already exists.", "Choose another folder, or --resume to go on with the run in it.")
-    if folders == [out] and runs_in(out):
-        names = ", ".join(path.name for path in runs_in(out))
-        raise InputError(f"{out} holds runs for several targets: {names}.", "Give these targets, or another folder.")
-    if folders != [out] and (out / LEDGER_FILE).is_file():
-        raise InputError(f"{out} holds a run for one target.", "Give that target, or another folder.")
+    return Shared(source, loaded, steps, standard, Stages(progress, stage_work(plans, checkpoint)))
 
 
 def _outcome(run: Run) -> Ledger | Exception:
@@ -145,9 +138,8 @@ def _outcome(run: Run) -> Ledger | Exception:
 
 
 @contextmanager
-def _claimed(settings: RunSettings, folders: Sequence[Path]) -> Iterator[bool]:
+def _claimed(settings: RunSettings) -> Iterator[bool]:
     """Be the only run in the output folder; whether it had to be made."""
-    _check_output(settings, folders)
     made = not settings.out.exists()
     try:
         settings.out.mkdir(parents=True, exist_ok=not made)

@@ -16,7 +16,6 @@ from compressor.pass_ import Need, Pass
 from compressor.quantized import Scheme
 from compressor.recipe import Recipe
 from compressor.target import Target
-from compressor.tasks.task import LoadedTask, load_tasks
 
 MERGED_ONLY = (
     "The adapter was merged and nothing else was done: {} holds floats, and there was no text to calibrate its default "
@@ -47,16 +46,26 @@ class Plan:
             InputError: a pass's options do not fit the model, or the target cannot take the outcome.
         """
         check_adapter_beside(recipe, checkpoint.root)
-        notes: tuple[str, ...] = (MERGED_ONLY.format(recipe.build_target().name),) if recipe.merges_alone else ()
-        asked, recipe = recipe, recipe.for_model(checkpoint.architecture, checkpoint.schemes)
-        notes += tuple(_adapted(asked, recipe))
-        passes, target, schemes = check_recipe(recipe, checkpoint, allow_pickle)
-        check_values(checkpoint, passes, schemes, target)
-        check_tokenizer(checkpoint, target)
-        original = original_of(checkpoint, passes)
-        for one in passes:
+        plan = cls.outlined(recipe, checkpoint, allow_pickle)
+        check_values(checkpoint, plan.passes, plan.schemes, plan.target)
+        check_tokenizer(checkpoint, plan.target)
+        original = original_of(checkpoint, plan.passes)
+        for one in plan.passes:
             one.check(original)
-        return cls(recipe, passes, target, schemes, notes)
+        return plan
+
+    @classmethod
+    def outlined(cls, recipe: Recipe, model: Checkpoint | Outline, allow_pickle: bool) -> Plan:
+        """The plan for a model as far as its headers tell.
+
+        Raises:
+            InputError: as above.
+        """
+        notes: tuple[str, ...] = (MERGED_ONLY.format(recipe.target_name),) if recipe.merges_alone else ()
+        asked, recipe = recipe, recipe.for_model(model.architecture, model.schemes)
+        notes += tuple(_adapted(asked, recipe))
+        recipe = recipe.for_context(model.architecture.max_positions)
+        return cls(recipe, *check_recipe(recipe, model, allow_pickle), notes)
 
     @property
     def calibrated(self) -> list[str]:
@@ -115,18 +124,7 @@ def original_of(checkpoint: Checkpoint, passes: Sequence[Pass]) -> Checkpoint:
     return checkpoint
 
 
-def tasks_of(recipe: Recipe) -> list[LoadedTask]:
-    """The tasks that a recipe asks.
-
-    Raises:
-        InputError: one cannot be read, or measuring is switched off.
-    """
-    if recipe.measure.tasks and recipe.measure.effort == "none":
-        raise InputError("There are tasks to score, and measuring is switched off.", "Leave out --measure none.")
-    return load_tasks([Path(name) for name in recipe.measure.tasks])
-
-
-def check_gate(recipe: Recipe, target: Target) -> None:
+def check_gate(recipe: Recipe) -> None:
     """See that what the recipe's gate needs will be measured.
 
     Raises:
@@ -143,6 +141,7 @@ def check_gate(recipe: Recipe, target: Target) -> None:
         raise InputError(
             "The recipe has a gate on accuracy, and no held-out text to measure it on.", "Give --eval TEXT."
         )
+    target = recipe.build_target()
     reason = target.why_not_run()
     if limits.max_latency_increase is not None and reason is not None:
         raise InputError(f"The gate has a limit on latency, and {target.name} cannot be run here: {reason}.")

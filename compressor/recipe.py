@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from compressor import registry, yaml_text
 from compressor.architecture import Architecture
@@ -15,18 +16,27 @@ from compressor.errors import InputError, nearest
 from compressor.families import EMBEDDINGS, HEAD
 from compressor.gate.limits import Limits
 from compressor.measure import BATCH_SIZE
-from compressor.pass_ import Need, Pass
-from compressor.quantized import Scheme
-from compressor.target import Target
+from compressor.yaml_file import read_yaml
+
+if TYPE_CHECKING:
+    from compressor.pass_ import Pass
+    from compressor.quantized import Scheme
+    from compressor.target import Target
 
 MERGE = "lora-merge"  # the pass that an adapter stands for
 MIXED = "mixed"  # the pass that takes an average number of bits
 WIDTHS = (4, 8)
 TARGET, TARGETS = "target", "targets"  # keys: of one, and of a list that stands for as many recipes
+Place = Annotated[str, AfterValidator(os.path.expanduser)]  # a path, or an id that is none
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def is_default_length(self) -> bool:
+        """Whether nobody asked for the length of windows; then it adapts to the model."""
+        return "length" not in self.model_fields_set
 
 
 class CalibrationSection(_Section):
@@ -36,20 +46,34 @@ class CalibrationSection(_Section):
         strict: refuse text that the auditor does not find all right.
     """
 
-    texts: str
+    texts: Place
     samples: int = Field(128, ge=1)
     length: int = Field(512, ge=8)
     seed: int = 0
     strict: bool = False
 
+    @property
+    def sized(self) -> bool:
+        """Whether the number of windows or their length was asked for; defaults may adapt to the text."""
+        return bool(self.model_fields_set & {"samples", "length"})
+
 
 class LatencySection(_Section):
-    """The workload that latency is measured with."""
+    """The workload that latency is measured with.
+
+    Attributes:
+        repeats: at most; where nobody asked for a number, fewer are enough as soon as the intervals are narrow.
+    """
 
     batch: list[int] = [1]
     prompt: int = Field(128, ge=1)
     output: int = Field(32, ge=2)
     repeats: int = Field(5, ge=2)
+
+    @property
+    def least(self) -> int | None:
+        """Repeats after which timing may end early; None where the number was asked for."""
+        return None if "repeats" in self.model_fields_set else 3
 
 
 class MeasureSection(_Section):
@@ -58,22 +82,29 @@ class MeasureSection(_Section):
     Attributes:
         tasks: files that the original and the artifact are asked; see `compressor.tasks`.
         batch_size: of what they are asked at once.
+        allow_same_text: judge by the very text that passes calibrate on, which flatters what they make.
     """
 
-    texts: str | None = None
-    tasks: list[str] = []
+    texts: Place | None = None
+    allow_same_text: bool = False
+    tasks: list[Place] = []
     batch_size: int = Field(BATCH_SIZE, ge=1)
     length: int = Field(512, ge=8)
     effort: Literal["quick", "full", "none"] = "quick"
     latency: LatencySection = LatencySection()
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether there is held-out text, and it is used."""
+        return self.texts is not None and self.effort != "none"
+
 
 class Recipe(_Section):
     """One run: model, passes in their order, target, and what is measured."""
 
-    model: str
+    model: Place
     revision: str | None = None  # branch, tag or commit of a model on the hub
-    adapter: dict[str, float] | None = None  # folders or hub ids, and what each is multiplied by; [] says: none
+    adapter: dict[Place, float] | None = None  # folders or hub ids, and what each is multiplied by; [] says: none
     tokenizer: Literal["base", "adapter"] | None = None  # None: the adapter's, where it brings one
     calibration: CalibrationSection | None = None
     requantize: bool = False  # take a quantized model for the float model that it stands for
@@ -81,6 +112,7 @@ class Recipe(_Section):
     target: str | dict[str, Any]
     measure: MeasureSection = MeasureSection()
     gate: Limits | None = None  # judged at the end, where there is one
+    steps: Literal["keep", "last", "none"] = "keep"  # which folders of passes stay when the run is whole
     seed: int = 0
 
     @field_validator("adapter", mode="before")
@@ -112,6 +144,20 @@ class Recipe(_Section):
         if Path(self.model).expanduser().exists():
             raise InputError(f"{self.model} is on this disk and has no revisions.", "Leave out --revision.")
         return f"{self.model}@{self.revision}"
+
+    @property
+    def target_name(self) -> str:
+        return _named(self.target)[0]
+
+    def check_names(self) -> None:
+        """See that the target and the passes are known, without importing them.
+
+        Raises:
+            InputError: one is not.
+        """
+        registry.check_name(registry.TARGETS, "target", self.target_name)
+        for entry in self.passes or []:
+            registry.check_name(registry.PASSES, "pass", _named(entry)[0])
 
     def build_target(self) -> Target:
         return registry.make_target(*_named(self.target))
@@ -150,10 +196,21 @@ class Recipe(_Section):
         """Whether merging adapters is all there is to do: the target holds floats, and its preset has no text to
         calibrate on.
         """
+        from compressor.pass_ import Need
+
         target = self.build_target()
         if not self.adapter or self.passes is not None or self.calibration is not None or not target.holds_floats:
             return False
         return any(Need.CALIBRATION in registry.make_pass(*_named(entry)).needs for entry in target.preset)
+
+    def for_context(self, limit: int) -> Recipe:
+        """The recipe for a model of so many positions: default lengths that are longer become as long; others stay."""
+        calibration, measure = self.calibration, self.measure
+        fitted = {
+            "calibration": calibration and _defaults(calibration, length=min(calibration.length, limit)),
+            "measure": _defaults(measure, length=min(measure.length, limit), latency=_shorter(measure.latency, limit)),
+        }
+        return self.model_copy(update=fitted)
 
     def with_bits(self, bits: float) -> Recipe:
         """The recipe with the preset of its target, with other bits; see `preset_with_bits`."""
@@ -163,6 +220,11 @@ class Recipe(_Section):
         """The recipe with these options of its target, in the place of those that it has."""
         name, given = _named(self.target)
         return self.model_copy(update={"target": {name: {**given, **options}}})
+
+    def with_samples(self, windows: int) -> Recipe:
+        """The recipe with the number of calibration windows that a default came to."""
+        assert self.calibration is not None
+        return self.model_copy(update={"calibration": self.calibration.model_copy(update={"samples": windows})})
 
     def written_out(self) -> dict[str, Any]:
         """The recipe with every default in its place, ready to be run again."""
@@ -184,6 +246,19 @@ def _fitted(
         changed = one.fitting_defaults(given, architecture)
         yield {name: {**given, **changed}} if changed else entry
         architecture = one.reshaped(architecture)
+
+
+def _defaults(section: Any, **values: Any) -> Any:
+    """A section with other values for the keys that nobody asked for; they still count as not asked for."""
+    asked = section.model_fields_set
+    changed = {key: value for key, value in values.items() if key not in asked or isinstance(value, BaseModel)}
+    return section.model_construct(_fields_set=asked, **(dict(section) | changed))
+
+
+def _shorter(latency: LatencySection, limit: int) -> LatencySection:
+    """The workload with a default prompt that leaves room for what is generated."""
+    room = limit - latency.output
+    return _defaults(latency, prompt=min(latency.prompt, room)) if room > 0 else latency
 
 
 def preset_with_bits(target: Target, bits: float) -> list[dict[str, Any]]:
@@ -212,12 +287,8 @@ def load_recipes(path: Path, overrides: Mapping[str, Any]) -> list[Recipe]:
     Raises:
         InputError: unreadable file, unknown key (with its line and the nearest known key) or bad value.
     """
-    try:
-        text = path.read_text()
-        node = yaml_text.compose(text)
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"The recipe {path} cannot be read: {str(error).splitlines()[0]}.") from error
+    values, text = read_yaml(path, "The recipe")
+    node = yaml_text.compose(text)
     if not isinstance(values, dict):
         raise InputError(f"The recipe {path} is not a mapping of keys to values.")
     if overrides.keys() & {TARGET, TARGETS}:
@@ -240,7 +311,7 @@ def make_recipes(values: Mapping[str, Any], where: _Lines | None = None) -> list
         raise InputError(f"{place}targets = {targets!r} is not a list of targets.")
     common = {key: value for key, value in values.items() if key != TARGETS}
     recipes = [make_recipe({**common, TARGET: target}, where) for target in targets]
-    names = [recipe.build_target().name for recipe in recipes]
+    names = [recipe.target_name for recipe in recipes]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"{place}the target {twice} is given twice, and its artifact has one folder.", "Run it apart.")

@@ -7,6 +7,7 @@ from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from typing import TYPE_CHECKING, Any
 
+from compressor import meant
 from compressor.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from compressor.target import Target
 
 PASSES, TARGETS = "llmc.passes", "llmc.targets"
+MEANT = {PASSES: meant.PASSES, TARGETS: meant.TARGETS}
 TOP_LEVEL_PACKAGES = ("compressor", "passes", "targets", "calibration")
 
 
@@ -51,13 +53,22 @@ def load(group: str, kind: str, name: str) -> Any:
     Raises:
         InputError: nothing has that name; the message gives the nearest one.
     """
+    check_name(group, kind, name)
+    return names(group)[name].load()
+
+
+def check_name(group: str, kind: str, name: str) -> None:
+    """See that something is registered under `name`, without importing it.
+
+    Raises:
+        InputError: nothing has that name; the message gives the nearest one.
+    """
     known = names(group)
     if name not in known:
         raise InputError(
-            f"Unknown {kind} {name!r}; {nearest(name, known)}",
+            f"Unknown {kind} {name!r}; {nearest(name, known, MEANT[group].get(name.lower(), ()))}",
             f"`llmc {group.removeprefix('llmc.')}` lists what there is.",
         )
-    return known[name].load()
 
 
 def option_names(name: str) -> list[str]:

@@ -68,7 +68,11 @@ class Reopened:
     def kept_steps(self) -> dict[str, Path]:
         """The folders that passes left, by the key of each: digest of everything that decides its bytes."""
         files = [folder / STEP_FILE for folder in self._step_folders()]
-        return {str(json.loads(file.read_text()).get("key")): file.parent for file in files if file.is_file()}
+        return {
+            str(json.loads(file.read_text(encoding="utf-8")).get("key")): file.parent
+            for file in files
+            if file.is_file()
+        }
 
     def step(self, row: StepRecord) -> Checkpoint:
         """The folder that a pass left.
@@ -78,7 +82,9 @@ class Reopened:
         """
         folder = self.kept_steps().get(str(row.key))
         if folder is None:
-            raise InputError(f"{row.name!r} of {self.run.file} has no folder that could be opened again.")
+            kept = self.run.ledger.recipe.get("steps", "keep")
+            hint = None if kept == "keep" else f"The run was made with --steps {kept}; make it again with --steps keep."
+            raise InputError(f"{row.name!r} of {self.run.file} has no folder that could be opened again.", hint)
         return Checkpoint.open(folder)
 
     def is_artifact(self, row: StepRecord) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ from compressor.plan import Plan, check_plan, has_rounded_linears
 from compressor.probe import open_session
 from compressor.shipment import Shipment
 from compressor.source import Source
+from compressor.stages import Stages
 from compressor.steps import Steps
 from compressor.target import Artifact
 from compressor.tasks.ask import ask
@@ -35,6 +37,10 @@ MERGED = (
 )
 RESIZED = "the base alone is not measured: it has another number of tokens than the fine-tuned model"
 
+UNTIMED = "Not timed: {}. In transformers, weights of the original's shapes and dtype take the original's time."
+
+LOG = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -44,6 +50,7 @@ class Shared:
     texts: RunTexts
     steps: Steps
     standard: Standard
+    stages: Stages
 
 
 @dataclass
@@ -62,24 +69,31 @@ class Run:
     earlier: EarlierRows
     ledger: Ledger = field(init=False)
     evaluator: Evaluator = field(init=False)
+    _untimed: list[str] = field(default_factory=list, init=False)
 
     def execute(self) -> Ledger:
         """Run the plan and return the ledger, which is on disk too, row by row."""
         self.evaluator = Evaluator(self.shared.standard, self.out)
         self._start_ledger()
         self._record_original()
+        self.shared.stages.advance()
         final = self._run_passes()
+        if self._untimed:
+            self.ledger.warnings.append(UNTIMED.format(", ".join(self._untimed)))
         self._check_outcome(final)
         with closing(Shipment(self.plan.target, final, self.evaluator, self.earlier)) as shipment:
             self.ledger.artifact = shipment.make()
+            self.shared.stages.advance()
             for row in shipment.measure():
                 self._add(row)
         self._ask_tasks(final)
+        self.shared.stages.advance()
         return self.ledger
 
     def _start_ledger(self) -> None:
         recipe, texts = self.plan.recipe, self.shared.texts.of(self.plan)
-        written = recipe.written_out()
+        drawn = texts.calibration
+        written = (recipe if drawn is None else recipe.with_samples(len(drawn.tokens))).written_out()
         write_whole(self.out / "recipe.yaml", yaml.safe_dump(written, sort_keys=False))
         self.ledger = Ledger(
             recipe.model,
@@ -112,9 +126,11 @@ class Run:
             before, checkpoint = checkpoint, steps.take(name, one, checkpoint, unrounded, row)
             sparse |= one.zeros == "makes"
             vars(row).update(_size(checkpoint), zeros=share_of_zeros(checkpoint) if sparse else None)
+            self.shared.stages.advance()
             row.sensitivity = steps.sensitivity(name)
             rounds = one.zeros == "makes" or before.schemes != checkpoint.schemes
             self._measured(row, checkpoint, before if rounds else None)
+            self.shared.stages.advance()
         return checkpoint
 
     def _check_outcome(self, final: Checkpoint) -> None:
@@ -149,7 +165,12 @@ class Run:
             before: what a pass made the checkpoint from, where it rounded layers or made zeros of them.
         """
         self._add(row)  # on disk before measuring, so that a killed run keeps the pass's time and memory
-        if not self.evaluator.has_measured(row):
+        if self.evaluator.standard.enabled and self.evaluator.is_as_fast_as_the_original(checkpoint):
+            self._untimed.append(row.name)
+        if self.evaluator.has_measured(row):
+            LOG.info("%s was measured by an earlier run", row.name)
+        else:
+            LOG.info("measuring %s", row.name)
             self.evaluator.measure_checkpoint(checkpoint, row)
             if before is not None:
                 self.evaluator.measure_layers(before, checkpoint, row)

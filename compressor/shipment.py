@@ -11,10 +11,10 @@ from compressor.earlier import EarlierRows
 from compressor.errors import RunError
 from compressor.evaluator import Evaluator
 from compressor.files import folder_bytes, whole_folder, write_whole
-from compressor.interpreter import SAFE_PATH
 from compressor.ledger import ArtifactRecord, StepRecord
 from compressor.lowering import Lowering, artifact_bits
 from compressor.registry import make_target
+from compressor.run_script import run_script
 from compressor.target import Artifact, Session, Target
 
 
@@ -45,9 +45,7 @@ class Shipment:
         # A format that is one file has its configuration inside, and is served by the same shape as the checkpoint.
         config = read_config(out) if (out / "config.json").is_file() else self.final.config
         script = out.with_name("run.sh")
-        command = self.target.run_command(out.name, config)
-        safe = " ".join(f"{name}={value}" for name, value in SAFE_PATH.items())
-        write_whole(script, f'#!/bin/sh\ncd "$(dirname "$0")" || exit\nexport {safe}\nexec {command}\n')
+        write_whole(script, run_script(self.target.run_command(out.name, config)))
         script.chmod(0o755)
         run = self.target.run_command(str(out), config)
         return ArtifactRecord(self.target.name, str(out), folder_bytes(out), self._artifact.digest, verified, run)

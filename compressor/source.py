@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,16 +20,16 @@ from compressor.errors import InputError, RunError
 from compressor.families import FAMILIES, full_name
 from compressor.files import digest_files, is_disk_full, refuse_pointer
 from compressor.inside import SNAPSHOTS, check_name, inside
+from compressor.model_path import local_model
 from compressor.pass_ import Progress
 from compressor.prequantized import import_prequantized, is_prequantized
 from compressor.shards import has_shards
 from compressor.stored import HEAD_WEIGHT, UNTIED
 from compressor.tokenizer import check_tokenizer_code
-from compressor.writer import COMPANION_PATTERNS, copy_companions
+from compressor.writer import COMPANION_PATTERNS, LEGAL, copy_companions
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[A-Za-z0-9][\w./-]*)?")  # and a revision
 HUB_FILES = ["*.json", "model*.safetensors", "llmc*.safetensors", "tokenizer*", "*.model", "*.jinja", "merges.txt",
-             "vocab.*", "LICENSE*"]  # fmt: skip
+             "vocab.*", *LEGAL]  # fmt: skip
 HUB_PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin"]
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
@@ -82,14 +81,13 @@ def open_model(
     Raises:
         InputError: there is no such model, or it cannot be read.
     """
-    path, commit = find_gguf(Path(model).expanduser()), None
-    if path.is_file() and is_gguf(path):
+    local, commit = local_model(model), None
+    path = None if local is None else find_gguf(local)
+    if path is not None and path.is_file():
         from compressor.gguf import import_gguf
 
         return Source(*import_gguf(path, import_to, progress, dequantize=requantize, check=check))
-    if not path.is_dir():
-        if path.exists() or not HUB_ID.fullmatch(model) or is_gguf(path):
-            raise InputError(f"{model} is neither a folder, a .gguf file nor a hub id (org/name).")
+    if path is None:
         path = _download(model, allow_pickle)
         commit = commit_of(path)
     opened = _open_folder(path, import_to, allow_pickle, trust_remote_code, requantize, progress, check)
@@ -213,7 +211,7 @@ def _pickle_shards(root: Path) -> list[str]:
     index = root / PICKLE_INDEX
     if index.is_file():
         try:
-            shards = sorted(map(str, set(json.loads(index.read_text())["weight_map"].values())))
+            shards = sorted(map(str, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index} is not an index of weights.") from error
         return [check_name(shard, index) for shard in shards]

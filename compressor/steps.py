@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,12 +14,14 @@ from compressor.checkpoint import Checkpoint
 from compressor.code_version import code_version
 from compressor.errors import InputError
 from compressor.files import digest_json
-from compressor.ledger import SensitivityRecord, StepRecord
+from compressor.ledger import Ledger, SensitivityRecord, StepRecord
 from compressor.measure.memory import PeakMemory
 from compressor.pass_ import Need, Pass, PassContext, Progress
 from compressor.plan import Plan
 from compressor.texts import TokenSet
 from compressor.writer import CONTENT, STEP_FILE, check_content
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Steps:
             raise self.broken[name]
         folder = self.folder / name
         if folder.exists():
+            LOG.info("%s is there already", folder)
             return _finished(folder, str(row.key))
         provenance = {"pass": one.name, "options": one.options(), "input": checkpoint.digest, "key": row.key}
         tokens = None if self.calibration is None else self.calibration.tokens
@@ -85,11 +90,12 @@ class Steps:
             self.broken[name] = error
             raise
         row.seconds, row.peak_rss_bytes = time.perf_counter() - start, peak.bytes
+        LOG.info("%s took %.1f s and %.0f MiB", one.spelled(), row.seconds, peak.bytes / 2**20)
         return result
 
     def sensitivity(self, name: str) -> list[SensitivityRecord]:
         """What the pass that made the step of this name found out before it rounded; nothing for most passes."""
-        known = json.loads((self.folder / name / STEP_FILE).read_text()).get("sensitivity", [])
+        known = json.loads((self.folder / name / STEP_FILE).read_text(encoding="utf-8")).get("sensitivity", [])
         return [SensitivityRecord(one["linears"], one["chosen"], one["divergence"]) for one in known]
 
 
@@ -120,3 +126,38 @@ def _finished(folder: Path, key: str) -> Checkpoint:
             "Remove it to compute it again, or choose another output folder.",
         )
     return check_content(Checkpoint.open(folder), known.get(CONTENT))
+
+
+def check_kept(folder: Path, names: Sequence[str], finished: Ledger | None) -> None:
+    """See that a run which is gone on with has its steps, where it was whole before.
+
+    Args:
+        finished: its ledger; None where there is none yet.
+
+    Raises:
+        InputError: they were not kept.
+    """
+    if finished is None or finished.artifact is None or finished.recipe.get("steps", "keep") == "keep":
+        return
+    gone = [name for name in names if not (folder / name).is_dir()]
+    if gone:
+        raise InputError(
+            f"The run in {folder.parent} is whole, and its step {gone[0]} was not kept "
+            f"(--steps {finished.recipe['steps']}): there is nothing to go on from.",
+            "Run it into another folder; --steps keep leaves what --resume and bisect need.",
+        )
+
+
+def clear(folder: Path, kept: str, names: Sequence[Sequence[str]]) -> None:
+    """Remove the steps that were not to be kept, of runs that are whole.
+
+    Args:
+        kept: `keep`, `last` or `none`.
+        names: of the steps of each run, in order.
+    """
+    if kept == "keep":
+        return
+    last = {steps[-1] for steps in names if steps} if kept == "last" else set()
+    for step in folder.iterdir():
+        if step.name not in last:
+            shutil.rmtree(step)

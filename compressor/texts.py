@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -37,6 +37,13 @@ class TokenSet(Protocol):
 class Texts(Protocol):
     """Turns text sources into tokens. Given by the caller: the core does not know the calibration package."""
 
+    def check_sources(self, recipe: Recipe) -> None:
+        """Raises an InputError where a text is named that is not there. Reads nothing."""
+
+    def count(self, recipe: Recipe, tokenizer: Any, calibrated: bool) -> dict[str, int]:
+        """Windows by the name of the text, as far as they are needed; raises an InputError where they are too few."""
+        ...
+
     def calibration(self, recipe: Recipe, tokenizer: Any) -> TokenSet: ...
     def evaluation(self, recipe: Recipe, tokenizer: Any) -> TokenSet: ...
     def audit(
@@ -59,17 +66,12 @@ class RunTexts:
         """Load what any of the plans needs, and audit it; their recipes name the same texts.
 
         Raises:
-            InputError: a text is missing, too short or longer than the model's context, or a strict recipe's
-                calibration text is not all that it should be.
+            InputError: a text is too short, or a strict recipe's calibration text is not all that it should be.
         """
         recipe = plans[0].recipe
-        _check_lengths(recipe, checkpoint)
-        for plan in plans:
-            _check_calibration(plan)
         wanted = any(plan.calibrated for plan in plans)
         calibration = texts.calibration(recipe, tokenizer) if wanted else None
-        judged = recipe.measure.texts is not None and recipe.measure.effort != "none"
-        evaluation = texts.evaluation(recipe, tokenizer) if judged else None
+        evaluation = texts.evaluation(recipe, tokenizer) if recipe.measure.is_judged else None
         found: list[AuditRecord] = []
         if calibration is not None:
             progress("auditing the texts", 0, 1)
@@ -91,18 +93,24 @@ class RunTexts:
     def warnings(self, recipe: Recipe) -> list[str]:
         """What the ledger warns of."""
         measure = recipe.measure
-        found = [f"calibration text, {one.name}: {one.said}" for one in self.audit if one.outcome == "warning"]
+        found = [*self._adapted(recipe)]
+        found += [f"calibration text, {one.name}: {one.said}" for one in self.audit if one.outcome == "warning"]
         if measure.texts is None and measure.effort != "none":
             found.append("Perplexity and KL divergence were not measured: no held-out text was given (--eval).")
         return found
 
-
-def _check_calibration(plan: Plan) -> None:
-    if plan.calibrated and plan.recipe.calibration is None:
-        raise InputError(
-            f"The pass {plan.calibrated[0]} needs calibration text.",
-            "Give --calibration FILE (.txt, .jsonl or .parquet), or use --pass rtn, which needs none.",
-        )
+    def _adapted(self, recipe: Recipe) -> Iterator[str]:
+        """How defaults were adapted to the text and to the model."""
+        section = recipe.calibration
+        windows = len(self.calibration.tokens) if self.calibration is not None else None
+        if section is not None and windows is not None and windows < section.samples:
+            yield (
+                f"The calibration text holds {windows} windows of {section.length} tokens, fewer than the default of "
+                f"{section.samples}; all of them were used."
+            )
+        for what, text in (("calibration", section), ("evaluation", recipe.measure)):
+            if text is not None and text.length < type(text).model_fields["length"].default and text.is_default_length:
+                yield f"Windows of {what} text have {text.length} tokens: the model's context is no longer."
 
 
 def _check_audit(found: Sequence[AuditRecord]) -> None:
@@ -119,16 +127,6 @@ def _check_audit(found: Sequence[AuditRecord]) -> None:
             f"The calibration text does not pass --strict: {'; '.join(bad)}.",
             "Give better text; without --strict the run only notes it.",
         )
-
-
-def _check_lengths(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    limit = checkpoint.architecture.max_positions
-    calibration, measure = recipe.calibration, recipe.measure
-    asked = [(calibration.length, "--length")] if calibration else []
-    asked += [(measure.length, "--eval-length")] if measure.texts is not None else []
-    for length, flag in asked:
-        if length > limit:
-            raise InputError(f"{length} tokens are longer than the model's context of {limit}.", f"{flag} {limit}")
 
 
 def _record(text: TokenSet) -> TextRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ CONTENT = "content"  # key in it: the digest of the checkpoint, which those of e
 # Blocks are gathered into a shard up to this size; a larger block is a shard of its own, so that
 # writing needs no more memory than reading did.
 SHARD_BYTES = 16 << 20
+# What says what a model is, and what may be done with it.
+LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "README.md")
 # Files of a model folder that are carried over from step to step, byte for byte.
 COMPANION_PATTERNS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt",
                       "added_tokens.json", "chat_template*", "*.jinja", "additional_chat_templates/*.jinja",
-                      "*.model", "LICENSE*")  # fmt: skip
+                      "*.model", *LEGAL)  # fmt: skip
 
 
 class ShardWriter:
@@ -192,6 +195,16 @@ def companions_of(source: Path) -> dict[str, Path]:
     check_links(source)
     found = (path for pattern in COMPANION_PATTERNS for path in sorted(source.glob(pattern)) if path.is_file())
     return {path.relative_to(source).as_posix(): path for path in found}
+
+
+def copy_legal(checkpoint: Checkpoint, out: Path) -> None:
+    """Copy what says what a model is, and what may be done with it, byte for byte.
+
+    Raises:
+        InputError: a file of it lies elsewhere.
+    """
+    found = checkpoint.companions.items()
+    copy_files({name: path for name, path in found if any(fnmatch(name, pattern) for pattern in LEGAL)}, out)
 
 
 def copy_files(files: Mapping[str, Path], out: Path) -> None:

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from compressor import layout, yaml_text
+from compressor import layout
 from compressor.architecture import Architecture
 from compressor.errors import InputError, RunError, nearest
 from compressor.quantized import Scheme
+from compressor.yaml_file import read_yaml
 from passes.llmcompressor_engine import look_up
 
 ROTATING = ("QuIPModifier", "SpinQuantModifier")
@@ -26,10 +25,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, has a key that llm-compressor would pass over in silence, or leaves rotations.
     """
-    try:
-        recipe = yaml_text.load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"The llm-compressor recipe {path} cannot be read: {str(error).splitlines()[0]}.") from error
+    recipe, _ = read_yaml(path, "The llm-compressor recipe")
     _check_keys(path, recipe, "_stage")
     for stage in recipe.values():
         _check_keys(path, stage, "_modifiers")

@@ -39,7 +39,7 @@ def _trained_on(adapter: Adapter, checkpoint: Checkpoint) -> str:
 def _quantized(adapter: Adapter) -> str:
     """Whether the base was quantized while the adapter was trained (QLoRA)."""
     card = adapter.root / "README.md"
-    text = card.read_text(errors="replace") if card.is_file() else ""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     found = "its model card says" if QUANTIZED_CARD.search(text) else None
     if found is None and adapter.base and QUANTIZED_NAME.search(_last(adapter.base)):
         found = f"the name {adapter.base} says"

@@ -26,6 +26,12 @@ def load() -> Callable[[row.Task], None]:
         def __init__(self, task: row.Task) -> None:
             self._task = task
 
+        def check_sources(self, *_: object) -> None:
+            pass
+
+        def count(self, *_: object) -> dict[str, int]:
+            return {}
+
         def calibration(self, *_: object) -> TokenSet:
             tokens = torch.from_numpy(numpy.load(self._task.tokens))
             return TokenSet(tokens, digest_tokens(tokens), str(self._task.tokens), 1, ())

@@ -228,7 +228,8 @@ def _inside(root: Path) -> Path:
 
 
 def _folder(source: str) -> Path:
-    from compressor.source import HUB_ID, snapshot
+    from compressor.model_path import HUB_ID
+    from compressor.source import snapshot
 
     path = Path(source).expanduser()
     if path.is_dir():

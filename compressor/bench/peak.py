@@ -61,7 +61,7 @@ def main() -> None:
 
 def _peak_of(process: psutil.Process) -> int:
     try:
-        status = Path(f"/proc/{process.pid}/status").read_text()
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
     except OSError:
         return int(process.memory_info().rss)
     found = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)

@@ -8,12 +8,12 @@ from compressor.architecture import Architecture, resolve
 from compressor.audit import find_artifact
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from compressor.ledger import LEDGER_FILE
 from compressor.manifest import read_manifest
 from compressor.measure.torch_session import TorchSession
 from compressor.probe import open_session
 from compressor.readback import artifact_config
 from compressor.registry import make_target
+from compressor.run_folder import LEDGER_FILE
 from compressor.target import MANIFEST, Artifact, Session
 
 

@@ -12,11 +12,12 @@ from compressor.bisect.repair import Repair
 from compressor.checkpoint import Checkpoint
 from compressor.files import whole_folder
 from compressor.gate.subject import ORIGINAL, Run
-from compressor.ledger import STEPS_FOLDER, StepRecord
+from compressor.ledger import StepRecord
 from compressor.pass_ import Progress
 from compressor.pipeline import RunSettings, execute
 from compressor.recipe import Recipe
 from compressor.run import BASE
+from compressor.run_folder import STEPS_FOLDER
 from compressor.texts import Texts
 
 IMPORTED = "00-import"

@@ -56,7 +56,7 @@ def save(found: Bisection, folder: Path) -> None:
 def load_shown(folder: Path, decision: Decision | None) -> dict[str, Any] | None:
     """What reports show of a bisection that explains this decision; None where there is none."""
     try:
-        kept = json.loads((folder / FILE).read_text())
+        kept = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     explains = decision is not None and kept.get("gate") == json.loads(json.dumps(decision.plain()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from compressor import __version__
+from compressor import __version__, meant
 from compressor.cli.say import say
 from compressor.errors import Interrupted, LlmcError, nearest
 from compressor.escaping import one_line
@@ -22,6 +23,7 @@ from compressor.interrupted import interrupted
 # verb -> (module, one line of help)
 VERBS = {
     "compress": ("compressor.cli.compress", "Compress a model for a target, measured and verified."),
+    "init": ("compressor.cli.init", "Write a commented recipe, after a few questions."),
     "inspect": ("compressor.cli.inspect", "Tell what a model, an artifact or a run's folder is."),
     "passes": ("compressor.cli.listing", "List the passes, or the options of one."),
     "targets": ("compressor.cli.listing", "List the targets, or the options of one."),
@@ -39,6 +41,7 @@ VERBS = {
     "report": ("compressor.cli.report", "Show the ledger of a run."),
     "track": ("compressor.cli.track", "Put a run into MLflow or Weights & Biases."),
     "doctor": ("compressor.cli.doctor", "Tell what is installed and which targets can run here."),
+    "completion": ("compressor.cli.completion", "Print what bash, zsh or fish needs to complete llmc's words."),
 }
 KEPT = {  # what an interrupted verb leaves to go on from
     "compress": "Finished steps are kept; --resume goes on from there.",
@@ -55,8 +58,10 @@ class LazyGroup(click.Group):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS and ctx.resilient_parsing:  # a shell asks what could be meant
+            return None
         if cmd_name not in VERBS:
-            ctx.fail(f"No such verb {cmd_name!r}; {nearest(cmd_name, VERBS)}")
+            ctx.fail(f"No such verb {cmd_name!r}; {nearest(cmd_name, VERBS, meant.VERBS.get(cmd_name.lower(), ()))}")
         return getattr(import_module(VERBS[cmd_name][0]), f"{cmd_name.replace('-', '_')}_command")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -65,10 +70,44 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="llmc")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, option, asked: _show_version(context) if asked else None,
+    help="Show the version and the runtimes found, and exit.",
+)
+@click.option("-v", "--verbose", count=True, help="Log what is done to stderr; -vv in detail.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(debug: bool) -> None:
+def cli(debug: bool, verbose: int) -> None:
     """llmc takes a trained language model to the runtime it ships on: compressed, verified bit for bit, measured."""
+    _log(verbose)
+
+
+def _show_version(context: click.Context) -> None:
+    from compressor.environment import runtimes
+
+    click.echo(f"llmc, version {__version__}")
+    click.echo("runtimes: " + (", ".join(f"{name} {found}" for name, found in runtimes().items()) or "none found"))
+    context.exit()
+
+
+class _Echo(logging.Handler):
+    """Log lines on stderr, above progress bars where there are some."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record), err=True)
+
+
+def _log(verbose: int) -> None:
+    """Show what the packages of llmc log: with -v what is done, with -vv in detail."""
+    handler = _Echo()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    for package in ("compressor", "passes", "targets", "calibration"):
+        logger = logging.getLogger(package)
+        logger.handlers = [handler] if verbose else []
+        logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
 
 
 def main(arguments: list[str] | None = None) -> None:

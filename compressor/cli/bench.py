@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from compressor.cli.engines import engine_option
+from compressor.cli.paths import UserPath
 from compressor.cli.say import say
 from compressor.escaping import rich_text
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FOLDER...")
+@click.argument("paths", nargs=-1, required=True, type=UserPath(), metavar="FOLDER...")
 @click.option("--batch", type=click.IntRange(1), multiple=True, help="Batch size; repeat for several.  [default: 1]")
 @click.option(
     "--prompt", type=click.IntRange(1), multiple=True, help="Tokens of a prompt; repeat for several.  [default: 128]"
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 )
 @click.option("--warmup", type=click.IntRange(0), default=2, show_default=True, help="Repeats that are not counted.")
 @click.option("--memory/--no-memory", default=True, help="Peak memory, each in a process of its own.  [default: on]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON here, too.")
+@click.option("-o", "--output", type=UserPath(), help="Write the JSON here, too.")
 @engine_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench_command(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.gate import limit_options
+from compressor.cli.paths import RunPath, UserPath
 from compressor.cli.say import say
 from compressor.errors import InputError, Interrupted
 from compressor.escaping import rich_text
@@ -21,20 +22,16 @@ if TYPE_CHECKING:
 
 
 @click.command("bisect")
-@click.argument("ledger", type=click.Path(path_type=Path))
-@click.option(
-    "--against", metavar="LEDGER", type=click.Path(path_type=Path), help="Baseline run.  [default: the run's original]"
-)
+@click.argument("ledger", type=RunPath())
+@click.option("--against", metavar="LEDGER", type=RunPath(), help="Baseline run.  [default: the run's original]")
 @click.option("--row", metavar="NAME", help="Row that the gate judges.  [default: the artifact's]")
 @limit_options
 @click.option(
     "--budget", type=click.FloatRange(0), default=60.0, show_default=True, help="Minutes of trying layers and repairs."
 )
 @click.option("--original", metavar="MODEL", help="Where the run's model is now.  [default: where it was]")
-@click.option(
-    "--apply", "out", type=click.Path(path_type=Path), help="New folder for a run with the repair, judged at its end."
-)
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write Markdown here, for a pull request.")
+@click.option("--apply", "out", type=UserPath(), help="New folder for a run with the repair, judged at its end.")
+@click.option("--markdown", type=UserPath(), help="Write Markdown here, for a pull request.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bisect_command(
     ledger: Path,

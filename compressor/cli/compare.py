@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.engines import engine_option
+from compressor.cli.paths import UserPath
 from compressor.cli.say import say
 from compressor.errors import InputError
 
@@ -24,8 +25,8 @@ MARKS = {"agrees": ("✓", "green"), "differs": ("✗", "red"), "broke": ("✗",
 
 
 @click.command("compare")
-@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_ARTIFACT...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="HTML file to write.  [default: compare.html]")
+@click.argument("artifacts", nargs=-1, required=True, type=UserPath(), metavar="RUN_OR_ARTIFACT...")
+@click.option("-o", "--output", type=UserPath(), help="HTML file to write.  [default: compare.html]")
 @click.option("--runtimes", is_flag=True, help="Compare runtimes instead, on the same weights.")
 @click.option("--text", metavar="TEXT", help="What to ask with; the kinds of --eval.  [default: the run's --eval]")
 @click.option("--samples", type=click.IntRange(1), help=f"Texts.  [default: {SAMPLES}]")
@@ -71,8 +72,8 @@ def _refuse(asking: dict[str, Any]) -> None:
 def _compare_runs(paths: tuple[Path, ...], output: Path | None, as_json: bool) -> int:
     from compressor.cli import emit_json
     from compressor.files import write_whole
-    from compressor.ledger import runs_in
     from compressor.report import comparison
+    from compressor.run_folder import runs_in
 
     runs = comparison.open_runs([run for path in paths for run in runs_in(path) or [path]])
     if len(runs) < 2:
@@ -140,7 +141,8 @@ def _compare(
 
 def _ledger(root: Path) -> Ledger | None:
     """The ledger of the run that an artifact is in the folder of."""
-    from compressor.ledger import LEDGER_FILE, load_ledger
+    from compressor.ledger import load_ledger
+    from compressor.run_folder import LEDGER_FILE
 
     return load_ledger(root.parent) if (root.parent / LEDGER_FILE).is_file() else None
 

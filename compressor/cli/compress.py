@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from compressor.cli.completion import passes, targets
 from compressor.cli.dry_run import show_plans
 from compressor.cli.engines import engine_option
+from compressor.cli.paths import UserPath
 from compressor.cli.request import recipes_of
 from compressor.cli.say import say
 from compressor.measure import BATCH_SIZE
+from compressor.settings import RunSettings
 
 if TYPE_CHECKING:
     from compressor.gate.decide import Decision
@@ -30,9 +33,10 @@ if TYPE_CHECKING:
     "targets",
     multiple=True,
     metavar="TARGET",
+    shell_complete=targets,
     help="Where it will run: onnx-int4, trt-int4, vllm-int4 ... (`llmc targets`); repeat for several.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.  [default: MODEL-TARGET]")
+@click.option("-o", "--output", type=UserPath(), help="Folder to make.  [default: MODEL-TARGET]")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.  [default: its main branch]")
 @click.option(
     "--adapter",
@@ -47,14 +51,13 @@ if TYPE_CHECKING:
     help="Whose tokenizer and chat template.  [default: the adapter's, where it brings one]",
 )
 @click.option("--no-adapter", is_flag=True, help="Leave out an adapter that lies in the model's folder.")
-@click.option(
-    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="YAML recipe; options given here win over it."
-)
+@click.option("--recipe", "recipe_file", type=UserPath(), help="YAML recipe; options given here win over it.")
 @click.option(
     "--pass",
     "passes",
     multiple=True,
     metavar="NAME[:OPTION=VALUE,...]",
+    shell_complete=passes,
     help="A pass; repeat for several, in order.  [default: the target's]",
 )
 @click.option(
@@ -73,7 +76,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Dequantize a quantized model first and round it again; without it, its integers stay as they are.",
 )
-@click.option("--calibration", metavar="TEXT", help="Calibration text: .txt, .jsonl, .parquet or a datasets id.")
+@click.option("--calibration", metavar="TEXT", help="Calibration text: .txt, .csv, .jsonl, .parquet or a datasets id.")
 @click.option("--samples", type=click.IntRange(1), help="Calibration windows.  [default: 128]")
 @click.option("--length", type=click.IntRange(8), help="Tokens of a calibration window.  [default: 512]")
 @click.option("--seed", type=int, help="Seed of the calibration draw.  [default: 0]")
@@ -81,6 +84,7 @@ if TYPE_CHECKING:
 @click.option(
     "--eval", "evaluation", metavar="TEXT", help="Held-out text to judge by; the same kinds as --calibration."
 )
+@click.option("--allow-same-text", is_flag=True, help="Judge by the calibration text itself, which flatters.")
 @click.option(
     "--task",
     "tasks",
@@ -104,6 +108,11 @@ if TYPE_CHECKING:
 )
 @click.option("--prompt", type=click.IntRange(1), help="Prompt tokens of the timed workload.  [default: 128]")
 @click.option("--output-tokens", type=click.IntRange(2), help="Generated tokens of the timed workload.  [default: 32]")
+@click.option(
+    "--steps",
+    type=click.Choice(["keep", "last", "none"]),
+    help="Folders of passes that stay when the run is whole; bisect and --resume need all.  [default: keep]",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run in the output folder.")
 @click.option("--dry-run", is_flag=True, help="Check the request and show the plan; do nothing.")
 @click.option(
@@ -129,11 +138,11 @@ def compress_command(
 
     check_installation()
     recipes = recipes_of(model, recipe_file, options)
-    if options["dry_run"]:
-        show_plans(recipes, options, as_json)
-        return 0
     out = output or _default_output(recipes)
-    outcomes = _run(recipes, out, options)
+    settings = RunSettings(out, options["resume"], options["allow_pickle"], options["trust_remote_code"])
+    if options["dry_run"]:
+        return show_plans(recipes, settings, as_json)
+    outcomes = _run(recipes, settings)
     _present(outcomes, as_json)
     broken = [_explain(one.ledger, one.target) for one in outcomes if isinstance(one.ledger, Exception)]
     codes = [one.decision.verdict.exit_code for one in outcomes if one.decision is not None]
@@ -162,22 +171,27 @@ class Outcome:
 
 
 def _default_output(recipes: Sequence[Recipe]) -> Path:
-    targets = "+".join(recipe.build_target().name for recipe in recipes)
+    targets = "+".join(recipe.target_name for recipe in recipes)
     return Path(f"{Path(recipes[0].model.removesuffix('.gguf')).name}-{targets}")
 
 
-def _run(recipes: Sequence[Recipe], out: Path, options: Mapping[str, Any]) -> list[Outcome]:
+def _run(recipes: Sequence[Recipe], settings: RunSettings) -> list[Outcome]:
+    from compressor.checks import request_checks, run_folders
     from compressor.cli.progress import ConsoleProgress
     from compressor.cli.texts import RecipeTexts
-    from compressor.pipeline import RunSettings, execute, run_folders
-    from compressor.report.files import write_reports
 
-    settings = RunSettings(out, options["resume"], options["allow_pickle"], options["trust_remote_code"])
+    for check in request_checks(recipes, settings, RecipeTexts()):  # before what takes seconds to import
+        check()
+    out = settings.out
     with ConsoleProgress() as progress:
+        progress("opening the model", 0, 1)
+        from compressor.pipeline import execute
+        from compressor.report.files import write_reports
+
         ledgers = execute(recipes, settings, RecipeTexts(), progress)
     outcomes = []
     for recipe, folder, ledger in zip(recipes, run_folders(recipes, out), ledgers, strict=True):
-        target = recipe.build_target().name
+        target = recipe.target_name
         if isinstance(ledger, Exception):
             outcomes.append(Outcome(target, ledger))
             continue

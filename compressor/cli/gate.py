@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.engines import engine_option
+from compressor.cli.paths import RunPath, UserPath
 from compressor.cli.say import say
 from compressor.errors import InputError
 
@@ -37,17 +38,15 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("gate")
-@click.argument("ledger", type=click.Path(path_type=Path))
-@click.option(
-    "--against", metavar="LEDGER", type=click.Path(path_type=Path), help="Baseline run.  [default: the run's original]"
-)
+@click.argument("ledger", type=RunPath())
+@click.option("--against", metavar="LEDGER", type=RunPath(), help="Baseline run.  [default: the run's original]")
 @click.option("--row", metavar="NAME", help="Row to judge.  [default: the artifact's]")
 @limit_options
 @click.option(
     "--lm-eval",
     nargs=2,
     metavar="BEFORE AFTER",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Logs of `lm_eval --log_samples`: accuracy is then that of their tasks.",
 )
 @click.option(
@@ -56,8 +55,8 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--budget", type=click.FloatRange(0), default=30.0, show_default=True, help="Minutes of measuring more.")
 @click.option("--original", metavar="MODEL", help="Where the run's model is now.  [default: where it was]")
 @engine_option
-@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML here.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write Markdown here, for a pull request.")
+@click.option("--junit", type=UserPath(), help="Write JUnit XML here.")
+@click.option("--markdown", type=UserPath(), help="Write Markdown here, for a pull request.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def gate_command(
     ledger: Path,

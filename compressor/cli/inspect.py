@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compressor.cli.paths import UserPath
 from compressor.cli.say import say
 from compressor.errors import InputError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=UserPath())
 @click.option("--allow-pickle", is_flag=True, help="Open an adapter's pickle (.bin), which can run code when opened.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect_command(path: Path, allow_pickle: bool, as_json: bool) -> None:
@@ -41,7 +42,7 @@ def describe(path: Path, allow_pickle: bool = False) -> dict[str, Any]:
         InputError: it is nothing that is known here.
     """
     from compressor.adapter import is_adapter
-    from compressor.ledger import LEDGER_FILE, runs_in
+    from compressor.run_folder import LEDGER_FILE, runs_in
     from compressor.source import find_gguf, is_gguf
     from compressor.target import MANIFEST
 

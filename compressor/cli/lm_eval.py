@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from compressor.cli.engines import batch_size_option, engine_option
+from compressor.cli.paths import UserPath
 from compressor.cli.say import say
 from compressor.errors import InputError, MissingExtra
 
@@ -17,15 +18,13 @@ OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
 
 
 @click.command("lm-eval")
-@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.argument("model", type=UserPath(exists=True))
 @click.option("--tasks", required=True, metavar="NAME,...", help="Tasks, as lm_eval knows them, or task files (.yaml).")
-@click.option("--include-path", type=click.Path(path_type=Path, exists=True), help="Folder of task files of your own.")
+@click.option("--include-path", type=UserPath(exists=True), help="Folder of task files of your own.")
 @click.option("--num-fewshot", type=click.IntRange(0), help="Examples in a prompt.  [default: the task's]")
 @click.option("--limit", type=click.IntRange(1), help="Samples of each task.  [default: all]")
 @click.option("--apply-chat-template", is_flag=True, help="Render prompts through the model's chat template.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder for the logs, which `llmc gate --lm-eval` reads."
-)
+@click.option("-o", "--output", type=UserPath(), help="Folder for the logs, which `llmc gate --lm-eval` reads.")
 @click.option("--network", is_flag=True, help="Let lm_eval fetch data sets and metrics.")
 @batch_size_option
 @engine_option

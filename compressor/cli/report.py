@@ -6,15 +6,14 @@ from pathlib import Path
 
 import click
 
+from compressor.cli.paths import RunPath, UserPath
 from compressor.cli.say import say
 
 
 @click.command("report")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RunPath(several=True))
 @click.option("--markdown", is_flag=True, help="Print Markdown, as in report.md.")
-@click.option(
-    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write one HTML file that needs no other."
-)
+@click.option("--html", type=UserPath(), metavar="FILE", help="Write one HTML file that needs no other.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ledger as JSON.")
 def report_command(run: Path, markdown: bool, html: Path | None, as_json: bool) -> None:
     """Show the ledger of the run in folder RUN (or of a ledger.json); of a run for several targets, all of them.
@@ -27,9 +26,10 @@ def report_command(run: Path, markdown: bool, html: Path | None, as_json: bool) 
     from rich.console import Console
 
     from compressor.cli import emit_json
-    from compressor.ledger import load_ledger, runs_in
+    from compressor.ledger import load_ledger
     from compressor.report.files import render_html, render_markdown
     from compressor.report.terminal import show
+    from compressor.run_folder import runs_in
 
     if html is not None:
         _write(html, render_html(run))

@@ -70,6 +70,7 @@ def _given(model: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
         "tasks": list(options["tasks"]) or None,
         "batch_size": options["batch_size"],
         "length": options["eval_length"],
+        "allow_same_text": options["allow_same_text"] or None,
         "effort": options["measure"],
         "latency": _set(latency) or None,
     }
@@ -81,6 +82,7 @@ def _given(model: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
         **_targets(options["targets"]),
         "requantize": options["requantize"] or None,
         "passes": list(options["passes"]) or None,
+        "steps": options["steps"],
         "calibration": _set(calibration) or None,
         "measure": _set(measure) or None,
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.engines import batch_size_option, engine_option
+from compressor.cli.paths import UserPath
 from compressor.cli.say import say
 
 if TYPE_CHECKING:
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
 
 
 @click.command("score")
-@click.argument("model", type=click.Path(path_type=Path), metavar="RUN_OR_MODEL")
-@click.option(
-    "--task", "tasks", multiple=True, required=True, type=click.Path(path_type=Path), help="A task file; repeatable."
-)
+@click.argument("model", type=UserPath(), metavar="RUN_OR_MODEL")
+@click.option("--task", "tasks", multiple=True, required=True, type=UserPath(), help="A task file; repeatable.")
 @click.option("--row", "rows", multiple=True, metavar="NAME", help="Rows of the run.  [default: original, artifact]")
 @click.option("--original", metavar="MODEL", help="Where the run's model is now.  [default: where it was]")
 @batch_size_option
@@ -47,7 +46,7 @@ def score_command(
     """
     from compressor.cli import emit_json
     from compressor.cli.progress import ConsoleProgress
-    from compressor.ledger import LEDGER_FILE, one_of_the_runs_in
+    from compressor.run_folder import LEDGER_FILE, one_of_the_runs_in
     from compressor.tasks.task import load_tasks
 
     loaded = load_tasks(tasks)

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
+from compressor.cli.paths import RunPath, UserPath
 from compressor.cli.say import say
 from compressor.errors import InputError
 
 
 @click.command("track")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RunPath())
 @click.option("--mlflow", "uri", metavar="URI", help="Log to MLflow here: sqlite:///mlflow.db, or a server's address.")
-@click.option("--wandb", "folder", type=click.Path(path_type=Path), help="Write an offline run of wandb here.")
+@click.option("--wandb", "folder", type=UserPath(), help="Write an offline run of wandb here.")
 @click.option("--experiment", default="llmc", show_default=True, help="MLflow's experiment, or the project of wandb.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def track_command(run: Path, uri: str | None, folder: Path | None, experiment: str, as_json: bool) -> None:

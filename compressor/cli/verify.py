@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from compressor.cli.engines import engine_option
+from compressor.cli.paths import UserPath
 from compressor.cli.say import say
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ UNITS = {"files": "files", "weights": "weights", "generation": "tokens"}
 
 
 @click.command("verify")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=UserPath())
 @engine_option
 @click.option("--allow-unchecked", is_flag=True, help="Exit with 0 although some checks could not be made.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -32,10 +32,11 @@ from compressor.gate.evidence import Evidence
 from compressor.gate.gate import Standing, gate
 from compressor.gate.limits import Limits
 from compressor.gate.subject import ORIGINAL, Run
-from compressor.ledger import LEDGER_FILE, SamplesRecord, StepRecord, TextRecord, load_ledger
+from compressor.ledger import SamplesRecord, StepRecord, TextRecord, load_ledger
 from compressor.measure import samples
 from compressor.measure.accuracy import Reference, Report, TokenScores, checkpoint_scores, session_scores
 from compressor.reopen import Reopened
+from compressor.run_folder import LEDGER_FILE
 from compressor.texts import TokenSet
 from compressor.tokenizer import tokenizer_of
 
@@ -217,6 +218,6 @@ def until_decided(runs: list[Growing], limits: Limits, budget: Budget, standing:
 def _next_look(growing: Growing) -> int:
     """Number of this look, counted on over all commands that have looked."""
     path = growing.folder / LOOKS_FILE
-    look = 1 + (json.loads(path.read_text())["looks"] if path.is_file() else 0)
+    look = 1 + (json.loads(path.read_text(encoding="utf-8"))["looks"] if path.is_file() else 0)
     write_json(path, {"looks": look})
     return look

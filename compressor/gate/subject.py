@@ -10,9 +10,10 @@ import numpy as np
 from compressor.errors import InputError, nearest
 from compressor.gate.shipped import check_shipped
 from compressor.gate.tasks import ScorePairs
-from compressor.ledger import LEDGER_FILE, Ledger, StepRecord, TaskRecord, load_ledger
+from compressor.ledger import Ledger, StepRecord, TaskRecord, load_ledger
 from compressor.measure import samples
 from compressor.measure.latency import Latency
+from compressor.run_folder import LEDGER_FILE
 from compressor.tasks.metrics import TOKENIZERS
 
 ORIGINAL = "original"
@@ -189,7 +190,8 @@ class Subject:
             InputError: there is none.
         """
         if not self.row.latency:
-            raise InputError(f"{self.row.name!r} was not timed: {self.row.not_run or 'measuring was switched off'}.")
+            reason = self.row.not_run or "it computes as the original does, or measuring was switched off"
+            raise InputError(f"{self.row.name!r} was not timed: {reason}.")
         before = self._same_runtime() if self.base is None else _same_machine(self.row, self.run, self.base)
         known = {(one.batch, one.prompt, one.output): one for one in before.latency}
         pairs = [

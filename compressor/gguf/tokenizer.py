@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.errors import InputError, nearest
+from compressor.errors import InputError, listed
 from compressor.gguf.container import GgufFile
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
@@ -75,7 +75,7 @@ def build_tokenizer(file: GgufFile) -> Any:
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
     kind = file.metadata.get("tokenizer.ggml.model")
     if kind not in builders or "tokenizer.ggml.tokens" not in file.metadata:
-        raise InputError(f"{file.path} has a tokenizer of kind {kind!r}; {nearest(str(kind), builders)}")
+        raise InputError(f"{file.path} has a tokenizer of kind {kind!r}; {listed(builders)}")
     tokenizer = builders[kind](file)
     tokenizer.add_tokens(_added_tokens(file))
     fast = PreTrainedTokenizerFast(
@@ -126,7 +126,7 @@ def _byte_level(file: GgufFile) -> Any:
     name = _field(file, "pre", "default")
     if name not in PRE_TOKENIZERS:
         raise InputError(
-            f"{file.path} splits text by the rule {name!r}, which is not known; {nearest(name, PRE_TOKENIZERS)}",
+            f"{file.path} splits text by the rule {name!r}, which is not known; {listed(PRE_TOKENIZERS)}",
             "Start from the model's original folder.",
         )
     pre = PRE_TOKENIZERS[name]

@@ -1,10 +1,14 @@
 """Time to first token, time per token, tokens per second.
 
-Sessions take turns, so that a machine whose speed drifts is fair to all of them.
+Sessions take turns, so that a machine whose speed drifts is fair to all of them. Where the number of repeats is left
+open, turns end when the 95% intervals of all sessions are within NARROW of their means, after `least` repeats at the
+earliest and `repeats` at the latest. Looking after every repeat makes the intervals cover the truth a little less often
+than 95%; a gate on latency takes all repeats.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,16 +22,23 @@ from compressor.measure.statistics import Estimate, interval, mean, percentiles
 if TYPE_CHECKING:
     from compressor.target import Session
 
+NARROW = 0.05  # of the mean: how far a 95% interval may reach when turns end early
+
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed: `repeats` generations of `output` tokens after prompts of one length, after `warmup` ones."""
+    """What is timed: `repeats` generations of `output` tokens after prompts of one length, after `warmup` ones.
+
+    Attributes:
+        least: repeats after which turns may end early; None takes all of them.
+    """
 
     batch: int
     prompt: int
     output: int
     repeats: int
     warmup: int = 1
+    least: int | None = None
 
     def __str__(self) -> str:
         return f"batch {self.batch}, {self.prompt} + {self.output} tokens"
@@ -104,8 +115,23 @@ def measure_latency(
                 times[name].first.append(first)
                 times[name].next.append(following)
         progress(repeat + workload.warmup + 1, workload.repeats + workload.warmup)
+        if workload.least is not None and repeat + 1 >= workload.least and all(map(_is_narrow, times.values())):
+            progress(workload.repeats + workload.warmup, workload.repeats + workload.warmup)
+            break
     found = {name: _summary(workload, taken, list(sessions)) for name, taken in times.items() if taken.first}
     return Timings({name: replace(one, broke=broken.get(name)) for name, one in found.items()}, broken)
+
+
+def _is_narrow(times: _Times) -> bool:
+    """Whether the means are known well enough; those of a session that broke will not get any better."""
+    series = (np.array(times.first), np.array([sum(steps) / len(steps) for steps in times.next]))
+    return all(_reach(observed) <= NARROW for observed in series if len(observed) > 1)
+
+
+def _reach(observed: np.ndarray) -> float:
+    """How far above the geometric mean the 95% interval of observations [n] ends, as a share of the mean."""
+    found = interval(observed)
+    return math.inf if found is None else math.sqrt(found[1] / found[0]) - 1
 
 
 def _why(error: BaseException, workload: Workload, repeat: int) -> str:

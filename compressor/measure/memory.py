@@ -19,7 +19,7 @@ class PeakMemory:
 
     def __enter__(self) -> PeakMemory:
         try:
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
             self.exact = True
         except OSError:
             self.exact = False
@@ -30,7 +30,7 @@ class PeakMemory:
 
 
 def _linux_peak() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return _process_peak()

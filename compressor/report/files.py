@@ -9,8 +9,9 @@ from compressor.bisect.plain import load_shown
 from compressor.files import write_whole
 from compressor.gate import markdown as gate_markdown
 from compressor.gate.decide import Decision, load_decision
-from compressor.ledger import load_ledger, runs_in
+from compressor.ledger import load_ledger
 from compressor.report import comparison, html, markdown
+from compressor.run_folder import runs_in
 
 REPORTS = ("report.md", "report.html")
 

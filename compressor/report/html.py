@@ -71,7 +71,7 @@ def render(ledger: Ledger, decision: Decision | None = None, blamed: Mapping[str
 
 def page(template: str, **values: Any) -> str:
     """A template of the folder `pages`, with the style in it."""
-    style = Markup((PAGES / "style.css").read_text())
+    style = Markup((PAGES / "style.css").read_text(encoding="utf-8"))
     return _environment().get_template(template).render(style=style, version=__version__, **values)
 
 

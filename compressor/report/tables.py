@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compressor.ledger import Ledger, StepRecord
@@ -11,6 +13,7 @@ from compressor.report.numbers import estimate
 from compressor.tasks.metrics import remark
 
 MISSING = "–"
+TENSOR, NUMBER = re.compile(r"\w+(\.\w+){2,}"), re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")  # what notes differ in
 AUDIT_MARKS = {"ok": "✓", "warning": "✗", "not checked": "·"}
 
 
@@ -88,10 +91,20 @@ def remarks(ledger: Ledger) -> list[str]:
                 f"{row.name}: its perplexity is no number: it does not compute this text, and is not to be used"
             )
         broken = (remark(task.name, task.broken, task.samples.count) for task in row.tasks)
-        found += [f"{row.name}: {note}" for note in (*row.notes, *filter(None, broken))]
+        found += [f"{row.name}: {note}" for note in (*one_of_a_kind(row.notes), *filter(None, broken))]
         if row.not_run:
             found.append(f"{row.name}: not run, {row.not_run}")
     return found
+
+
+def one_of_a_kind(notes: Sequence[str]) -> list[str]:
+    """Notes that say the same of many tensors, as one that says it of the first and counts the others."""
+    kinds: dict[str, list[str]] = {}
+    for note in notes:
+        kinds.setdefault(NUMBER.sub("#", TENSOR.sub("·", note)), []).append(note)
+    return [
+        alike[0] if len(alike) == 1 else f"{alike[0]} (and {len(alike) - 1} more like it)" for alike in kinds.values()
+    ]
 
 
 def verdict(ledger: Ledger) -> str:

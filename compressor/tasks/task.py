@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from jinja2 import StrictUndefined, TemplateError, UndefinedError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from compressor import yaml_text
 from compressor.errors import InputError
 from compressor.files import digest_json
 from compressor.json_lines import json_lines
 from compressor.templates import Sandbox, checked, limited
+from compressor.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -148,10 +147,7 @@ def load_tasks(paths: Sequence[Path]) -> list[LoadedTask]:
 
 
 def _read(path: Path) -> Task:
-    try:
-        values = yaml_text.load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"The task {path} cannot be read: {str(error).splitlines()[0]}.") from error
+    values, _ = read_yaml(path, "The task")
     if not isinstance(values, dict):
         raise InputError(f"The task {path} is not a mapping of keys to values.")
     try:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from compressor.gate.decide import GATE_FILE, load_decision
-from compressor.ledger import LEDGER_FILE, Ledger, StepRecord, load_ledger
+from compressor.ledger import Ledger, StepRecord, load_ledger
 from compressor.report.figures import metrics
+from compressor.run_folder import LEDGER_FILE
 
 COSTS = ("size_bytes", "bits_per_weight", "seconds", "peak_rss_bytes", "zeros")
 FILES = (LEDGER_FILE, GATE_FILE, "recipe.yaml", "report.html", "report.md")

@@ -20,12 +20,12 @@ class Curve:
         self._path, self._count = folder / TABLE, len(losses)
         lines = [HEADER, *(_line(step, loss) for step, loss in enumerate(losses, start=1))]
         with whole_file(self._path) as path:
-            path.write_text("\n".join(lines) + "\n")
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def add(self, loss: float) -> None:
         """The loss of the next step."""
         self._count += 1
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(self._count, loss) + "\n")
 
 
@@ -34,7 +34,7 @@ def read_curve(folder: Path) -> list[float]:
     path = folder / TABLE
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)[1:]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
     return [float(line.partition(",")[2]) for line in lines if line.endswith("\n")]
 
 

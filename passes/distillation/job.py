@@ -117,7 +117,7 @@ def launch(job: Job, processes: int, report: Report) -> None:
     command += ["--num_machines", "1", "--mixed_precision", job.settings.mixed, "--dynamo_backend", "no"]
     command += ["--multi_gpu"] if torch.cuda.device_count() >= processes else ["--cpu"]
     command += ["-m", "passes.distillation.job", str(job.folder / JOB)]
-    with (job.folder / LOG).open("w") as log:
+    with (job.folder / LOG).open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=safe_environment())
     try:
         while process.poll() is None:
@@ -132,7 +132,7 @@ def launch(job: Job, processes: int, report: Report) -> None:
 
 def _problem(folder: Path) -> RunError:
     if (folder / PROBLEM).exists():
-        return RunError(*json.loads((folder / PROBLEM).read_text()))
+        return RunError(*json.loads((folder / PROBLEM).read_text(encoding="utf-8")))
     return RunError(f"A training process ended with an error; its log is {folder / LOG}.")
 
 
@@ -149,7 +149,7 @@ def main(path: str) -> int:
     try:
         run(job, lambda done, total: None)
     except LlmcError as error:
-        (job.folder / PROBLEM).write_text(json_text([str(error), error.hint]))
+        (job.folder / PROBLEM).write_text(json_text([str(error), error.hint]), encoding="utf-8")
         return 1
     return 0
 

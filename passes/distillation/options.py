@@ -219,4 +219,4 @@ def _mean(values: list[float]) -> float:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -167,7 +167,7 @@ class Trainer:
         if not states:
             return False
         self._accelerator.load_state(str(states[-1]))
-        self.losses = json.loads((states[-1] / LOSSES).read_text())
+        self.losses = json.loads((states[-1] / LOSSES).read_text(encoding="utf-8"))
         return True
 
     def _save(self) -> None:

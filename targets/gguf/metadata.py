@@ -14,6 +14,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.gguf.architectures import ARCHITECTURES, GgufArchitecture
 from compressor.gguf.config import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
+from compressor.licence import Licence
 from targets.serving import SERVED_LENGTH
 
 RUNTIME = "llama.cpp"
@@ -102,6 +103,7 @@ def add_metadata(writer: Any, checkpoint: Checkpoint, file_type: str) -> None:
     writer.add_quantized_by(f"llmc {__version__}")
     writer.add_file_type(gguf.LlamaFileType[file_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_licence(writer, Licence.of(checkpoint.root))
     writer.add_block_count(shape.layers)
     writer.add_context_length(context_length(shape))
     writer.add_embedding_length(shape.hidden_size)
@@ -122,6 +124,15 @@ def add_metadata(writer: Any, checkpoint: Checkpoint, file_type: str) -> None:
     if shape.rotary_dim:
         writer.add_rope_dimension_count(shape.rotary_dim)
         _add_rope(writer, full_config(checkpoint.config))
+
+
+def _add_licence(writer: Any, licence: Licence) -> None:
+    if licence.identifier is not None:
+        writer.add_license(licence.identifier)
+    if licence.name is not None:
+        writer.add_license_name(licence.name)
+    if licence.link is not None:
+        writer.add_license_link(licence.link)
 
 
 def _add_windows(writer: Any, shape: Architecture) -> None:

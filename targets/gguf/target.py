@@ -23,6 +23,7 @@ from compressor.options import option
 from compressor.pass_ import Progress
 from compressor.quantized import Scheme
 from compressor.target import Artifact, Rounding, Session, Target, Tolerance, Variant
+from compressor.writer import copy_legal
 from targets.casting import DTYPE_HELP, Caster, ServedDtype, cast, dtype_name, float_problems, scale_problems
 from targets.engines import LLAMA_CPP
 from targets.gguf.metadata import LONGROPE, RUNTIME, architecture_problems, context_length, rope_problems, served_length
@@ -85,6 +86,7 @@ class GgufTarget(Target):
     def lower(self, checkpoint: Checkpoint, out: Path, progress: Progress) -> list[str]:
         caster = Caster(self.dtype, checkpoint)
         notes = write_file(out / FILE, checkpoint, caster, f"MOSTLY_Q{self.bits}_0", progress)
+        copy_legal(checkpoint, out)
         return [*caster.notes, *_widened(checkpoint), *_shortened(checkpoint), *notes]
 
     def tokenizer_problems(self, root: Path, vocab_size: int) -> list[str]:

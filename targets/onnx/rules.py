@@ -44,7 +44,7 @@ def check_folder(root: Path) -> list[str]:
     try:
         layers = resolve(read_config(root)).layers
         model = load_graph(root)
-        genai = json.loads((root / GENAI_CONFIG).read_text())
+        genai = json.loads((root / GENAI_CONFIG).read_text(encoding="utf-8"))
     except InputError as error:
         return [str(error)]
     except OSError as error:

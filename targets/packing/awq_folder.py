@@ -24,7 +24,7 @@ def read_folder(root: Path) -> Iterator[tuple[str, Weight]]:
     Raises:
         RunError: the folder says that it is stored in another way.
     """
-    settings = json.loads((root / "config.json").read_text())["quantization_config"]
+    settings = json.loads((root / "config.json").read_text(encoding="utf-8"))["quantization_config"]
     if (settings["bits"], settings["version"], settings["zero_point"]) != (4, "gemm", True):
         raise RunError("The folder's config.json does not say four bits with zero points as gemm.")
     scheme, holders = Scheme(4, settings["group_size"], symmetric=False), tensor_holders(root)

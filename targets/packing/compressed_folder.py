@@ -57,7 +57,7 @@ class _Config:
     def __init__(self, root: Path) -> None:
         from compressed_tensors.quantization import QuantizationConfig
 
-        raw = json.loads((root / "config.json").read_text()).get("quantization_config")
+        raw = json.loads((root / "config.json").read_text(encoding="utf-8")).get("quantization_config")
         config = None if raw is None else QuantizationConfig.model_validate(raw)
         self._format = None if config is None else config.format
         self._ignored = [] if config is None else list(config.ignore or ())

@@ -36,8 +36,8 @@ class Settings:
 
     @classmethod
     def read(cls, root: Path) -> Settings:
-        own = json.loads((root / "quantize_config.json").read_text())
-        if json.loads((root / "config.json").read_text())["quantization_config"] != own:
+        own = json.loads((root / "quantize_config.json").read_text(encoding="utf-8"))
+        if json.loads((root / "config.json").read_text(encoding="utf-8"))["quantization_config"] != own:
             raise RunError("quantize_config.json and config.json describe the quantization differently.")
         return cls(own["bits"], own["sym"], own["group_size"], own["checkpoint_format"] == "gptq")
 

@@ -42,7 +42,7 @@ def read_quantization(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]
         InputError: neither is ModelOpt's.
     """
     path = folder / "hf_quant_config.json"
-    raw = json.loads(path.read_text()) if path.is_file() else config.get("quantization_config") or {}
+    raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else config.get("quantization_config") or {}
     if "quantization" in raw:
         return raw["quantization"]
     marked = (

@@ -131,7 +131,7 @@ def _index_rules(folder: Path, seen: Folder) -> Iterator[str]:
     path = folder / "model.safetensors.index.json"
     if not path.is_file():
         return
-    places = json.loads(path.read_text())["weight_map"]
+    places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     for name, shard in places.items():
         if name not in seen.tensors or seen.tensors[name].path.name != shard:
             yield f"The index places {name} in {shard}, which does not hold it."

@@ -67,7 +67,7 @@ class Description:
         Raises:
             OSError, ValueError, KeyError, TypeError: it is not there, or damaged.
         """
-        found = json.loads((folder / DESCRIPTION).read_text())
+        found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         places = {name: Place(**place) for name, place in found["weights"].items()}
         return cls(found["builder"], tuple(found["sm"]), found["inputs"], found["bytes"], places)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,86 @@ RENDERED = "<|begin|>user\nhi<|end|><|begin|>assistant\nhello<|end|>"
 
 def documents(source, tokenizer, characters=1000):
     return list(open_corpus(str(source), tokenizer).documents(characters))
+
+
+# -- tables, instructions and what ends in a sentence ---------------------------------------------------------------
+
+
+ASKED = [{"role": "user", "content": "Add\n\n1 and 2"}, {"role": "assistant", "content": "3"}]
+RECORDS = [
+    {"instruction": "Add", "input": "1 and 2", "output": "3"},
+    {"instruction": "Add\n\n1 and 2", "output": "3", "input": None},
+    {"prompt": "Add\n\n1 and 2", "completion": "3"},
+    {"prompt": "Add\n\n1 and 2", "response": "3"},
+]
+
+
+@pytest.mark.parametrize("record", RECORDS)
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_an_instruction_and_its_answer_are_a_chat(tmp_path, byte_tokenizer, kind, record):
+    file = write_table(tmp_path / f"a.{kind}", [record])
+    expected = render_chat(ASKED, byte_tokenizer, "here")
+    assert documents(file, byte_tokenizer) == [Document(expected, "instruction")]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_empty_answers_are_skipped_in_every_kind_of_file(tmp_path, byte_tokenizer, kind):
+    file = write_table(
+        tmp_path / f"a.{kind}", [{"instruction": "a", "output": ""}, {"instruction": "a", "output": "b"}]
+    )
+    assert [one is None for one in documents(file, byte_tokenizer)] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["a.CSV", "a.Csv"])
+def test_a_table_with_a_column_of_text(tmp_path, byte_tokenizer, name):
+    (tmp_path / name).write_bytes('\ufeffid,text\r\n1,"two\r\nlines, ""quoted"" 你好"\r\n2,\r\n'.encode())
+    assert documents(tmp_path / name, byte_tokenizer) == [Document('two\r\nlines, "quoted" 你好', "record"), None]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"id,words\n1,a\n", "no column `text` or `messages`; it has id, words"), (b"text\n\"a\" b\n", ":2 is not CSV"),
+     (b"text\ncaf\xe9\n", "is not UTF-8 text"), (b"", "no column")],
+)  # fmt: skip
+def test_a_table_that_cannot_be_read(tmp_path, byte_tokenizer, content, says):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        documents(tmp_path / "a.csv", byte_tokenizer)
+
+
+@pytest.mark.parametrize("name", ["a.TXT", "a.JSONL", "a.Parquet"])
+def test_capitals_in_the_names_of_files(tmp_path, byte_tokenizer, name):
+    file = tmp_path / name
+    if name == "a.TXT":
+        file.write_text("words", encoding="utf-8")
+    else:
+        write_table(tmp_path / name.lower(), [{"text": "words"}]).rename(file)
+    assert [one.text for one in documents(file, byte_tokenizer)] == ["words"]
+
+
+@pytest.mark.parametrize(
+    "line", [{"text": "half \ud83d"}, {"messages": [{"role": "user", "content": "\udc00"}]}, {"text": "a\ud800b"}]
+)
+def test_half_of_a_character_ends_in_one_sentence(tmp_path, byte_tokenizer, line):
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"a\.jsonl:1 holds .u(d83d|dc00|d800), which is half of a character"):
+        documents(tmp_path / "a.jsonl", byte_tokenizer)
+
+
+def write_table(path, records):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(records[0]))
+            writer.writeheader()
+            writer.writerows(records)
+    else:
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    return path
 
 
 # -- plain text ---------------------------------------------------------------------------------------------------
@@ -245,8 +326,8 @@ def test_absent_file_is_not_looked_up_as_a_dataset(source, byte_tokenizer):
 
 
 def test_other_kinds_of_file(tmp_path, byte_tokenizer):
-    (tmp_path / "a.csv").write_text("x")
-    with pytest.raises(InputError, match=r"not a \.txt, \.jsonl or \.parquet file"):
-        open_corpus(str(tmp_path / "a.csv"), byte_tokenizer)
+    (tmp_path / "a.doc").write_text("x")
+    with pytest.raises(InputError, match=r"not a \.txt, \.csv, \.jsonl or \.parquet file"):
+        open_corpus(str(tmp_path / "a.doc"), byte_tokenizer)
     with pytest.raises(InputError, match="There is no file"):
         open_corpus(str(tmp_path), byte_tokenizer)

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import InputError
-from compressor.ledger import SCHEMA, Ledger, SamplesRecord, StepRecord, TextRecord, load_ledger, runs_in
+from compressor.ledger import SCHEMA, Ledger, SamplesRecord, StepRecord, TextRecord, load_ledger
 from compressor.ledger_schema import schema
 from compressor.measure.accuracy import Quality
 from compressor.measure.latency import Latency
 from compressor.measure.statistics import Estimate
+from compressor.run_folder import runs_in
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -18,9 +18,10 @@ from transformers import AutoTokenizer
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError, RunError
 from compressor.ledger import load_ledger
+from compressor.model_path import HUB_ID
 from compressor.recipe import make_recipe
 from compressor.shards import SINGLE_SHARD
-from compressor.source import HUB_ID, open_model
+from compressor.source import open_model
 
 
 def silent(*_):
@@ -127,7 +128,7 @@ def test_what_is_none_of_these(take, name):
 
 def test_file_of_another_kind(take, tmp_path):
     (tmp_path / "model.bin").write_bytes(b"x")
-    with pytest.raises(InputError, match="neither"):
+    with pytest.raises(InputError, match="is a file, not a model folder"):
         take(tmp_path / "model.bin")
 
 

@@ -191,7 +191,19 @@ def test_targets_take_what_is_left(llmc, tiny_model, tmp_path, target):
     text.write_text("".join(f"Line {number} of a text that is long enough.\n" for number in range(60)))
     root, out = tiny_model("llama", **{**SHAPE, "hidden_size": 128, "head_dim": 32}), tmp_path / "out"
     passes = ["--pass", "prune-width:parts=heads,fraction=0.25", "--pass", "rtn:group_size=64"]
-    texts = ["--calibration", text, "--samples", 4, "--length", 48, "--eval", text, "--eval-length", 48]
+    texts = [
+        "--calibration",
+        text,
+        "--samples",
+        4,
+        "--length",
+        48,
+        "--eval",
+        text,
+        "--allow-same-text",
+        "--eval-length",
+        48,
+    ]
     code, _, err = llmc(
         *("compress", root, "-t", target, *passes, *texts, "-o", out, "--prompt", 8, "--output-tokens", 4)
     )

@@ -24,7 +24,7 @@ def text(tmp_path: Path) -> Path:
 def workload(text: Path) -> list[Any]:
     """Options that keep a run short."""
     return ["--calibration", text, "--samples", 8, "--length", 64, "--eval", text, "--eval-length", 64,
-            "--prompt", 8, "--output-tokens", 4]  # fmt: skip
+            "--allow-same-text", "--prompt", 8, "--output-tokens", 4]  # fmt: skip
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Bad requests: exit code 2, one sentence, nothing left behind."""
 
+import json
+
 import pytest
 
 
@@ -20,10 +22,19 @@ import pytest
         (["compress", "MODEL", "-t", "trt-int4", "--bits", "4.5"], "trt-int4 cannot take this"),
         (["compress", "MODEL", "-t", "onnx-fp32", "--bits", "8"], "no pass with bits"),
         (["compress", "MODEL", "-t", "trt-int4", "--accuracy-level", "0"], "has no option 'accuracy_level'"),
-        (["compress", "MODEL", "-t", "onnx-fp32", "--sm", "86"], "has no option 'sm'; there are none"),
+        (["compress", "MODEL", "-t", "onnx-fp32", "--sm", "86"], "has no option 'sm'; known: tokenizer"),
         (["compress", "MODEL", "-t", "onnx-int4", "--sm", "86,89"], "has no option 'sm'"),
         (["compress", "MODEL", "-t", "trtrtx-int4", "--sm", "ampere"], "='ampere' is not allowed"),
         (["comprss"], "did you mean 'compress'?"),
+        (["quantize", "MODEL"], "did you mean 'compress'?"),
+        (["xyz"], "known: audit, bench"),
+        (
+            ["compress", "MODEL", "-t", "trt"],
+            "did you mean 'trt-fp8', 'trt-int4', 'trt-int8', 'trt-nvfp4', 'trtrtx",
+        ),
+        (["compress", "MODEL", "-t", "llama.cpp"], "did you mean 'gguf-q4_0' or 'gguf-q8_0'?"),
+        (["compress", "MODEL", "-t", "hf", "--pass", "quarot"], "did you mean 'rotate'?"),
+        (["compress", "MODEL", "-t", "hf", "--pass", "bad"], "known: awq, "),
         (["inspect", "no-such-thing"], "does not exist"),
         (["report", "no-such-thing"], "There is no ledger"),
         (["passes", "gqtp"], "did you mean 'gptq'?"),
@@ -55,6 +66,36 @@ def test_too_little_calibration_text_says_how_much_there_is(compress, tiny_model
     assert not (tmp_path / "out").exists()
 
 
+def test_a_default_adapts_to_the_text_and_to_the_model_and_is_said(compress, tiny_model, tmp_path, text):
+    out = tmp_path / "out"
+    root = tiny_model("llama", max_position_embeddings=128)
+    words = ("--calibration", text, "--eval", text, "--allow-same-text", "--output-tokens", 4, "--measure", "none")
+    code, shown, _ = compress(root, out, *words)
+    assert code == 0
+    ledger = json.loads((out / "ledger.json").read_text())
+    windows = len(text.read_bytes()) // 128
+    assert (ledger["texts"]["calibration"]["windows"], ledger["texts"]["calibration"]["length"]) == (windows, 128)
+    assert (ledger["recipe"]["calibration"]["samples"], ledger["recipe"]["calibration"]["length"]) == (windows, 128)
+    assert f"holds {windows} windows of 128 tokens, fewer than the default of 128" in ledger["warnings"][0]
+    assert "the model's context is no longer" in ledger["warnings"][1]
+    assert f"holds {windows} windows" in " ".join(shown.split())
+
+
+def test_the_home_folder_is_known_in_every_path(llmc, tiny_model, tmp_path, monkeypatch, text):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny_model("llama").rename(tmp_path / "model")
+    words = ("--calibration", "~/text.txt", "--samples", 4, "--length", 64, "--measure", "none", "-o", "~/out")
+    assert llmc("compress", "~/model", "-t", "hf", "--pass", "gptq:group_size=32", *words)[0] == 0
+    assert llmc("report", "~/out")[0] == llmc("verify", "~/out")[0] == llmc("inspect", "~/model")[0] == 0
+
+
+def test_a_file_of_weights_is_no_model(llmc, tiny_model):
+    root = tiny_model("llama")
+    code, _, said = llmc("compress", root / "model.safetensors", "-t", "hf")
+    assert code == 2
+    assert f"Give its folder: {root}" in said
+
+
 def test_windows_longer_than_the_context_are_refused(compress, tiny_model, tmp_path, text):
     code, _, err = compress(tiny_model("llama"), tmp_path / "out", "--calibration", text, "--length", 1024)
     assert code == 2
@@ -68,6 +109,17 @@ def test_a_recipe_with_an_unknown_key_names_the_line(llmc, tmp_path):
     assert code == 2
     assert "line 5" in err
     assert "did you mean 'samples'?" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "called"), [(("--recipe",), "The recipe"), (("MODEL", "-t", "hf", "--task"), "The task")]
+)
+def test_what_is_no_yaml_is_said_with_its_line(llmc, tiny_model, tmp_path, words, called):
+    (tmp_path / "r.yaml").write_text("model: here\ntarget: [hf\npasses: x\n")
+    asked = [tiny_model("llama") if word == "MODEL" else word for word in words]
+    code, _, err = llmc("compress", *asked, tmp_path / "r.yaml")
+    assert code == 2
+    assert f"{called} {tmp_path / 'r.yaml'} cannot be read: line 3, column 7: " in err
 
 
 def test_held_out_text_that_is_not_utf8_is_refused(compress, tiny_model, tmp_path, text, workload):

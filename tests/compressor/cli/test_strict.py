@@ -74,10 +74,11 @@ def test_strict_lets_through_what_is_all_right(compress, tiny_model, tmp_path, g
     ("words", "sentence"),
     [
         (["--strict"], "give --calibration too"),
-        (["--calibration", "x.txt", "--strict"], "no pass of this run uses any"),
+        (["--calibration", "TEXT", "--strict"], "no pass of this run uses any"),
     ],
 )
-def test_strict_without_anything_to_audit_is_no_success(compress, tiny_model, tmp_path, words, sentence):
+def test_strict_without_anything_to_audit_is_no_success(compress, tiny_model, tmp_path, text, words, sentence):
+    words = [text if word == "TEXT" else word for word in words]
     code, _, said = compress(tiny_model("llama"), tmp_path / "out", *words, spec="rtn:group_size=32")
     assert code == 2
     assert sentence in said

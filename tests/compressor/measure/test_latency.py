@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,21 @@ def test_sessions_take_turns_and_the_first_round_is_not_counted():
     assert result["a"].turns == result["b"].turns == ["a", "b"]
     assert len(result["a"].repeats["itl_ms"]) == 2
     assert result["a"].ttft_ms["p50"] <= result["a"].ttft_ms["p95"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least", "repeats"), [(0.5, 3, 3), (0.5, None, 6), ((0.5, 0.9), 3, 6), ((0.5, 0.51), 2, 3)]
+)
+def test_turns_end_when_the_intervals_are_narrow(monkeypatch, seconds, least, repeats):
+    """0.5 and 0.51 s: with the t of one degree of freedom they are known to 13% only, and with a third one to 3%."""
+    steps = itertools.cycle(np.repeat(seconds, 2))  # a repeat takes two: to the first token, and to the second
+    clock = itertools.accumulate(itertools.chain.from_iterable((0.0, step) for step in steps))
+    monkeypatch.setattr("compressor.measure.latency.time.perf_counter", lambda: float(next(clock)))
+    done = []
+    workload = Workload(1, 8, 2, 6, warmup=0, least=least)
+    found = measure_latency({"a": Counter([], "a")}, workload, np.arange(8), lambda *one: done.append(one)).found["a"]
+    assert len(found.repeats["itl_ms"]) == repeats
+    assert done[-1] == (6, 6)
 
 
 def test_tokens_per_second_count_the_whole_batch(monkeypatch):

@@ -372,7 +372,7 @@ def narrow_scales(root, linears):
         (("-t", "onnx-fp32"), "onnx-fp32 takes no quantized weights"),
         (("-t", "gptq", "--pass", "rtn:group_size=32"), "is already int4 g32 asymmetric; a weight is rounded once"),
         (("-t", "gptq", "--bits", "8"), "is already int4 g32 asymmetric; a weight is rounded once"),
-        (("-t", "vllm-int4", "--pass", "smoothquant", "--calibration", "x.txt"), "re-scales model.layers.0"),
+        (("-t", "vllm-int4", "--pass", "smoothquant", "--calibration", "wikitext"), "re-scales model.layers.0"),
         (("-t", "hf", "--pass", "rotate"), "is already int4 g32 asymmetric; a weight is rounded once"),
     ],
 )

@@ -119,3 +119,12 @@ def test_the_ledger_file_round_trips(ledger, tmp_path):
     found = load_ledger(tmp_path)
     assert found.digest is not None
     assert replace(found, digest=None) == ledger
+
+
+def test_notes_that_differ_in_names_and_numbers_only_are_one():
+    notes = [f"model.layers.{layer}.mlp.up_proj: {layer + 1} output channels are zero" for layer in range(44)]
+    assert tables.one_of_a_kind(["a cast", *notes, "12 linears"]) == [
+        "a cast",
+        "model.layers.0.mlp.up_proj: 1 output channels are zero (and 43 more like it)",
+        "12 linears",
+    ]
