@@ -14,7 +14,7 @@ LOCK := .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 
 MODEL ?= examples/demo/model
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gate test test-slow engines test-engines lint lock release try-out format clean
+.PHONY: help demo gate test test-slow engines test-engines lint lock release try-out docs format clean
 
 help: ## Show this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,12 @@ try-out:
 	cd dist && ../$(BIN)/llmc --version && ../$(BIN)/llmc doctor
 	cd dist && ../$(BIN)/llmc compress ../$(MODEL) -t onnx-int4 --pass rtn:group_size=32 --measure none -o tried
 	@rm -rf dist/tried $(VENV)
+
+docs: $(READY) ## Build the documentation site in build/site; a broken link or anchor breaks it
+	rm -rf build/site-source && mkdir -p build/site-source
+	git ls-files -z -- '*.md' '*.py' docs examples benchmarks .github LICENSE Makefile pyproject.toml requirements \
+		| xargs -0 cp --parents -t build/site-source
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff format .

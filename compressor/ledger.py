@@ -130,6 +130,16 @@ class StepRecord:
     continuations: list[Continuation] = field(default_factory=list)
     bits_of: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def perplexity(self) -> Estimate | None:
+        """On the evaluation text; None where nothing was measured."""
+        return None if self.quality is None else self.quality.perplexity
+
+    @property
+    def kl(self) -> Estimate | None:
+        """KL divergence from the original, in nats a token; None where nothing was measured."""
+        return None if self.quality is None else self.quality.kl
+
 
 @dataclass
 class Verification:
@@ -204,6 +214,17 @@ class Ledger:
     artifact: ArtifactRecord | None = None
     revision: str | None = None
     digest: str | None = None
+
+    def __getitem__(self, name: str) -> StepRecord:
+        """The row of a name; the last one, where several have it.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for row in reversed(self.steps):
+            if row.name == name:
+                return row
+        raise KeyError(f"no row {name!r}; there are {', '.join(row.name for row in self.steps)}")
 
     def plain(self) -> dict[str, Any]:
         """The ledger as JSON values, with the digest of what it holds now; what the file holds."""

@@ -15,10 +15,10 @@ def load() -> Callable[[row.Task], None]:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401 -- peers import them at once too
 
     from calibration.dataset import TokenSet, digest_tokens
-    from compressor.cli.texts import RecipeTexts
     from compressor.errors import LlmcError
     from compressor.pipeline import RunSettings, execute
     from compressor.recipe import make_recipe
+    from compressor.recipe_texts import RecipeTexts
 
     class SavedTokens(RecipeTexts):
         """The token matrix that every peer gets, in place of the text that `llmc compress` would draw it from."""

@@ -59,8 +59,8 @@ def bisect_command(
     missing. With --apply, the gate's on the repaired run.
     """
     from compressor.bisect.kept import workplace
-    from compressor.cli.gate import limits_of
     from compressor.cli.progress import ConsoleProgress
+    from compressor.gate.limits import limits_of
     from compressor.gate.subject import Run
 
     if out is not None and out.exists():
@@ -95,9 +95,9 @@ def _bisect(failed: FailedGate, notes: list[str], scratch: Path, how: tuple[Prog
 
     from compressor.bisect.bisect import Bisection, Sources, bisect
     from compressor.cli.gate import first_windows
-    from compressor.cli.texts import RecipeTexts
     from compressor.gate.decide import Verdict
     from compressor.gate.growing import Budget
+    from compressor.recipe_texts import RecipeTexts
     from compressor.reopen import Reopened
 
     if failed.judged.verdict is not Verdict.FAIL:
@@ -111,8 +111,8 @@ def _apply(run: Run, failed: FailedGate, found: Bisection, out: Path, model: str
     """Run the repair, and judge what ships then, or the row in the place of the judged one."""
     from compressor.bisect.apply import apply
     from compressor.cli.progress import ConsoleProgress
-    from compressor.cli.texts import RecipeTexts
     from compressor.gate.gate import gate
+    from compressor.recipe_texts import RecipeTexts
     from compressor.report.files import keep_decision
 
     if found.repair is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,7 @@ from compressor.measure import BATCH_SIZE
 from compressor.settings import RunSettings
 
 if TYPE_CHECKING:
-    from compressor.gate.decide import Decision
-    from compressor.ledger import Ledger
+    from compressor.api import Outcome
     from compressor.recipe import Recipe
 
 
@@ -137,8 +135,10 @@ def compress_command(
     from compressor.registry import check_installation
 
     check_installation()
+    from compressor.api import default_output
+
     recipes = recipes_of(model, recipe_file, options)
-    out = output or _default_output(recipes)
+    out = output or default_output(recipes)
     settings = RunSettings(out, options["resume"], options["allow_pickle"], options["trust_remote_code"])
     if options["dry_run"]:
         return show_plans(recipes, settings, as_json)
@@ -150,68 +150,12 @@ def compress_command(
     return broken[0] if broken else min(filter(None, codes), default=0)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one target.
-
-    Attributes:
-        ledger: of its run, or what the run broke on.
-        decision: of the recipe's gate; None without a gate.
-    """
-
-    target: str
-    ledger: Ledger | Exception
-    decision: Decision | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON values."""
-        if isinstance(self.ledger, Exception):
-            return {"error": str(self.ledger)}
-        return self.ledger.plain() | ({} if self.decision is None else {"gate": self.decision.plain()})
-
-
-def _default_output(recipes: Sequence[Recipe]) -> Path:
-    targets = "+".join(recipe.target_name for recipe in recipes)
-    return Path(f"{Path(recipes[0].model.removesuffix('.gguf')).name}-{targets}")
-
-
 def _run(recipes: Sequence[Recipe], settings: RunSettings) -> list[Outcome]:
-    from compressor.checks import request_checks, run_folders
+    from compressor.api import run_recipes
     from compressor.cli.progress import ConsoleProgress
-    from compressor.cli.texts import RecipeTexts
 
-    for check in request_checks(recipes, settings, RecipeTexts()):  # before what takes seconds to import
-        check()
-    out = settings.out
     with ConsoleProgress() as progress:
-        progress("opening the model", 0, 1)
-        from compressor.pipeline import execute
-        from compressor.report.files import write_reports
-
-        ledgers = execute(recipes, settings, RecipeTexts(), progress)
-    outcomes = []
-    for recipe, folder, ledger in zip(recipes, run_folders(recipes, out), ledgers, strict=True):
-        target = recipe.target_name
-        if isinstance(ledger, Exception):
-            outcomes.append(Outcome(target, ledger))
-            continue
-        outcomes.append(Outcome(target, ledger, _gated(recipe, folder)))
-        write_reports(folder)
-    if len(ledgers) > 1:
-        write_reports(out)
-    return outcomes
-
-
-def _gated(recipe: Recipe, folder: Path) -> Decision | None:
-    """The verdict of the recipe's gate, which is left in `gate.json`; None without a gate."""
-    if recipe.gate is None:
-        return None
-    from compressor.gate.gate import gate
-    from compressor.gate.subject import Run
-
-    decision = gate(Run.open(folder), recipe.gate)
-    decision.save(folder)
-    return decision
+        return run_recipes(recipes, settings, progress)
 
 
 def _present(outcomes: Sequence[Outcome], as_json: bool) -> None:

@@ -9,8 +9,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from compressor.cli.say import say
-from compressor.cli.texts import RecipeTexts
 from compressor.errors import InputError
+from compressor.recipe_texts import RecipeTexts
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint

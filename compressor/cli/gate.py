@@ -31,7 +31,7 @@ LIMITS = (
 
 
 def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a verb the limits of a gate; `limits_of` reads them."""
+    """Give a verb the limits of a gate; `gate.limits.limits_of` reads them."""
     for name, metavar, said in reversed(LIMITS):
         command = click.option(name, metavar=metavar, help=said)(command)
     return command
@@ -79,6 +79,7 @@ def gate_command(
     the one that was measured (its digest is compared first). Without limits here, those of the run's recipe hold. The
     verdict on what ships, without --row, goes into the reports in the run's folder.
     """
+    from compressor.gate.limits import limits_of
     from compressor.gate.subject import Run
 
     run = Run.open(ledger)
@@ -173,35 +174,6 @@ def first_windows(text: TextRecord, tokenizer: Any, windows: int) -> TokenSet:
     from calibration.dataset import load_tokens
 
     return load_tokens(text.source, tokenizer, samples=windows, length=text.length, seed=None, allow_network=False)
-
-
-def limits_of(given: dict[str, Any], recipe: dict[str, Any]) -> Limits:
-    """The limits of the command line, else the recipe's; `alpha` of the command line goes with either.
-
-    Raises:
-        InputError: one cannot be read, or there is none.
-    """
-    from pydantic import ValidationError
-
-    from compressor.gate.limits import Limits
-
-    given = {name: value for name, value in given.items() if value is not None}
-    if not given.keys() - {"alpha"}:
-        given = (recipe.get("gate") or {}) | given
-    try:
-        limits = Limits.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise InputError(
-            f"{option} {first['input']} is not allowed. {first['msg'].removeprefix('Value error, ')}."
-        ) from error
-    if not limits.asked:
-        raise InputError(
-            "There is no limit to judge by.",
-            "Give --max-perplexity-increase, --max-accuracy-drop, --max-latency-increase or --max-kl.",
-        )
-    return limits
 
 
 def write_reports(decision: Decision, junit: Path | None, markdown: Path | None) -> None:

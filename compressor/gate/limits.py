@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from compressor.errors import InputError
 
 ALPHA = 0.05
 
@@ -64,3 +67,28 @@ class Limits(BaseModel):
     def needs_text(self) -> bool:
         """Whether a limit is on what only held-out text can tell."""
         return any(one is not None for one in (self.max_perplexity_increase, self.max_accuracy_drop, self.max_kl))
+
+
+def limits_of(given: Mapping[str, Any], recipe: Mapping[str, Any]) -> Limits:
+    """The limits that were given, else those of a run's recipe; an `alpha` that was given goes with either.
+
+    Raises:
+        InputError: one cannot be read, or there is none.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given.keys() - {"alpha"}:
+        given = (recipe.get("gate") or {}) | given
+    try:
+        limits = Limits.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise InputError(
+            f"{option} {first['input']} is not allowed. {first['msg'].removeprefix('Value error, ')}."
+        ) from error
+    if not limits.asked:
+        raise InputError(
+            "There is no limit to judge by.",
+            "Give --max-perplexity-increase, --max-accuracy-drop, --max-latency-increase or --max-kl.",
+        )
+    return limits

@@ -67,13 +67,28 @@ class Prompter:
             return sample.prompt, True
         if not self.tokenizer.chat_template:
             raise InputError(f"{task.task} has chat prompts, and the model's tokenizer has no chat template.")
-        messages = [{"role": "user", "content": sample.prompt}]
+        return self._chat(sample.prompt), False
+
+    def _chat(self, message: str) -> str:
+        messages = [{"role": "user", "content": message}]
         try:
             with limited():
-                text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-                return checked(text), False
+                return checked(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # templates are programs: they raise what they like
-            raise InputError(f"The tokenizer's chat template rejects a prompt of {task.task} ({error}).") from error
+            raise InputError(f"The tokenizer's chat template rejects the prompt {message[:40]!r} ({error}).") from error
+
+    def encode(self, prompt: str, chat: bool, room: int) -> list[int]:
+        """Tokens of a prompt that is of no task; of a user's message, where it is for the chat template.
+
+        Raises:
+            InputError: there is no chat template, or with `room` more tokens it is longer than the model's context.
+        """
+        if chat and not self.tokenizer.chat_template:
+            raise InputError("The model's tokenizer has no chat template.", "Leave out chat=True.")
+        tokens = self._encode(self._chat(prompt) if chat else prompt, not chat)
+        if not tokens:
+            raise InputError("The prompt has no token.")
+        return self._fitting(tokens, room, "The prompt")
 
     def prompt(self, task: Task, sample: Sample, room: int) -> list[int]:
         """Tokens of a prompt.
@@ -81,7 +96,7 @@ class Prompter:
         Raises:
             InputError: with `room` more tokens it is longer than the model's context.
         """
-        return self._fitting(self._encode(*self.text(task, sample)), room, sample)
+        return self._fitting(self._encode(*self.text(task, sample)), room, f"Line {sample.line}")
 
     def continuation(self, task: Task, sample: Sample, choice: str) -> Continuation:
         """Prompt and choice in one. Spaces at the prompt's end belong to the choice, as tokenizers want it."""
@@ -92,19 +107,19 @@ class Prompter:
         first = min(len(start), len(whole) - 1)
         if first < 1:
             raise InputError(f"The prompt of line {sample.line} has no token that a choice could follow.")
-        return Continuation(self._fitting(whole, 0, sample), first)
+        return Continuation(self._fitting(whole, 0, f"Line {sample.line}"), first)
 
     def _encode(self, text: str, special: bool) -> list[int]:
         if special:
             return encode_once(self.tokenizer, text)
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _fitting(self, tokens: list[int], room: int, sample: Sample) -> list[int]:
+    def _fitting(self, tokens: list[int], room: int, what: str) -> list[int]:
         if len(tokens) + room > self.longest:
             more = f" and {room} to be generated" if room else ""
             raise InputError(
-                f"Line {sample.line} has {len(tokens)} tokens{more}, and the model's context is {self.longest}.",
-                "Shorten the line, or take it out.",
+                f"{what} has {len(tokens)} tokens{more}, and the model's context is {self.longest}.",
+                "Shorten it, or take it out.",
             )
         return tokens
 

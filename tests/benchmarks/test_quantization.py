@@ -11,11 +11,11 @@ import torch
 
 from calibration.dataset import digest_tokens
 from compressor.checkpoint import Checkpoint
-from compressor.cli.texts import RecipeTexts
 from compressor.errors import InputError
 from compressor.pass_ import PassContext
 from compressor.quantized import QuantizedWeight
 from compressor.recipe import make_recipe
+from compressor.recipe_texts import RecipeTexts
 from compressor.tokenizer import load_tokenizer
 from passes.gptq import GPTQ
 

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from calibration.ranges import RangeStream
 from compressor.checkpoint import Checkpoint
-from compressor.cli.inspect import describe
 from compressor.decoder import Decoder
 from compressor.errors import InputError
 from compressor.families import FUSED_LINEARS
+from compressor.inspection import describe
 from compressor.pass_ import Need, PassContext
 from compressor.plan import check_plan
 from compressor.quantized import FP8, QuantizedWeight, Scheme

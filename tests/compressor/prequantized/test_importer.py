@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 
 from compressor.checkpoint import Checkpoint
 from compressor.cli import main
-from compressor.cli.inspect import describe
 from compressor.decoder import Decoder
 from compressor.errors import InputError
+from compressor.inspection import describe
 from compressor.quantized import Scheme
 from compressor.source import open_model
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compressor.checkpoint import Checkpoint
-from compressor.cli.inspect import describe
 from compressor.decoder import Decoder
 from compressor.errors import InputError
+from compressor.inspection import describe
 from compressor.quantized import Activations, Scheme
 from compressor.source import open_model
 
