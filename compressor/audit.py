@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.audit_files import EMPTY, check_files, strange_entries
+from compressor.encoding import all_texts, differences
 from compressor.errors import InputError, LlmcError, MissingExtra, RunError
 from compressor.findings import Check, Finding, Verdict
 from compressor.fingerprint import differing_parts, fingerprint
 from compressor.manifest import OLD_SCHEMA, DamagedManifest, Manifest, read_manifest
 from compressor.pass_ import Progress
 from compressor.probe import Probe, compare, open_session
+from compressor.readback import artifact_tokenizer
 from compressor.registry import make_target
 from compressor.run_folder import one_of_the_runs_in
 from compressor.target import MANIFEST, Artifact, Target
+from compressor.tokenizer import tokenizer_code
+
+CONTENT = ("structure", "tokenizer", "weights", "generation")  # the checks of what the files mean
 
 
 def find_artifact(path: Path) -> Path:
@@ -35,7 +40,7 @@ def find_artifact(path: Path) -> Path:
 
 
 def audit(root: Path, progress: Progress) -> Verdict:
-    """Check the artifact in the folder `root`: its manifest, files, structure, weights and generation.
+    """Check the artifact in the folder `root`: its manifest, files, structure, tokenizer, weights and generation.
 
     Raises:
         InputError: its manifest is of a schema that this version does not know.
@@ -72,7 +77,7 @@ def _check_content(root: Path, manifest: Manifest, damaged: bool, progress: Prog
 
 
 def _not_made(reason: str) -> list[Check]:
-    return [Check(name, not_run=reason) for name in ("structure", "weights", "generation")]
+    return [Check(name, not_run=reason) for name in CONTENT]
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class _Content:
     def checks(self) -> list[Check]:
         return [
             self._guarded(Check("structure"), self._check_structure, any_error=self.damaged),
+            self._guarded(Check("tokenizer"), self._check_tokenizer, any_error=False),
             self._guarded(Check("weights"), self._check_weights, any_error=self.damaged),
             self._guarded(Check("generation"), self._check_generation, any_error=True),
         ]
@@ -113,6 +119,22 @@ class _Content:
             return
         check.passed, check.checked = self.target.rules, 1
         check.findings += [Finding(sentence) for sentence in self.target.broken_rules(self.artifact)]
+
+    def _check_tokenizer(self, check: Check) -> None:
+        """See that the artifact's own tokenizer opens, and that the runtime makes the same tokens of text."""
+        if self.damaged:
+            check.not_run = "the files are damaged"
+            return
+        if code := tokenizer_code(self.artifact.root):
+            check.not_run = f"it runs code of its own ({code})"
+            return
+        tokenizer, encode = artifact_tokenizer(self.artifact.root), self.target.encoder(self.artifact)
+        check.passed = "opens"
+        if encode is None:
+            return
+        texts = all_texts(tokenizer)
+        check.passed, check.checked = "are read by the runtime as by transformers", len(texts)
+        check.findings += [Finding(f"the runtime's own differs: {one}") for one in differences(encode, tokenizer, texts)]
 
     def _check_weights(self, check: Check) -> None:
         if self.manifest.weights is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from compressor.architecture import resolve
 from compressor.audit import find_artifact
@@ -12,7 +11,7 @@ from compressor.measure import BATCH_SIZE
 from compressor.measure.answers import Answerer, CheckpointAnswerer, SessionAnswerer
 from compressor.pass_ import Progress
 from compressor.probe import open_session
-from compressor.readback import artifact_config
+from compressor.readback import artifact_config, artifact_tokenizer
 from compressor.registry import make_target
 from compressor.run_folder import LEDGER_FILE, runs_in
 from compressor.source import open_model
@@ -45,14 +44,3 @@ def open_folder(
     prompter = Prompter.of(artifact_tokenizer(path), path, resolve(artifact_config(path)))
     session = open_session(make_target(manifest.target, manifest.options), artifact)
     return SessionAnswerer(session, batch_size), prompter
-
-
-def artifact_tokenizer(root: Path) -> Any:
-    """An artifact's own tokenizer, which a GGUF file has inside."""
-    files = list(root.glob("*.gguf"))
-    if not files:
-        return load_tokenizer(root)
-    from compressor.gguf.container import GgufFile
-    from compressor.gguf.tokenizer import build_tokenizer
-
-    return build_tokenizer(GgufFile.open(files[0]))

@@ -19,6 +19,7 @@ from compressor.families import CACHE_SCALES
 from compressor.pass_ import Progress
 from compressor.quantized import scheme_of
 from compressor.target import Artifact, Target
+from compressor.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,18 @@ def artifact_config(root: Path) -> dict[str, Any]:
     from compressor.gguf.container import GgufFile
 
     return build_config(GgufFile.open(files[0]))
+
+
+def artifact_tokenizer(root: Path) -> Any:
+    """An artifact's own tokenizer, which a GGUF file has inside.
+
+    Raises:
+        InputError: it has none, or it cannot be opened.
+    """
+    files = list(root.glob("*.gguf"))
+    if not files:
+        return load_tokenizer(root)
+    from compressor.gguf.container import GgufFile
+    from compressor.gguf.tokenizer import build_tokenizer
+
+    return build_tokenizer(GgufFile.open(files[0]))

@@ -183,7 +183,7 @@ def _tokens(root: Path, text: str, size: tuple[int, int], original: Checkpoint |
 
 def _tokenizer(root: Path, original: Checkpoint | str) -> Any:
     """The artifact's own tokenizer, or the original's where it lies inside of a file of weights."""
-    from compressor.open_folder import artifact_tokenizer
+    from compressor.readback import artifact_tokenizer
     from compressor.tokenizer import tokenizer_of
 
     if isinstance(original, str) or not any(root.glob("*.gguf")):

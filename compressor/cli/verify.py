@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SHOWN_FINDINGS = 12  # of one check, for people; --json has all
 INCOMPLETE = 5  # exit code
-UNITS = {"files": "files", "weights": "weights", "generation": "tokens"}
+UNITS = {"files": "files", "tokenizer": "texts", "weights": "weights", "generation": "tokens"}
 
 
 @click.command("verify")
@@ -29,7 +29,8 @@ def verify_command(artifact: Path, allow_unchecked: bool, as_json: bool) -> int:
 
     \b
     Exit code 0: everything was checked and is as recorded; 1: something is not; 2: there is no artifact; 5: nothing
-    wrong was found, and not everything could be checked, such as the generation where the runtime is not here.
+    wrong was found, and not everything could be checked, such as the tokenizer and the generation where the
+    runtime is not here.
     """
     from compressor.audit import audit, find_artifact
     from compressor.cli import emit_json
@@ -70,7 +71,7 @@ def _show_check(check: Check) -> None:
     if check.not_run is not None:
         _line("·", "yellow", check.name, f"not run: {check.not_run}")
     elif not check.findings:
-        amount = f"{check.checked} {UNITS[check.name]} " if check.name in UNITS else ""
+        amount = f"{check.checked} {UNITS[check.name]} " if check.name in UNITS and check.checked else ""
         _line("✓", "green", check.name, amount + check.passed)
     for remark in check.remarks:
         _line("·", "yellow", check.name, remark)

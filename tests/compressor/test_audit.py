@@ -111,10 +111,11 @@ def test_a_whole_artifact_passes_every_check(artifact, target):
     assert verdict.findings == []
     assert verdict.plain()["intact"]
     found = {check.name: check for check in verdict.checks}
-    assert list(found) == ["manifest", "files", "structure", "weights", "generation"]
+    assert list(found) == ["manifest", "files", "structure", "tokenizer", "weights", "generation"]
     assert found["files"].checked == len(list(root.iterdir())) - 1
     assert found["weights"].checked == WEIGHTS
     assert found["structure"].passed
+    assert (found["tokenizer"].checked, found["tokenizer"].passed) == (13, "are read by the runtime as by transformers")
     generation = found["generation"]
     if target in RUN_HERE:
         assert (generation.checked, generation.remarks, generation.not_run) == (16, [], None)
@@ -282,7 +283,7 @@ def test_a_recorded_file_behind_a_link_is_a_finding(artifact, tmp_path):
     (root / "model.onnx").symlink_to(tmp_path / "elsewhere")
     verdict = audit(root, silent)
     assert [str(finding) for finding in verdict.findings] == ["model.onnx: is a symbolic link"]
-    assert verdict.unchecked == ["structure", "weights", "generation"]
+    assert verdict.unchecked == ["structure", "tokenizer", "weights", "generation"]
 
 
 def test_a_program_that_a_runtime_would_load_is_a_finding_even_where_it_was_recorded(artifact):
@@ -411,6 +412,70 @@ def test_what_a_reader_refuses_is_a_finding_and_what_breaks_it_is_not(artifact, 
         audit(root, silent)
     (root / "notes.txt").write_text("mine")
     assert "KeyError" in checks(root)["weights"].findings[0].what
+
+
+# ---- tokenizers
+
+
+def spaced_tokenizer():
+    """One that joins words over spaces, where onnxruntime-genai splits before it merges."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from compressor.encoding import TEXTS
+
+    letters = sorted({letter for text in TEXTS for letter in text.replace(" ", "▁")})
+    vocabulary = {token: index for index, token in enumerate(["<unk>", "<s>", *letters, "▁▁"])}
+    bpe = Tokenizer(models.BPE(vocabulary, [("▁", "▁")], unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>")
+
+
+def record_again(root):
+    """Let the manifest say that the files are as they are now."""
+    files = {path.name: FileRecord(path.stat().st_size, digest_file(path)) for path in root.iterdir()}
+    files.pop(MANIFEST)
+    replace(read_manifest(root), files=files).write(root)
+
+
+def test_a_runtime_that_makes_other_tokens_of_text_is_found(artifact):
+    pytest.importorskip("onnxruntime_genai")
+    root = artifact("onnx-int4")
+    spaced_tokenizer().save_pretrained(root)
+    record_again(root)
+    found = checks(root)
+    assert [name for name, check in found.items() if check.findings] == ["tokenizer"]
+    assert str(found["tokenizer"].findings[0]).startswith("the runtime's own differs: of ")
+    served = replace(read_manifest(root), options=read_manifest(root).options | {"tokenizer": "transformers"})
+    served.write(root)
+    assert findings(root) == []
+
+
+@pytest.mark.parametrize("target", RUN_HERE)
+def test_a_tokenizer_that_cannot_be_opened_is_found(artifact, target):
+    root = artifact(target)
+    (root / "tokenizer.json").write_text("{}")
+    record_again(root)
+    (finding,) = findings(root)
+    assert "cannot be opened" in finding.what
+
+
+def test_a_tokenizer_that_cannot_be_asked_is_said(artifact, monkeypatch):
+    root = artifact("onnx-int4")
+    monkeypatch.setattr("targets.onnx.tokenizer.is_here", lambda: False)
+    verdict = audit(root, silent)
+    assert (verdict.findings, verdict.unchecked) == ([], ["tokenizer"])
+    assert "onnxruntime-genai" in checks(root)["tokenizer"].not_run
+
+
+def test_a_tokenizer_with_code_of_its_own_is_not_run(artifact):
+    root = artifact("hf")
+    (root / "tokenizer.json").unlink()
+    path = root / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": [None, "mine.Mine"]}}))
+    record_again(root)
+    verdict = audit(root, silent)
+    assert (verdict.findings, verdict.unchecked) == ([], ["tokenizer"])
 
 
 # ---- manifests from elsewhere

@@ -38,11 +38,11 @@ def test_a_whole_artifact_is_exit_code_0(llmc, run):
     assert code == 0
     assert "20 weights read back by compressed-tensors" in shown
     assert "16 tokens as recorded" in shown
-    assert shown.count("✓") == 5
+    assert shown.count("✓") == 6
     code, shown, _ = llmc("verify", run, "--json")
     verdict = json.loads(shown)
     assert (code, verdict["intact"], verdict["target"]) == (0, True, "hf")
-    assert [check["name"] for check in verdict["checks"]] == ["manifest", "files", "structure", "weights", "generation"]
+    assert [check["name"] for check in verdict["checks"]] == ["manifest", "files", "structure", "tokenizer", "weights", "generation"]
 
 
 def test_damage_is_exit_code_1_and_says_where(llmc, run):
@@ -107,7 +107,7 @@ def test_of_an_unknown_target_the_files_alone_are_checked(llmc, run):
     replace(read_manifest(run / "artifact"), target="abacus").write(run / "artifact")
     code, shown, _ = llmc("verify", run)
     assert code == 5
-    assert shown.endswith("not everything was checked: not structure, weights and generation.\n")
+    assert shown.endswith("not everything was checked: not structure, tokenizer, weights and generation.\n")
 
 
 def test_without_digests_of_weights_they_are_not_checked(llmc, run):
