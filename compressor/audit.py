@@ -134,7 +134,9 @@ class _Content:
             return
         texts = all_texts(tokenizer)
         check.passed, check.checked = "are read by the runtime as by transformers", len(texts)
-        check.findings += [Finding(f"the runtime's own differs: {one}") for one in differences(encode, tokenizer, texts)]
+        check.findings += [
+            Finding(f"the runtime's own differs: {one}") for one in differences(encode, tokenizer, texts)
+        ]
 
     def _check_weights(self, check: Check) -> None:
         if self.manifest.weights is None:

@@ -19,6 +19,7 @@ from compressor.dequantize import dequantize
 from compressor.errors import InputError, RunError
 from compressor.families import FAMILIES, full_name
 from compressor.files import digest_files, is_disk_full, refuse_pointer
+from compressor.generation_config import refused_note
 from compressor.inside import SNAPSHOTS, check_name, inside
 from compressor.model_path import local_model
 from compressor.pass_ import Progress
@@ -41,17 +42,19 @@ class Source:
     Attributes:
         imported: one sentence for the ledger when the input had to be converted, else None.
         revision: the commit of the hub's repository that it is of, else None.
+        left_out: what is not copied from the files beside its weights.
     """
 
     checkpoint: Checkpoint
     imported: str | None = None
     revision: str | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
         """What the ledger says of how the model was read."""
         fetched = self.revision and f"from the Hugging Face hub, commit {self.revision}"
-        return [*filter(None, [fetched, self.imported]), *self.checkpoint.notes]
+        return [*filter(None, [fetched, self.imported]), *self.checkpoint.notes, *self.left_out]
 
 
 def open_model(
@@ -90,8 +93,9 @@ def open_model(
     if path is None:
         path = _download(model, allow_pickle)
         commit = commit_of(path)
+    left_out = tuple(refused_note(path))
     opened = _open_folder(path, import_to, allow_pickle, trust_remote_code, requantize, progress, check)
-    return replace(opened, revision=commit)
+    return replace(opened, revision=commit, left_out=left_out)
 
 
 def _open_folder(

@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 from compressor import layout
 from compressor.architecture import Architecture
 from compressor.checkpoint import TABLE_PARTS, Checkpoint, Weight
+from compressor.end_tokens import GENERATION_CONFIG
 from compressor.errors import InputError
 from compressor.families import CACHE_SCALES, HEAD
 from compressor.files import digest_files, write_json
+from compressor.generation_config import usable_settings
 from compressor.inside import check_links
 from compressor.quantized import Scheme, scheme_of
 from compressor.shards import COMMON, OWN, ShardNames, TensorInfo, as_bytes, header
@@ -28,8 +30,8 @@ CONTENT = "content"  # key in it: the digest of the checkpoint, which those of e
 SHARD_BYTES = 16 << 20
 # What says what a model is, and what may be done with it.
 LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "README.md")
-# Files of a model folder that are carried over from step to step, byte for byte.
-COMPANION_PATTERNS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt",
+# Files of a model folder that are carried over from step to step.
+COMPANION_PATTERNS = (GENERATION_CONFIG, "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt",
                       "added_tokens.json", "chat_template*", "*.jinja", "additional_chat_templates/*.jinja",
                       "*.model", *LEGAL)  # fmt: skip
 
@@ -178,7 +180,7 @@ def check_content(checkpoint: Checkpoint, content: str | None) -> Checkpoint:
 
 
 def copy_companions(source: Path, out: Path) -> None:
-    """Copy tokenizer, generation and licence files of a model folder, byte for byte.
+    """Copy tokenizer, generation and licence files of a model folder (see `copy_files`).
 
     Raises:
         InputError: one of them lies elsewhere.
@@ -208,10 +210,17 @@ def copy_legal(checkpoint: Checkpoint, out: Path) -> None:
 
 
 def copy_files(files: Mapping[str, Path], out: Path) -> None:
-    """Copy files into a folder under the names they have here, byte for byte."""
+    """Copy files into a folder under the names they have here.
+
+    Byte for byte, but for settings in generation_config.json that transformers refuses: these are left out.
+    """
     for name, path in files.items():
         (out / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, out / name)
+        settings, refused = usable_settings(path.parent) if name == GENERATION_CONFIG else ({}, [])
+        if refused:
+            write_json(out / name, settings)
+        else:
+            shutil.copyfile(path, out / name)
 
 
 def _nbytes(tensors: Mapping[str, torch.Tensor]) -> int:

@@ -164,3 +164,18 @@ def test_an_engine_is_started_once(compress, tiny_model, tmp_path, workload, mon
     assert closed == sessions
     row = json.loads((tmp_path / "out" / "ledger.json").read_text())["steps"][-1]
     assert row["not_run"] is None and row["latency"]
+
+
+def test_settings_that_transformers_refuses_to_save_are_left_out_and_named(compress, tiny_model, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    root, out = tiny_model("llama"), tmp_path / "out"
+    (root / "generation_config.json").write_text('{"eos_token_id": 257, "do_sample": false, "temperature": 0.6}')
+    assert compress(root, out, "--measure", "none", spec="rtn:group_size=32")[0] == 0
+    for folder in (out / "artifact", out / "steps" / "01-rtn"):
+        assert json.loads((folder / "generation_config.json").read_text()) == {"eos_token_id": 257, "do_sample": False}
+    notes = json.loads((out / "ledger.json").read_text())["steps"][0]["notes"]
+    assert any(note.startswith("generation_config.json is copied without temperature") for note in notes)
+    AutoModelForCausalLM.from_pretrained(out / "artifact").save_pretrained(tmp_path / "again")
+    with pytest.raises(ValueError, match="temperature"):
+        AutoModelForCausalLM.from_pretrained(root).save_pretrained(tmp_path / "never")

@@ -218,3 +218,18 @@ def test_and_from_the_config_of_a_pickled_model(tiny_model, refused, forbid_conv
     (root / "model.safetensors").unlink()
     forbid_conversion()
     assert NO_GROUP in refused(root, "--allow-pickle", "-t", "trt-int4", *ANEW[1:])
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{"eos_token_id": 1,}', "is not valid JSON (line 1)"),
+        (b"[1]", "is not a JSON object"),
+        (b'{"a": "\xff"}', "is not UTF-8 text"),
+        (b'{"max_new_tokens": 0}', "`max_new_tokens` must be greater than 0"),
+    ],
+)
+def test_a_broken_generation_config(tiny_model, refused, content, sentence):
+    root = tiny_model("llama")
+    (root / "generation_config.json").write_bytes(content)
+    assert sentence in " ".join(refused(root, "-t", "hf", "--pass", "rtn:group_size=32").split())

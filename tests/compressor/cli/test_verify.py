@@ -42,7 +42,14 @@ def test_a_whole_artifact_is_exit_code_0(llmc, run):
     code, shown, _ = llmc("verify", run, "--json")
     verdict = json.loads(shown)
     assert (code, verdict["intact"], verdict["target"]) == (0, True, "hf")
-    assert [check["name"] for check in verdict["checks"]] == ["manifest", "files", "structure", "tokenizer", "weights", "generation"]
+    assert [check["name"] for check in verdict["checks"]] == [
+        "manifest",
+        "files",
+        "structure",
+        "tokenizer",
+        "weights",
+        "generation",
+    ]
 
 
 def test_damage_is_exit_code_1_and_says_where(llmc, run):
