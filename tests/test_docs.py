@@ -10,7 +10,8 @@ from compressor.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "use").glob("*.md"))]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+CHINESE = {page: ROOT / "docs" / page.name for page in sorted((ROOT / "docs" / "zh").glob("*.md"))}
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES, *CHINESE]
 
 
 def test_every_figure_of_the_readme_is_in_the_kept_results():
@@ -20,7 +21,22 @@ def test_every_figure_of_the_readme_is_in_the_kept_results():
     assert [figure for figure in figures if figure not in results] == []
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def names_and_figures(text: str) -> set[str]:
+    """What a translation leaves as it is: names in code, figures, and commands without their comments."""
+    prose = re.sub(r"\]\([^)]*\)", "]", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+    blocks = re.findall(r"^```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    commands = {re.split(r"\s+# ", line)[0].strip() for block in blocks for line in block.splitlines()}
+    return commands.union(re.findall(r"`([^`]+)`", prose), re.findall(r"\d+(?:[.,]\d+)*", prose))
+
+
+@pytest.mark.parametrize(("chinese", "english"), CHINESE.items(), ids=lambda path: path.name)
+def test_a_chinese_page_has_no_name_figure_or_command_that_the_english_one_lacks(chinese, english):
+    text = chinese.read_text()
+    assert f"({Path('..') / english.name})" in text.partition("\n## ")[0]
+    assert sorted(names_and_figures(text) - names_and_figures(english.read_text())) == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document):
     links = re.findall(r"\]\(([^)#]+)\)", document.read_text())
     assert [link for link in links if "://" not in link and not (document.parent / link).exists()] == []
