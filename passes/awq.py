@@ -116,7 +116,9 @@ class AWQ(CalibratedPass, QuantizingPass):
 
     name: ClassVar[str] = "awq"
     changes_floats: ClassVar[bool] = True
-    summary: ClassVar[str] = "scale up the inputs that matter, then round to nearest; needs calibration text"
+    summary: ClassVar[str] = (
+        "AWQ (arXiv 2306.00978): scale up the inputs that matter, round to nearest; needs calibration text"
+    )
 
     duo_scaling: bool = option(False, "try scales that even out the weights too, beside those of the inputs alone")
     o_proj: bool = option(True, "scale what o_proj reads too, through v_proj")

@@ -32,7 +32,7 @@ class Distill(DistillingPass):
 
     name: ClassVar[str] = "distill"
     summary: ClassVar[str] = (
-        "train a pruned or smaller model towards the original; needs calibration text, holds the student"
+        "distillation (arXiv 1503.02531): train a smaller model towards the original; needs calibration text"
     )
     zeros: ClassVar[Literal["makes", "keeps", "fills"]] = "fills"
 

@@ -37,7 +37,7 @@ class Embeddings(BlockPass):
 
     name: ClassVar[str] = "embeddings"
     changes_floats: ClassVar[bool] = False
-    summary: ClassVar[str] = "round the embedding table to int8 or int4; a tied head shares its integers"
+    summary: ClassVar[str] = "round the embedding table to int8 or int4; a tied lm_head shares its integers"
 
     bits: Literal[4, 8] = option(8, "bits per weight")
     group_size: Literal[32, 64, 128, "channel"] = option(

@@ -62,7 +62,7 @@ class Fp8(LinearPass, BlockPass):
     """Eight-bit floats, for hardware that multiplies them."""
 
     name: ClassVar[str] = "fp8"
-    summary: ClassVar[str] = "round weights and what linears read to fp8 (e4m3), the key-value cache too if asked"
+    summary: ClassVar[str] = "FP8 e4m3 (arXiv 2209.05433) weights and inputs; the key-value cache too if asked"
 
     activations: Literal["none", "dynamic", "static"] = option(
         "dynamic", "what linears read: dynamic, one scale a token; static, one a layer, from the text; none, as it is"

@@ -120,7 +120,9 @@ class GPTQ(SequentialPass, InputRoundingPass):
     """GPTQ with static act-order and a scale search."""
 
     name: ClassVar[str] = "gptq"
-    summary: ClassVar[str] = "round weights so that later columns make up for the error; needs calibration text"
+    summary: ClassVar[str] = (
+        "GPTQ (arXiv 2210.17323): round column by column, later ones compensate the error; needs calibration text"
+    )
 
     act_order: bool = option(True, "round the most active inputs first; changes no file layout")
     scale_search: bool = option(True, "search the clipping that has the least weighted squared error")

@@ -35,7 +35,7 @@ class LLMCompressor(Pass):
     """A recipe of llm-compressor, calibrated on the run's own text."""
 
     name: ClassVar[str] = "llmcompressor"
-    summary: ClassVar[str] = "run an llm-compressor recipe; takes the whole model's memory"
+    summary: ClassVar[str] = "run a recipe of llm-compressor in its own environment; holds the whole model in memory"
     engine: ClassVar[Engine] = LLMCOMPRESSOR
 
     recipe: str = option("", "the recipe, a YAML file of stages and modifiers")

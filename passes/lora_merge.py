@@ -37,7 +37,7 @@ class LoraMerge(Pass):
     """Merge PEFT adapters into the model they were trained on."""
 
     name: ClassVar[str] = "lora-merge"
-    summary: ClassVar[str] = "merge LoRA, DoRA, LoHa or LoKr adapters; what --adapter stands for"
+    summary: ClassVar[str] = "merge LoRA, rsLoRA, DoRA, LoHa or LoKr adapters as PEFT does; `--adapter` puts it first"
     comes_first: ClassVar[bool] = True
 
     adapter: tuple[str, ...] = option((), "adapter folders or hub ids")

@@ -64,7 +64,9 @@ class LowRankLinears(SequentialEdit, _Options):
     """Factors of low rank in the place of linears."""
 
     name: ClassVar[str] = "low-rank"
-    summary: ClassVar[str] = "replace linears by two narrow ones each, chosen by what they read (SVD-LLM)"
+    summary: ClassVar[str] = (
+        "SVD-LLM (arXiv 2403.07378): replace each linear by two narrow ones; needs calibration text"
+    )
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -36,7 +36,9 @@ class LowRankCorrection(CalibratedPass, ChosenLinears):
     """Factors in 16 bits beside each quantized linear, fitted to what its rounding lost."""
 
     name: ClassVar[str] = "low-rank-correction"
-    summary: ClassVar[str] = "add low-rank factors that make up for rounding; after a quantizer, needs calibration text"
+    summary: ClassVar[str] = (
+        "LQER, QERA (arXiv 2402.02446, 2410.06040): low-rank factors that correct rounding; after a quantizer"
+    )
     changes_floats: ClassVar[bool] = False
 
     rank: int = option(32, "of the factors beside each linear")

@@ -22,7 +22,7 @@ class Magnitude(SparsityPass, BlockPass):
     """Zeros in place of the smallest entries of each weight."""
 
     name: ClassVar[str] = "magnitude"
-    summary: ClassVar[str] = "zeros in place of the smallest weights"
+    summary: ClassVar[str] = "set the smallest weights to zero"
 
     def edit(self, block: Block, checkpoint: Checkpoint, context: PassContext) -> Block:
         pruned = {

@@ -86,7 +86,9 @@ class Mixed(GPTQ):
     """GPTQ with the bits and the group size of each layer chosen by measured sensitivity."""
 
     name: ClassVar[str] = "mixed"
-    summary: ClassVar[str] = "choose each layer's bits by its sensitivity, within a budget, then round with gptq"
+    summary: ClassVar[str] = (
+        "choose each layer's bits by its measured sensitivity, within a budget, then run gptq; needs calibration text"
+    )
 
     # A budget in the place of a width.
     bits: float = option(4.5, "average bits per weight, scales and zero points included")  # type: ignore[assignment]

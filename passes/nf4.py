@@ -70,7 +70,7 @@ class NF4(LinearPass, _Options, BlockPass):
     """NF4 in groups of 64, for transformers with bitsandbytes."""
 
     name: ClassVar[str] = "nf4"
-    summary: ClassVar[str] = "round weights to NF4 with bitsandbytes; for the target hf; needs no calibration text"
+    summary: ClassVar[str] = "NF4 by bitsandbytes (QLoRA, arXiv 2305.14314); for the target hf"
 
     lm_head: bool = option(False, "quantize lm_head too; a tied one is untied, the embedding stays as it is")
 

@@ -81,7 +81,7 @@ class NVFP4(LinearPass, BlockPass):
     """Four-bit floats with block scales, for hardware that multiplies them."""
 
     name: ClassVar[str] = "nvfp4"
-    summary: ClassVar[str] = "round weights to NVFP4 (e2m1 in blocks of 16), what linears read too if asked"
+    summary: ClassVar[str] = "NVFP4 (arXiv 2509.25149) weights, e2m1 in blocks of 16; inputs too if asked"
 
     activations: Literal["none", "static"] = option(
         "none", "what linears read: as it is, or in NVFP4 too, with one scale a layer from the text over block scales"

@@ -116,7 +116,9 @@ class PruneDepth(Pass):
     """Leave out the layers of least influence."""
 
     name: ClassVar[str] = "prune-depth"
-    summary: ClassVar[str] = "leave out the decoder layers of least influence; a smaller dense model"
+    summary: ClassVar[str] = (
+        "ShortGPT (arXiv 2403.03853): remove the decoder layers of least influence; needs calibration text"
+    )
 
     fraction: float = option(0.2, "of the layers, that is left out")
     precision: Literal["auto", "float32", "bfloat16"] = option(

@@ -48,7 +48,7 @@ class PruneWidth(FittingOptions, _Size):
 
     name: ClassVar[str] = "prune-width"
     summary: ClassVar[str] = (
-        "fewer MLP channels and heads in every layer; a smaller dense model; needs calibration text"
+        "FLAP, ZipLM (arXiv 2312.11983, 2302.04089): fewer MLP channels and heads; needs calibration text"
     )
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:

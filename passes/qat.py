@@ -36,7 +36,9 @@ class Qat(DistillingPass, QuantizingPass):
     """Train the rounding of the whole model through the quantizer, from where another pass leaves it."""
 
     name: ClassVar[str] = "qat"
-    summary: ClassVar[str] = "train the rounding of the whole model towards the original; slow, holds the model"
+    summary: ClassVar[str] = (
+        "LLM-QAT (arXiv 2305.17888): train the rounding of all linears towards the original; slow, holds the model"
+    )
 
     zeros: ClassVar[Literal["makes", "keeps", "fills"]] = "fills"
 

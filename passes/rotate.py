@@ -155,7 +155,9 @@ class Rotate(BlockPass):
     """
 
     name: ClassVar[str] = "rotate"
-    summary: ClassVar[str] = "turn weights so that no channel stands out before rounding; changes no output"
+    summary: ClassVar[str] = (
+        "QuaRot (arXiv 2404.00456): rotate by Hadamard matrices to spread outliers; changes no output"
+    )
     zeros: ClassVar[Literal["makes", "keeps", "fills"]] = "fills"
     dtype: ClassVar[torch.dtype | None] = torch.float32
 

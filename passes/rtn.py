@@ -18,7 +18,7 @@ class RTN(InputRoundingPass, BlockPass):
     """Round to nearest, the baseline every other quantizer is compared with."""
 
     name: ClassVar[str] = "rtn"
-    summary: ClassVar[str] = "round weights to nearest; needs calibration text for static activations only"
+    summary: ClassVar[str] = "round to nearest; needs calibration text for static activations only"
 
     scale_search: bool = option(False, "search the clipping that has the least squared error, group by group")
 

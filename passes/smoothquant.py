@@ -42,7 +42,9 @@ class SmoothQuant(CalibratedPass):
     """Smoothing of activations, folded into the norms: exact on the float model, which is what it leaves."""
 
     name: ClassVar[str] = "smoothquant"
-    summary: ClassVar[str] = "even out activations before a pass that rounds them to int8; needs calibration text"
+    summary: ClassVar[str] = (
+        "SmoothQuant (arXiv 2211.10438): move activation outliers into weights, for W8A8; needs calibration text"
+    )
 
     alpha: float = option(0.5, "how much of the outliers goes into the weights: 0 to 1")
     o_proj: bool = option(False, "smooth what o_proj reads too, through v_proj")

@@ -90,7 +90,9 @@ class SparseGPT(Fitting, SequentialEdit, SparsityPass):
     """Zeros, and the other weights changed to make up for them."""
 
     name: ClassVar[str] = "sparsegpt"
-    summary: ClassVar[str] = "zeros, and the other weights change to make up for them; needs calibration text"
+    summary: ClassVar[str] = (
+        "SparseGPT (arXiv 2301.00774): zero weights, the others compensate the error; needs calibration text"
+    )
 
     def plan(self, architecture: Architecture, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
         self.check_fitting()

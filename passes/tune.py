@@ -138,7 +138,9 @@ class Tune(SequentialPass):
     """Learned rounding, block by block, from where GPTQ or rounding to nearest leaves each block."""
 
     name: ClassVar[str] = "tune"
-    summary: ClassVar[str] = "learn the rounding block by block, by gradient descent; slow, needs calibration text"
+    summary: ClassVar[str] = (
+        "AutoRound (arXiv 2309.05516): learn rounding block by block, by gradients; slow; needs calibration text"
+    )
 
     start: Literal["gptq", "nearest"] = option("gptq", "what each block starts from; an lm_head is left there")
     iterations: int = option(200, "steps of descent for each block")

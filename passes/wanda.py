@@ -34,7 +34,9 @@ class Wanda(SequentialEdit, SparsityPass):
     """Zeros by size and activation."""
 
     name: ClassVar[str] = "wanda"
-    summary: ClassVar[str] = "zeros in place of the weights that contribute least to outputs; needs calibration text"
+    summary: ClassVar[str] = (
+        "Wanda (arXiv 2306.11695): zero the weights with the least size times activation; needs calibration text"
+    )
     observer: ClassVar[type[InputStatistics]] = InputEnergy
 
     def solve(

@@ -30,7 +30,7 @@ class AwqFolder(VllmFolder):
     """
 
     name = "awq"
-    summary = "int4 weights as AutoAWQ writes them (GEMM), for vLLM"
+    summary = "AWQ folder (AutoAWQ's GEMM layout), int4, for vLLM"
     preset = ("awq:symmetric=false",)
     takes_transposed = False  # AutoAWQ packs torch's own linears
     reader = awq_folder.READER

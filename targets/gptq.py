@@ -38,7 +38,7 @@ class GptqFolder(VllmFolder):
     """
 
     name = "gptq"
-    summary = "int4 or int8 weights as AutoGPTQ and GPTQModel write them (vLLM: symmetric ones)"
+    summary = "GPTQ folder (AutoGPTQ, GPTQModel layout), int4 or int8, for vLLM (symmetric) and transformers"
     runtime = "vLLM >= 0.10, or transformers with gptqmodel"
     reader = gptq_folder.READER
     rules = f"{PACKED_RULES}, and config.json and quantize_config.json say the same"

@@ -40,7 +40,7 @@ class HuggingFace(Target):
     """Copies the checkpoint byte for byte, where nothing in it was left to decide; any scheme of a step, or none."""
 
     name = "hf"
-    summary = "Hugging Face folder (compressed-tensors) for transformers and TGI"
+    summary = "Hugging Face folder (compressed-tensors if quantized) for transformers and TGI"
     runtime = "transformers >= 5.15 with compressed-tensors, or text-generation-inference >= 3.0"
     preset = ("gptq:bits=4",)
     holds_floats = True
