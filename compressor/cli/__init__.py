@@ -22,26 +22,26 @@ from compressor.interrupted import interrupted
 
 # verb -> (module, one line of help)
 VERBS = {
-    "compress": ("compressor.cli.compress", "Compress a model for a target, measured and verified."),
+    "compress": ("compressor.cli.compress", "Compress a model for a target, verify the artifact and measure it."),
     "init": ("compressor.cli.init", "Write a commented recipe, after a few questions."),
-    "inspect": ("compressor.cli.inspect", "Tell what a model, an artifact or a run's folder is."),
+    "inspect": ("compressor.cli.inspect", "Say what a model, adapter, artifact or run is."),
     "passes": ("compressor.cli.listing", "List the passes, or the options of one."),
     "targets": ("compressor.cli.listing", "List the targets, or the options of one."),
-    "audit": ("compressor.cli.audit", "Audit calibration text: enough, unique, independent, in the right layout?"),
+    "audit": ("compressor.cli.audit", "Check calibration text: size, duplicates, overlap, languages, chat template."),
     "verify": ("compressor.cli.verify", "Check an artifact against its manifest, on any machine."),
     "compare": (
         "compressor.cli.compare",
-        "Compare runs; or tell a loss of quantizing from a runtime's fault.",
+        "Compare runs; or find out whether the quantization or the runtime is at fault.",
     ),
-    "bench": ("compressor.cli.bench", "Time models and artifacts in turns: where does int4 stop paying?"),
+    "bench": ("compressor.cli.bench", "Compare the speed of models and artifacts."),
     "score": ("compressor.cli.score", "Score tasks on your own data: accuracy, F1, AUC, ROUGE, BLEU, exact match."),
-    "lm-eval": ("compressor.cli.lm_eval", "Ask tasks of lm-evaluation-harness, of a step or of an artifact."),
-    "gate": ("compressor.cli.gate", "Judge a run against its original or a baseline: PASS, FAIL or INCONCLUSIVE."),
-    "bisect": ("compressor.cli.bisect", "Blame a gate's FAIL on a pass, and on the fewest layers that mend it."),
-    "report": ("compressor.cli.report", "Show the ledger of a run."),
-    "track": ("compressor.cli.track", "Put a run into MLflow or Weights & Biases."),
-    "doctor": ("compressor.cli.doctor", "Tell what is installed and which targets can run here."),
-    "completion": ("compressor.cli.completion", "Print what bash, zsh or fish needs to complete llmc's words."),
+    "lm-eval": ("compressor.cli.lm_eval", "Score tasks of lm-evaluation-harness on a model, step or artifact."),
+    "gate": ("compressor.cli.gate", "Judge a run against limits: PASS, FAIL or INCONCLUSIVE."),
+    "bisect": ("compressor.cli.bisect", "Find the pass and the layers that caused a gate failure."),
+    "report": ("compressor.cli.report", "Show the report of a run."),
+    "track": ("compressor.cli.track", "Log a run to MLflow or Weights & Biases."),
+    "doctor": ("compressor.cli.doctor", "Show what is installed and which targets can run here."),
+    "completion": ("compressor.cli.completion", "Print the completion script for bash, zsh or fish."),
 }
 KEPT = {  # what an interrupted verb leaves to go on from
     "compress": "Finished steps are kept; --resume goes on from there.",
@@ -78,10 +78,11 @@ class LazyGroup(click.Group):
     callback=lambda context, option, asked: _show_version(context) if asked else None,
     help="Show the version and the runtimes found, and exit.",
 )
-@click.option("-v", "--verbose", count=True, help="Log what is done to stderr; -vv in detail.")
+@click.option("-v", "--verbose", count=True, help="Log to stderr; -vv logs details.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool, verbose: int) -> None:
-    """llmc takes a trained language model to the runtime it ships on: compressed, verified bit for bit, measured."""
+    """llmc compresses a trained language model for the runtime it ships on, verifies the result bit for bit, and
+    measures it against the original."""
     _log(verbose)
 
 

@@ -19,23 +19,25 @@ COLORS = {"ok": "green", "warning": "red", "not checked": "yellow"}
 
 @click.command("audit")
 @click.argument("text", metavar="TEXT")
-@click.option("--model", required=True, help="The model that will be calibrated on it: a folder, .gguf file or hub id.")
-@click.option("--eval", "evaluation", metavar="TEXT", help="The text that it will be judged by.")
+@click.option("--model", required=True, help="The model to calibrate: a folder, .gguf file or hub id.")
+@click.option("--eval", "evaluation", metavar="TEXT", help="The evaluation text.")
 @click.option("--samples", type=click.IntRange(1), default=128, show_default=True, help="Calibration windows.")
 @click.option("--length", type=click.IntRange(8), default=512, show_default=True, help="Tokens of a window.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the calibration draw.")
-@click.option("--eval-length", type=click.IntRange(8), default=512, show_default=True, help="Tokens of its windows.")
-@click.option("--strict", is_flag=True, help="Exit with 1 for any warning, and for what could not be checked.")
+@click.option(
+    "--eval-length", type=click.IntRange(8), default=512, show_default=True, help="Tokens of an evaluation window."
+)
+@click.option("--strict", is_flag=True, help="Exit with 1 if there is a warning, or something could not be checked.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def audit_command(text: str, model: str, evaluation: str | None, strict: bool, as_json: bool, **windows: int) -> int:
-    """Audit calibration TEXT as `llmc compress` would draw it: tokens for each layer, duplicates, overlap with the
-    evaluation, languages, chat template.
+    """Check calibration TEXT, as `llmc compress` would draw it: tokens for each layer, duplicates, overlap with the
+    evaluation text, languages, chat template.
 
     \b
     llmc audit train.jsonl --model ./my-model --eval evaluation.jsonl --strict
 
     \b
-    Exit code 0: looked at, warnings or not; 1: with --strict, a warning or something that could not be checked;
+    Exit code 0: checked, with or without warnings; 1: with --strict, a warning or something that could not be checked;
     2: the text or the model cannot be read.
     """
     from dataclasses import asdict

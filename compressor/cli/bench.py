@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     type=click.IntRange(2),
     default=10,
     show_default=True,
-    help="Of each workload, in turns; an interval takes 3.",
+    help="Repeats of each workload; an interval needs 3.",
 )
 @click.option("--warmup", type=click.IntRange(0), default=2, show_default=True, help="Repeats that are not counted.")
 @click.option("--memory/--no-memory", default=True, help="Peak memory, each in a process of its own.  [default: on]")
@@ -49,9 +49,9 @@ def bench_command(
     as_json: bool,
     **sizes: tuple[int, ...],
 ) -> None:
-    """Time FOLDERs in turns: models and steps in transformers, artifacts (or runs) in their own runtime.
+    """Compare the speed of FOLDERs, in turns: models and steps in transformers, artifacts or runs in their runtime.
 
-    Each further one is compared with the first, and the batch size is named at which it stops paying.
+    Each further folder is compared with the first. The output says up to which batch size it is faster.
 
     \b
     llmc bench my-model out --batch 1 --batch 4 --batch 16

@@ -27,9 +27,13 @@ if TYPE_CHECKING:
 @click.option("--row", metavar="NAME", help="Row that the gate judges.  [default: the artifact's]")
 @limit_options
 @click.option(
-    "--budget", type=click.FloatRange(0), default=60.0, show_default=True, help="Minutes of trying layers and repairs."
+    "--budget",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    help="Minutes for trials of layers and repairs.",
 )
-@click.option("--original", metavar="MODEL", help="Where the run's model is now.  [default: where it was]")
+@click.option("--original", metavar="MODEL", help="Where the original model is now.  [default: where it was]")
 @click.option("--apply", "out", type=UserPath(), help="New folder for a run with the repair, judged at its end.")
 @click.option("--markdown", type=UserPath(), help="Write Markdown here, for a pull request.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -42,7 +46,7 @@ def bisect_command(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Blame the FAIL of the run in folder LEDGER on a pass, then on the fewest layers, and propose a repair.
+    """Find the pass and the layers that caused a gate failure of the run in folder LEDGER, and propose a repair.
 
     \b
     llmc bisect out --max-perplexity-increase 2%

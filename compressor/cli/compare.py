@@ -28,10 +28,10 @@ MARKS = {"agrees": ("✓", "green"), "differs": ("✗", "red"), "broke": ("✗",
 @click.argument("artifacts", nargs=-1, required=True, type=UserPath(), metavar="RUN_OR_ARTIFACT...")
 @click.option("-o", "--output", type=UserPath(), help="HTML file to write.  [default: compare.html]")
 @click.option("--runtimes", is_flag=True, help="Compare runtimes instead, on the same weights.")
-@click.option("--text", metavar="TEXT", help="What to ask with; the kinds of --eval.  [default: the run's --eval]")
+@click.option("--text", metavar="TEXT", help="Text to run; the same kinds as --eval.  [default: the run's --eval]")
 @click.option("--samples", type=click.IntRange(1), help=f"Texts.  [default: {SAMPLES}]")
 @click.option("--length", type=click.IntRange(8), help=f"Tokens of a text.  [default: {LENGTH}]")
-@click.option("--original", metavar="MODEL", help="What the artifacts were made from.  [default: the run's model]")
+@click.option("--original", metavar="MODEL", help="Original model of the artifacts.  [default: the run's model]")
 @engine_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare_command(
@@ -41,11 +41,10 @@ def compare_command(
     as_json: bool,
     **asking: Any,
 ) -> int:
-    """Compare finished runs: accuracy, size and speed of each, and which of them no other beats. In the terminal, and
-    as one HTML file.
+    """Compare finished runs by accuracy, size and speed, in the terminal and as one HTML file.
 
-    With --runtimes, tell a loss of quantizing from a runtime's fault: each RUN_OR_ARTIFACT against its original, and
-    every runtime that is here against what the artifact's weights mean.
+    With --runtimes, find out whether the quantization or the runtime is at fault. It compares the weights of each
+    RUN_OR_ARTIFACT with the original, and every installed runtime with those weights.
 
     \b
     llmc compare out/gptq out/awq out/mixed -o compare.html

@@ -46,43 +46,45 @@ if TYPE_CHECKING:
 @click.option(
     "--tokenizer",
     type=click.Choice(["base", "adapter"]),
-    help="Whose tokenizer and chat template.  [default: the adapter's, where it brings one]",
+    help="Which tokenizer and chat template to use.  [default: the adapter's, if it has one]",
 )
-@click.option("--no-adapter", is_flag=True, help="Leave out an adapter that lies in the model's folder.")
-@click.option("--recipe", "recipe_file", type=UserPath(), help="YAML recipe; options given here win over it.")
+@click.option("--no-adapter", is_flag=True, help="Ignore an adapter in the model's folder.")
+@click.option("--recipe", "recipe_file", type=UserPath(), help="YAML recipe; options on the command line override it.")
 @click.option(
     "--pass",
     "passes",
     multiple=True,
     metavar="NAME[:OPTION=VALUE,...]",
     shell_complete=passes,
-    help="A pass; repeat for several, in order.  [default: the target's]",
+    help="A pass to run (`llmc passes`); repeat for several, in order.  [default: the target's]",
 )
 @click.option(
     "--bits",
     type=float,
-    help="Bits per weight, in the place of the preset's: 4 or 8, or an average that each layer gets its share of.",
+    help="Bits per weight of the default passes: 4, 8, or an average such as 4.5, distributed by sensitivity.",
 )
 @click.option(
     "--accuracy-level",
     type=click.Choice(["0", "4"]),
-    help="How onnx-int4 computes: 0 with float activations, 4 with activations rounded to int8, faster.  [default: 4]",
+    help="How onnx-int4 computes: 0 with float activations; 4 with int8 activations, faster.  [default: 4]",
 )
-@click.option("--sm", metavar="86,89,120", help="Compute capabilities that a TensorRT-RTX engine is built for.")
+@click.option("--sm", metavar="86,89,120", help="Compute capabilities to build a TensorRT-RTX engine for.")
 @click.option(
     "--requantize",
     is_flag=True,
-    help="Dequantize a quantized model first and round it again; without it, its integers stay as they are.",
+    help="Dequantize a quantized model first, then quantize it again. Without it, its integers are repacked.",
 )
 @click.option("--calibration", metavar="TEXT", help="Calibration text: .txt, .csv, .jsonl, .parquet or a datasets id.")
 @click.option("--samples", type=click.IntRange(1), help="Calibration windows.  [default: 128]")
 @click.option("--length", type=click.IntRange(8), help="Tokens of a calibration window.  [default: 512]")
 @click.option("--seed", type=int, help="Seed of the calibration draw.  [default: 0]")
-@click.option("--strict", is_flag=True, help="Refuse calibration text that `llmc audit` finds not all right.")
+@click.option("--strict", is_flag=True, help="Refuse calibration text for which `llmc audit` has a warning.")
 @click.option(
-    "--eval", "evaluation", metavar="TEXT", help="Held-out text to judge by; the same kinds as --calibration."
+    "--eval", "evaluation", metavar="TEXT", help="Evaluation text to measure on; the same kinds as --calibration."
 )
-@click.option("--allow-same-text", is_flag=True, help="Judge by the calibration text itself, which flatters.")
+@click.option(
+    "--allow-same-text", is_flag=True, help="Measure on the calibration text itself, which makes results look too good."
+)
 @click.option(
     "--task",
     "tasks",
@@ -93,7 +95,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    help=f"Texts of tasks that a runtime is asked at once, where it takes several.  [default: {BATCH_SIZE}]",
+    help=f"Texts of tasks in a batch, if the runtime takes batches.  [default: {BATCH_SIZE}]",
 )
 @click.option("--eval-length", type=click.IntRange(8), help="Tokens of an evaluation window.  [default: 512]")
 @click.option(
@@ -109,20 +111,20 @@ if TYPE_CHECKING:
 @click.option(
     "--steps",
     type=click.Choice(["keep", "last", "none"]),
-    help="Folders of passes that stay when the run is whole; bisect and --resume need all.  [default: keep]",
+    help="Which steps to keep when the run is done; bisect and --resume need all.  [default: keep]",
 )
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run in the output folder.")
-@click.option("--dry-run", is_flag=True, help="Check the request and show the plan; do nothing.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run in the output folder.")
+@click.option("--dry-run", is_flag=True, help="Check the request and show the plan; run nothing.")
 @click.option(
     "--allow-pickle", is_flag=True, help="Convert pickle weights (.bin, .pt), which can run code when opened."
 )
-@click.option("--trust-remote-code", is_flag=True, help="Let a tokenizer run code of the model folder.")
+@click.option("--trust-remote-code", is_flag=True, help="Let a tokenizer run code from the model's folder.")
 @engine_option
 @click.option("--json", "as_json", is_flag=True, help="Print the ledger as JSON.")
 def compress_command(
     model: str | None, recipe_file: Path | None, output: Path | None, as_json: bool, **options: Any
 ) -> int:
-    """Compress MODEL (a Hugging Face folder, a .gguf file or a hub id) for a target, with a LoRA if one is given.
+    """Compress MODEL (a Hugging Face folder, a .gguf file or a hub id) for a target, and merge an adapter if given.
 
     \b
     llmc compress ./my-model --target onnx-int4 --calibration train.jsonl --eval evaluation.txt
@@ -130,7 +132,7 @@ def compress_command(
     llmc compress ./my-model --target onnx-int4 --target trt-int4 --calibration train.jsonl
     llmc compress ./my-model --target onnx-int4 --bits 4.5 --calibration train.jsonl
     llmc compress ./base --adapter ./my-lora --target onnx-int4 --calibration train.jsonl --eval evaluation.txt
-    llmc compress ./base --adapter ./my-lora --target hf --eval evaluation.txt        # only merges
+    llmc compress ./base --adapter ./my-lora --target hf --eval evaluation.txt        # only merge
     """
     from compressor.registry import check_installation
 

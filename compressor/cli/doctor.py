@@ -31,7 +31,7 @@ PACKAGES = {
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor_command(as_json: bool) -> None:
-    """Tell what is installed, which targets can be made, and which of them can run on this machine."""
+    """Show what is installed, which targets can be made, and which of them can run on this machine."""
     from compressor.cli import emit_json
 
     facts: dict[str, Any] = {

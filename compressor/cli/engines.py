@@ -33,7 +33,7 @@ def batch_size_option(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.IntRange(1),
         default=BATCH_SIZE,
         show_default=True,
-        help="Texts that a runtime is asked at once, where it takes several.",
+        help="Texts in a batch, if the runtime takes batches.",
     )(command)
 
 

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 LIMITS = (
-    ("--max-perplexity-increase", "SHARE", "Most that perplexity may rise, such as 2%."),
-    ("--max-accuracy-drop", "SHARE", "Most that accuracy may fall, in points: 2% lets 71% become 69%."),
-    ("--max-latency-increase", "SHARE", "Most that times to the first token and per token may rise."),
-    ("--max-kl", "NATS", "Most that the KL divergence from the original may be."),
-    ("--alpha", "SHARE", "Chance of a wrong PASS, and of a wrong FAIL.  [default: 0.05]"),
+    ("--max-perplexity-increase", "SHARE", "Largest rise of perplexity, such as 2%."),
+    ("--max-accuracy-drop", "SHARE", "Largest drop of accuracy, in points: 2% lets 71% become 69%."),
+    ("--max-latency-increase", "SHARE", "Largest rise of the time to first token and per token."),
+    ("--max-kl", "NATS", "Largest KL divergence from the original."),
+    ("--alpha", "SHARE", "Probability of a wrong PASS, and of a wrong FAIL.  [default: 0.05]"),
 )
 
 
@@ -47,13 +47,13 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     nargs=2,
     metavar="BEFORE AFTER",
     type=UserPath(),
-    help="Logs of `lm_eval --log_samples`: accuracy is then that of their tasks.",
+    help="Logs of `lm_eval --log_samples`, to judge accuracy by their tasks.",
 )
 @click.option(
-    "--more-samples", is_flag=True, help="Where it cannot be decided, measure more of the run's text until it can."
+    "--more-samples", is_flag=True, help="If INCONCLUSIVE, measure more of the run's text until there is a verdict."
 )
-@click.option("--budget", type=click.FloatRange(0), default=30.0, show_default=True, help="Minutes of measuring more.")
-@click.option("--original", metavar="MODEL", help="Where the run's model is now.  [default: where it was]")
+@click.option("--budget", type=click.FloatRange(0), default=30.0, show_default=True, help="Minutes for --more-samples.")
+@click.option("--original", metavar="MODEL", help="Where the original model is now.  [default: where it was]")
 @engine_option
 @click.option("--junit", type=UserPath(), help="Write JUnit XML here.")
 @click.option("--markdown", type=UserPath(), help="Write Markdown here, for a pull request.")
@@ -68,7 +68,7 @@ def gate_command(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Judge the run in folder LEDGER (or of a ledger.json) by tests on what was measured of every token.
+    """Judge the run in folder LEDGER (or a ledger.json) against limits, by statistical tests on every token.
 
     \b
     llmc gate out --max-perplexity-increase 2% --max-accuracy-drop 1%

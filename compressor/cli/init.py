@@ -28,8 +28,8 @@ NEEDED = ("model", "target")
 @click.option("-t", "--target", metavar="TARGET", shell_complete=targets, help="Where it will run (`llmc targets`).")
 @click.option("--adapter", metavar="DIR", help="A PEFT adapter to merge first.")
 @click.option("--calibration", metavar="TEXT", help="Text that passes calibrate on.")
-@click.option("--eval", "evaluation", metavar="TEXT", help="Held-out text to judge by.")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--eval", "evaluation", metavar="TEXT", help="Evaluation text to measure on.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def init_command(file: Path, force: bool, as_json: bool, **given: str | None) -> None:
     """Write a commented recipe to FILE (recipe.yaml) for `llmc compress --recipe FILE`.
@@ -38,7 +38,7 @@ def init_command(file: Path, force: bool, as_json: bool, **given: str | None) ->
 
     \b
     llmc init
-    llmc init edge.yaml --model ./my-model --target onnx-int4 --calibration train.jsonl --eval held-out.txt
+    llmc init edge.yaml --model ./my-model --target onnx-int4 --calibration train.jsonl --eval evaluation.txt
     """
     from compressor.cli import emit_json
     from compressor.files import write_whole

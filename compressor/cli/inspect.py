@@ -15,7 +15,7 @@ from compressor.cli.say import say
 @click.option("--allow-pickle", is_flag=True, help="Open an adapter's pickle (.bin), which can run code when opened.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect_command(path: Path, allow_pickle: bool, as_json: bool) -> None:
-    """Tell what PATH is: a model folder, an adapter, a .gguf file, an artifact or a run's folder. Reads no weights."""
+    """Say what PATH is: a model folder, an adapter, a .gguf file, an artifact or a run's folder. Reads no weights."""
     from compressor.cli import emit_json
     from compressor.inspection import describe
 

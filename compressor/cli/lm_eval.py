@@ -25,15 +25,15 @@ OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
 @click.option("--limit", type=click.IntRange(1), help="Samples of each task.  [default: all]")
 @click.option("--apply-chat-template", is_flag=True, help="Render prompts through the model's chat template.")
 @click.option("-o", "--output", type=UserPath(), help="Folder for the logs, which `llmc gate --lm-eval` reads.")
-@click.option("--network", is_flag=True, help="Let lm_eval fetch data sets and metrics.")
+@click.option("--network", is_flag=True, help="Let lm_eval download data sets and metrics.")
 @batch_size_option
 @engine_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def lm_eval_command(model: Path, tasks: str, network: bool, as_json: bool, **options: Any) -> None:
-    """Ask MODEL (a model folder, a step, an artifact in its own runtime, or a run for its artifact) tasks of
-    lm-evaluation-harness.
+    """Score tasks of lm-evaluation-harness on MODEL: a model folder, a step, an artifact in its own runtime, or a run
+    (its artifact).
 
-    Nothing is fetched unless --network allows it: data lie in the local cache, or in files that the task names.
+    Nothing is downloaded without --network: data come from the local cache, or from files that the task names.
 
     \b
     llmc lm-eval my-model --tasks boolq --include-path tasks -o before

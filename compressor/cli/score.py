@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=UserPath(), metavar="RUN_OR_MODEL")
 @click.option("--task", "tasks", multiple=True, required=True, type=UserPath(), help="A task file; repeatable.")
 @click.option("--row", "rows", multiple=True, metavar="NAME", help="Rows of the run.  [default: original, artifact]")
-@click.option("--original", metavar="MODEL", help="Where the run's model is now.  [default: where it was]")
+@click.option("--original", metavar="MODEL", help="Where the original model is now.  [default: where it was]")
 @batch_size_option
 @engine_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -36,9 +36,9 @@ def score_command(
 ) -> None:
     """Score tasks on your own data (JSON lines and a prompt template; see docs/tasks.md).
 
-    Of a run, the original and the artifact in its own runtime are asked, or the last step where the runtime is not
-    here; every answer is kept beside the ledger, for `llmc gate`. Of any other folder, a step or an artifact, the
-    scores are printed.
+    For a run, it scores the original, and the artifact in its own runtime (or the last step if the runtime is not
+    installed). It keeps every answer beside the ledger, for `llmc gate`. For any other model folder, step or
+    artifact, it prints the scores.
 
     \b
     llmc score out --task sentiment.yaml

@@ -18,8 +18,8 @@ from compressor.errors import InputError
 @click.option("--experiment", default="llmc", show_default=True, help="MLflow's experiment, or the project of wandb.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def track_command(run: Path, uri: str | None, folder: Path | None, experiment: str, as_json: bool) -> None:
-    """Put the ledger of the run in folder RUN (or of a ledger.json) into an experiment tracker: the recipe as
-    parameters, a step for each row, its reports as files. Nothing is sent anywhere but to the address given.
+    """Log the run in folder RUN (or a ledger.json) to MLflow or Weights & Biases: the recipe as parameters, a step for
+    each row, the reports as files. Nothing is sent anywhere but to the address given.
 
     \b
     llmc track out --mlflow sqlite:///mlflow.db

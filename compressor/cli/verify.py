@@ -22,10 +22,10 @@ UNITS = {"files": "files", "tokenizer": "texts", "weights": "weights", "generati
 @click.command("verify")
 @click.argument("artifact", type=UserPath())
 @engine_option
-@click.option("--allow-unchecked", is_flag=True, help="Exit with 0 although some checks could not be made.")
+@click.option("--allow-unchecked", is_flag=True, help="Exit with 0 even if some checks could not run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify_command(artifact: Path, allow_unchecked: bool, as_json: bool) -> int:
-    """Check ARTIFACT (its folder, or that of its run) against its manifest: on any machine, without the checkpoint.
+    """Check ARTIFACT (its folder, or the folder of its run) against its manifest. It needs no checkpoint.
 
     \b
     Exit code 0: everything was checked and is as recorded; 1: something is not; 2: there is no artifact; 5: nothing
