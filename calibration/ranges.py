@@ -13,6 +13,7 @@ from torch import nn
 from compressor.architecture import Architecture
 from compressor.checkpoint import Block
 from compressor.decoder import Decoder
+from compressor.rounding import cache_argument
 
 
 @dataclass
@@ -51,19 +52,19 @@ class RangeStream:
 def _observed(layer: nn.Module, block: Block, architecture: Architecture, ranges: Ranges) -> Iterator[None]:
     assert block.index is not None
     scales = architecture.cache_scales(block.index)
+    attention = layer.get_submodule(architecture.modules.attention.body)
+    cache = cache_argument(attention)
 
     def read(name: str) -> Any:
         return lambda _, inputs: _widen(ranges.inputs, block.prefix + name, inputs[0])
 
     def hand_over(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "past_key_values": _ObservedCache(scales, ranges, kwargs.get("past_key_values"))}
+        return args, {**kwargs, cache: _ObservedCache(scales, ranges, kwargs.get(cache))}
 
     linears = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
     # First in line, so that what they see is not rounded yet.
     handles = [module.register_forward_pre_hook(read(name), prepend=True) for name, module in linears.items()]
-    handles.append(
-        layer.get_submodule(architecture.modules.attention.body).register_forward_pre_hook(hand_over, with_kwargs=True)
-    )
+    handles.append(attention.register_forward_pre_hook(hand_over, with_kwargs=True))
     try:
         yield
     finally:

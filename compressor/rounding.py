@@ -5,6 +5,7 @@ Values that are rounded go to the nearest code and back.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -77,12 +78,18 @@ def equip(linear: nn.Module, weight: QuantizedWeight) -> None:
         linear.register_forward_hook(add)
 
 
+def cache_argument(attention: nn.Module) -> str:
+    """What the attention of this version of transformers calls the cache that it is called with."""
+    # transformers 5.24 calls it `cache`, and drops one that comes under the old name beside it.
+    return "cache" if "cache" in inspect.signature(attention.forward).parameters else "past_key_values"
+
+
 def round_cache_of(attention: nn.Module, k_scale: torch.Tensor, v_scale: torch.Tensor) -> None:
     """From now on `attention` sees the keys and values that an fp8 cache with these scales gives back."""
-    cache = _Fp8Cache(k_scale.float(), v_scale.float())
+    cache, name = _Fp8Cache(k_scale.float(), v_scale.float()), cache_argument(attention)
 
     def hand_over(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "past_key_values": cache}
+        return args, {**kwargs, name: cache}
 
     attention.register_forward_pre_hook(hand_over, with_kwargs=True)
 

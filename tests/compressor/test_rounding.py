@@ -93,13 +93,22 @@ def test_a_linear_reads_rounded_inputs():
     assert torch.equal(linear(inputs), nn.functional.linear((inputs / 0.25).round() * 0.25, linear.weight, linear.bias))
 
 
-def test_attention_sees_the_rounded_cache():
-    class Attention(nn.Module):
-        def forward(self, hidden, past_key_values=None):
-            return past_key_values.update(hidden, 2 * hidden, 0)
+class Attention(nn.Module):
+    def forward(self, hidden, past_key_values=None):
+        return past_key_values.update(hidden, 2 * hidden, 0)
 
-    attention, hidden = Attention(), random_inputs(0)
+
+class NewerAttention(nn.Module):
+    """As transformers 5.24 has it, which calls it with `cache=None`."""
+
+    def forward(self, hidden, cache=None, **kwargs):
+        return cache.update(hidden, 2 * hidden, 0, kwargs=kwargs)
+
+
+@pytest.mark.parametrize(("attention", "given"), [(Attention(), {}), (NewerAttention(), {"cache": None})])
+def test_attention_sees_the_rounded_cache(attention, given):
+    hidden = random_inputs(0)
     round_cache_of(attention, torch.tensor([0.5]), torch.tensor([2.0]))
-    keys, values = attention(hidden)
+    keys, values = attention(hidden, **given)
     assert torch.equal(keys, (hidden / 0.5).to(FP8).float() * 0.5)
     assert torch.equal(values, (2 * hidden / 2.0).to(FP8).float() * 2.0)

@@ -1,5 +1,7 @@
 """hf: the checkpoint's own bytes, read back by compressed-tensors and opened by transformers."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,8 +31,8 @@ def test_transformers_computes_what_the_integers_say(tiny_model, quantize, lower
     assert torch.equal(logits_of(artifact.root), logits_of(checkpoint))
 
 
-def test_a_folder_that_left_something_to_decide_is_written_anew(tiny_model, lower, verified, logits_of):
-    root = tiny_model("llama")
+def test_a_folder_that_left_something_to_decide_is_written_anew(tiny_model, lower, verified, logits_of, tmp_path):
+    root = shutil.copytree(tiny_model("llama"), tmp_path / "model")
     head = torch.linspace(-1, 1, 288 * 64).view(288, 64)
     save_file(load_file(root / SINGLE_SHARD) | {"lm_head.weight": head}, root / SINGLE_SHARD, metadata={"format": "pt"})
     (root / INDEX).write_text("{}")

@@ -130,8 +130,8 @@ def config_of(artifact) -> dict:
     return json.loads((artifact.root / "genai_config.json").read_text())
 
 
-def test_special_tokens_and_search(tiny_model, lower):
-    root = tiny_model("llama")
+def test_special_tokens_and_search(tiny_model, lower, recast):
+    root = recast(tiny_model("llama"), torch.float32)
     generation = {"do_sample": True, "temperature": 0.7, "top_k": 20, "eos_token_id": [1, 2]}
     (root / "generation_config.json").write_text(json.dumps(generation))
     config = config_of(lower(OnnxFp32(), Checkpoint.open(root))[0])
