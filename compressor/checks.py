@@ -133,7 +133,7 @@ def check_texts_differ(plans: Sequence[Plan]) -> None:
         return
     if any(plan.calibrated for plan in plans) and _same_source(calibration.texts, str(measure.texts)):
         raise InputError(
-            f"{measure.texts} is both the calibration text and the held-out text, so that quality would look better "
+            f"{measure.texts} is both the calibration text and the evaluation text, so that quality would look better "
             "than it is.",
             "Give other text to --eval, or --allow-same-text.",
         )

@@ -1,4 +1,4 @@
-"""Measures the rows of a ledger: every step and artifact on the same held-out tokens and the same workload."""
+"""Measures the rows of a ledger: every step and artifact on the same evaluation tokens and the same workload."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Standard:
 
     Attributes:
         original: the model that all quality is relative to.
-        tokens: held-out tokens, int64 [windows, length], or None when there is no text to judge by.
+        tokens: evaluation tokens, int64 [windows, length], or None when there is no text to judge by.
         scratch: folder for the original's hidden states.
         origins: number of the document of each token, int32 [windows, length]; None for running text.
         tokenizer: to show what models write; None leaves it out.

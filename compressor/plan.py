@@ -139,7 +139,7 @@ def check_gate(recipe: Recipe) -> None:
         raise InputError("The recipe has a gate, and measuring is switched off.", "Leave out --measure none.")
     if limits.split(has_tasks=bool(measure.tasks))[0].asked and measure.texts is None:
         raise InputError(
-            "The recipe has a gate on accuracy, and no held-out text to measure it on.", "Give --eval TEXT."
+            "The recipe has a gate on accuracy, and no evaluation text to measure it on.", "Give --eval TEXT."
         )
     target = recipe.build_target()
     reason = target.why_not_run()

@@ -77,7 +77,7 @@ class LatencySection(_Section):
 
 
 class MeasureSection(_Section):
-    """Held-out text, tasks and the workload. `effort`: quick takes at most 24 windows, full all of the text.
+    """Evaluation text, tasks and the workload. `effort`: quick takes at most 24 windows, full all of the text.
 
     Attributes:
         tasks: files that the original and the artifact are asked; see `compressor.tasks`.
@@ -95,7 +95,7 @@ class MeasureSection(_Section):
 
     @property
     def is_judged(self) -> bool:
-        """Whether there is held-out text, and it is used."""
+        """Whether there is evaluation text, and it is used."""
         return self.texts is not None and self.effort != "none"
 
 

@@ -96,7 +96,7 @@ class RunTexts:
         found = [*self._adapted(recipe)]
         found += [f"calibration text, {one.name}: {one.said}" for one in self.audit if one.outcome == "warning"]
         if measure.texts is None and measure.effort != "none":
-            found.append("Perplexity and KL divergence were not measured: no held-out text was given (--eval).")
+            found.append("Perplexity and KL divergence were not measured: no evaluation text was given (--eval).")
         return found
 
     def _adapted(self, recipe: Recipe) -> Iterator[str]:

@@ -48,7 +48,7 @@ def workplace(run: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class KeptScores:
-    """What models that are no rows of the run made of its held-out text.
+    """What models that are no rows of the run made of its evaluation text.
 
     Attributes:
         folder: where it lies, a file a model.

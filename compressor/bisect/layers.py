@@ -1,6 +1,6 @@
 """The layers to blame: the smallest set that, taken back from the step before, leaves a model that the gate lets pass.
 
-Each trial is a checkpoint made of parameters of both steps, run on the run's held-out text and judged by its gate.
+Each trial is a checkpoint made of parameters of both steps, run on the run's evaluation text and judged by its gate.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Judge:
     """The gate, for a checkpoint that is no row of the run.
 
     Attributes:
-        reference: the original on the run's held-out text.
+        reference: the original on the run's evaluation text.
         pairs: those of a row of the run, for the documents that the tokens are of, and for the baseline's losses.
         kept: what has been measured already.
     """

@@ -118,7 +118,7 @@ def text_only(run: Run, limits: Limits) -> tuple[Run, Limits, list[str]]:
         notes.append("The limit on latency is left out: it is no loss of a pass's.")
     if not limits.needs_text:
         raise InputError(
-            "Passes and layers are blamed by held-out text, and no limit is on what it tells.",
+            "Passes and layers are found by metrics of the evaluation text, and no limit is on one of these.",
             "Give --max-perplexity-increase, --max-accuracy-drop or --max-kl.",
         )
     if limits.max_accuracy_drop is not None and any(row.tasks for row in run.ledger.steps):

@@ -207,7 +207,7 @@ def _show_texts(preview: Preview) -> None:
         least = "all" if recipe.measure.effort == "full" else count
         say(f"Judged by: {least} windows of {recipe.measure.length} tokens.")
     elif recipe.measure.effort != "none":
-        say("Perplexity and KL divergence are not measured: there is no held-out text (--eval).")
+        say("Perplexity and KL divergence are not measured: there is no evaluation text (--eval).")
 
 
 def _show_forecast(preview: Preview) -> None:

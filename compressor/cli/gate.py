@@ -149,7 +149,7 @@ def _decide_with_more(
     of_text, others = limits.split(has_tasks=bool(tasks or subject.row.tasks))
     if not of_text.asked:
         raise InputError(
-            "--more-samples measures more text, and no limit is on what text tells.",
+            "--more-samples measures more text, but no limit is on a metric of the text.",
             "Give --max-perplexity-increase or --max-kl too, or leave out --more-samples.",
         )
     standing = gather(subject, others, tasks)

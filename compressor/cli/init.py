@@ -17,7 +17,7 @@ QUESTIONS = {
     "model": "The model (a folder, a .gguf file or a hub id)",
     "target": "The target (llmc targets lists them)",
     "calibration": "Calibration text (.txt, .csv, .jsonl or .parquet; empty for none)",
-    "evaluation": "Held-out text to judge by (empty for none)",
+    "evaluation": "Evaluation text to judge by (empty for none)",
 }
 NEEDED = ("model", "target")
 
@@ -89,8 +89,8 @@ def recipe_text(answers: dict[str, Any], preset: tuple[str, ...]) -> str:
         "\n# Text that passes calibrate on. It should be like what the model will be used for.\n",
         _section("calibration", answers["calibration"], "train.jsonl"),
         "#   samples: 128  # windows; fewer where the text holds no more\n#   length: 512  # tokens of a window\n",
-        "\n# Held-out text: perplexity and KL divergence of every step are measured on it.\n",
-        _section("measure", answers["evaluation"], "held-out.txt"),
+        "\n# Evaluation text: perplexity and KL divergence of every step are measured on it.\n",
+        _section("measure", answers["evaluation"], "evaluation.txt"),
         "#   effort: quick  # at most 24 windows; full takes all, none measures nothing\n",
         "#   tasks: [task.yaml]  # your own data, see `llmc score --help`\n",
         "\n# What must hold for exit code 0.\n# gate:\n#   max_perplexity_increase: 2%\n",

@@ -83,7 +83,7 @@ def gather(subject: Subject, limits: Limits, tasks: Sequence[TaskPairs] = ()) ->
 
 
 def of_tokens(pairs: TokenPairs, limits: Limits) -> Iterator[Evidence]:
-    """The evidence for the limits on what held-out text tells."""
+    """The evidence for the limits on what evaluation text tells."""
     if limits.max_perplexity_increase is not None:
         yield _perplexity(pairs, limits.max_perplexity_increase)
     if limits.max_accuracy_drop is not None:

@@ -74,7 +74,7 @@ class Growing:
         self.reopened.scratch.mkdir(parents=True, exist_ok=True)
         record = run.ledger.texts.get("evaluation")
         if record is None:
-            raise InputError(f"{run.file} was measured on no held-out text, of which there could be more.")
+            raise InputError(f"{run.file} has no evaluation text, so there is nothing more to measure.")
         if self._first(record.windows).digest != record.digest:
             raise InputError(f"The text of {run.file} is another now: {record.source} gives other tokens.")
         if not self._goes_on():

@@ -58,14 +58,14 @@ class Limits(BaseModel):
         return any(value is not None for name, value in self if name != "alpha")
 
     def split(self, has_tasks: bool) -> tuple[Limits, Limits]:
-        """Those on what held-out text tells, and the others. Accuracy is told by tasks where there are any."""
+        """Those on what evaluation text tells, and the others. Accuracy is told by tasks where there are any."""
         names = {"max_perplexity_increase", "max_kl"} | (set() if has_tasks else {"max_accuracy_drop"})
         others = {name for name, _ in self if name != "alpha"} - names
         return self.model_copy(update=dict.fromkeys(others)), self.model_copy(update=dict.fromkeys(names))
 
     @property
     def needs_text(self) -> bool:
-        """Whether a limit is on what only held-out text can tell."""
+        """Whether a limit is on what only evaluation text can tell."""
         return any(one is not None for one in (self.max_perplexity_increase, self.max_accuracy_drop, self.max_kl))
 
 

@@ -72,7 +72,7 @@ class Run:
                 f"{self.file} keeps no results of single tokens for {row.name!r}: it is of an earlier version.",
                 "`llmc compress --resume` measures them.",
             )
-        reason = row.not_run or "no held-out text was given"
+        reason = row.not_run or "no evaluation text was given"
         raise InputError(f"The accuracy of {row.name!r} was not measured in {self.file}: {reason}.")
 
     def _check_whole(self, row: StepRecord, tokens: int) -> None:
@@ -271,7 +271,7 @@ def _check_same_data(run: Run, base: Run) -> None:
         return
     for one, text in zip((run, base), texts, strict=True):
         if text is None or not one.ledger.steps:
-            raise InputError(f"{one.file} was measured on no held-out text.")
+            raise InputError(f"{one.file} was not measured on evaluation text.")
     ours, theirs = texts
     assert ours is not None
     assert theirs is not None

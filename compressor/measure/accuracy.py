@@ -1,4 +1,4 @@
-"""Quality of a model against the original on the same held-out tokens.
+"""Quality of a model against the original on the same evaluation tokens.
 
 The original's final hidden states are kept on disk, not its logits: [tokens, hidden_size] instead of
 [tokens, vocab_size]. Logits of both are made from them a few positions at a time.

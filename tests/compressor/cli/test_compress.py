@@ -49,7 +49,7 @@ def test_without_texts_rounding_to_nearest_works_and_says_what_was_not_measured(
         tiny_model("llama"), tmp_path / "out", "--prompt", 8, "--output-tokens", 4, spec="rtn:group_size=32"
     )
     assert code == 0
-    assert "no held-out text" in shown
+    assert "no evaluation text" in shown
 
 
 def test_bits_in_between_are_shared_out_and_the_recipe_says_how(llmc, tiny_model, tmp_path, workload):

@@ -109,7 +109,7 @@ def test_compress_ends_with_the_gate_of_its_recipe(llmc, tiny_model, tmp_path, g
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gate": {"max_perplexity_increase": "2%"}}, "no held-out text"),
+        ({"gate": {"max_perplexity_increase": "2%"}}, "no evaluation text"),
         ({"gate": {"alpha": 0.1}}, "has no limit"),
         ({"gate": {"max_kl": 1}, "measure": {"effort": "none"}}, "measuring is switched off"),
         (
