@@ -3,7 +3,7 @@
     python benchmarks/targets_table.py
 
 What a target takes is found by asking it, scheme by scheme, what stands in the way; the rest is in docs/targets.yaml
-and in benchmarks/results/engines.json.
+and in benchmarks/results/engines.json. docs/zh/targets.md gets the same table in the words of docs/targets.zh.yaml.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -27,6 +27,7 @@ from compressor.target import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, NOTES = ROOT / "docs" / "targets.md", ROOT / "docs" / "targets.yaml"
+CHINESE_PAGE, WORDS = ROOT / "docs" / "zh" / "targets.md", ROOT / "docs" / "targets.zh.yaml"
 ENGINES = ROOT / "benchmarks" / "results" / "engines.json"
 START, END = "<!-- table: python benchmarks/targets_table.py -->\n", "<!-- end of table -->\n"
 HEADERS = ("target", "writes", "takes", "read back by", "tested with", "not tested")
@@ -45,15 +46,23 @@ SINGLE = {
 
 
 def main() -> int:
-    text = PAGE.read_text()
-    PAGE.write_text(with_table(text))
+    english = list(lines())
+    for page, table in ((PAGE, english), (CHINESE_PAGE, in_chinese(english))):
+        page.write_text(with_table(page.read_text(), table))
     return 0
 
 
-def with_table(text: str) -> str:
-    """The page with a table of now in the place of its own."""
+def with_table(text: str, table: Iterable[str]) -> str:
+    """The page with this table in the place of its own."""
     pattern = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
-    return pattern.sub(lambda _: START + "\n".join(lines()) + "\n" + END, text)
+    return pattern.sub(lambda _: START + "\n".join(table) + "\n" + END, text)
+
+
+def in_chinese(table: Iterable[str]) -> list[str]:
+    """The table with the words of docs/targets.zh.yaml in the place of the English ones; the longest phrase counts."""
+    words = yaml.safe_load(WORDS.read_text())
+    phrase = re.compile("|".join(re.escape(english) for english in sorted(words, key=len, reverse=True)))
+    return [phrase.sub(lambda found: words[found[0]], line) for line in table]
 
 
 def lines() -> Iterator[str]:

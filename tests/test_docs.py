@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from compressor import registry
 from compressor.cli import VERBS
@@ -24,6 +25,7 @@ def test_every_figure_of_the_readme_is_in_the_kept_results():
 def names_and_figures(text: str) -> set[str]:
     """What a translation leaves as it is: names in code, figures, and commands without their comments."""
     prose = re.sub(r"\]\([^)]*\)", "]", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+    prose = " ".join(prose.split())
     blocks = re.findall(r"^```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     commands = {re.split(r"\s+# ", line)[0].strip() for block in blocks for line in block.splitlines()}
     return commands.union(re.findall(r"`([^`]+)`", prose), re.findall(r"\d+(?:[.,]\d+)*", prose))
@@ -49,9 +51,9 @@ def test_the_readme_names_every_verb_target_and_pass():
 
 
 def test_passes_targets_and_dependencies_are_documented():
-    targets = (ROOT / "docs" / "targets.md").read_text()
     passes = (ROOT / "docs" / "passes.md").read_text()
-    assert [name for name in registry.names(registry.TARGETS) if f"`{name}`" not in targets] == []
+    for page in (ROOT / "docs" / "targets.md", ROOT / "docs" / "zh" / "targets.md"):
+        assert [name for name in registry.names(registry.TARGETS) if f"| `{name}` |" not in page.read_text()] == []
     assert [name for name in registry.names(registry.PASSES) if f"| `{name}` |" not in passes] == []
     dependencies = (ROOT / "docs" / "dependencies.md").read_text()
     declared = re.findall(r'^  "([a-z-]+)[>=]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
@@ -65,8 +67,14 @@ def test_the_make_targets_of_the_readme_exist():
         assert f"\n{target}:" in makefile
 
 
-def test_the_table_of_targets_is_that_of_the_targets(monkeypatch):
+def test_the_tables_of_targets_are_those_of_the_targets(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from targets_table import PAGE, with_table
+    from targets_table import CHINESE_PAGE, PAGE, WORDS, in_chinese, lines, with_table
 
-    assert with_table(PAGE.read_text()) == PAGE.read_text(), "python benchmarks/targets_table.py writes it anew"
+    table = list(lines())
+    for page, rows in ((PAGE, table), (CHINESE_PAGE, in_chinese(table))):
+        assert with_table(page.read_text(), rows) == page.read_text(), (
+            "python benchmarks/targets_table.py writes it anew"
+        )
+    written = "\n".join(table)
+    assert [phrase for phrase in yaml.safe_load(WORDS.read_text()) if phrase not in written] == []
