@@ -12,6 +12,7 @@ from calibration.dataset import TokenSet, ngram_hashes, overlap
 from compressor.architecture import Architecture
 from compressor.errors import MissingExtra
 from compressor.ledger import AuditRecord
+from compressor.templates import render_chat
 
 NGRAM = 13  # tokens, as in the overlap with the evaluation
 REPEATED = 0.05  # of 13-grams in more than one window, from which text counts as duplicated
@@ -164,6 +165,6 @@ def _own_template(tokenizer: Any) -> tuple[str, str | None]:
         return "", None
     asked, answered = "llmc-asks", "llmc-answers"
     chat = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-    rendered = tokenizer.apply_chat_template(chat, tokenize=False)
+    rendered = render_chat(tokenizer, chat, "An example")
     between = rendered.partition(asked)[2].partition(answered)[0]
     return rendered, max((line.strip() for line in between.splitlines()), key=len, default="") or None

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from compressor import templates
 from compressor.errors import InputError, MissingExtra, first_line
 from compressor.json_lines import check_characters
-from compressor.templates import checked, limited
 
 # Datasets whose rows are lines of one running text. The literature joins them with a blank line.
 RUNNING_DATASETS = ("wikitext", "Salesforce/wikitext")
@@ -155,6 +155,8 @@ def _parse(line: bytes, where: str) -> Any:
         raise _not_utf8(where) from error
     except json.JSONDecodeError as error:
         raise InputError(f"{where} is not JSON ({error.msg} at column {error.colno}).") from error
+    except (ValueError, RecursionError) as error:  # a number, or values in values, without end
+        raise InputError(f"{where} is not JSON that can be read.") from error
 
 
 def _record(record: Any, tokenizer: Any, where: str) -> Document | None:
@@ -216,14 +218,7 @@ def render_chat(messages: list[Any], tokenizer: Any, where: str) -> str:
         raise InputError(
             f"{where} is a chat, but the model's tokenizer has no chat template.", "Give `text` instead of `messages`."
         )
-    try:
-        plain = [_plain(message, where) for message in messages]
-        with limited():
-            return checked(tokenizer.apply_chat_template(plain, tokenize=False))
-    except InputError:
-        raise
-    except Exception as error:  # templates are programs: they raise what they like
-        raise InputError(f"{where}: the tokenizer's chat template rejects the messages ({error}).") from error
+    return templates.render_chat(tokenizer, [_plain(message, where) for message in messages], where)
 
 
 def _plain(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:

@@ -5,7 +5,6 @@ Everything that walks a model (streaming, passes, ONNX lowering) reads it and ne
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from compressor.config_rules import (
 from compressor.errors import InputError
 from compressor.families import CACHE_SCALES, HEAD, Family, Modules, Norm, family_of
 from compressor.inside import check_links
+from compressor.json_file import read_object
 
 
 @dataclass(frozen=True)
@@ -221,17 +221,7 @@ def read_config(root: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{root} is not a model folder: it has no config.json.")
     check_links(root)
-    try:
-        config = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON (line {error.lineno}).") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text.") from error
-    except RecursionError as error:
-        raise InputError(f"{path} has values in values without end.") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is not a JSON object.")
-    return config
+    return read_object(path)
 
 
 def resolve(config: Mapping[str, Any]) -> Architecture:

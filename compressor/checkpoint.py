@@ -197,8 +197,8 @@ class Checkpoint:
             writer = CheckpointWriter(folder, self.architecture, dtype or self.dtype, cast=dtype is not None)
             for block in self.blocks():
                 writer.add(edit(block).weights)
-            writer.finish(self.config, provenance)
             copy_companions(self.root, folder)
+            writer.finish(self.config, provenance)
         return Checkpoint.open(out)
 
     def _stored_names(self, parameter: str) -> list[str]:

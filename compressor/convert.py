@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,13 @@ from compressor.architecture import Architecture, resolve
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.errors import InputError
 from compressor.files import whole_folder
+from compressor.json_file import read_object
 from compressor.quantized import Scheme
-from compressor.writer import CONTENT, STEP_FILE, CheckpointWriter, check_content
+from compressor.writer import BESIDE, CONTENT, STEP_FILE, CheckpointWriter, check_content
 
 DEQUANTIZED = "as --requantize asks; a pass that rounds these weights rounds them for the second time"
+
+NOT_COMPARED = (CONTENT, BESIDE, "commit")  # two commits may hold the same bytes
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ def write_converted(
         writer = CheckpointWriter(folder, resolve(config), dtype)
         for weights in blocks:
             writer.add(weights)
-        writer.finish(config, provenance)
         companions(folder)
+        writer.finish(config, provenance)
         Checkpoint.open(folder)
     return Checkpoint.open(out)
 
@@ -74,8 +76,7 @@ def converted_before(out: Path, provenance: Mapping[str, Any]) -> Checkpoint | N
     if not out.exists():
         return None
     step = out / STEP_FILE
-    known = json.loads(step.read_text(encoding="utf-8")) if step.is_file() else {}
-    content = known.pop(CONTENT, None)
-    if known == provenance:
-        return check_content(Checkpoint.open(out), content)
+    known = read_object(step) if step.is_file() else {}
+    if {key: value for key, value in known.items() if key not in NOT_COMPARED} == provenance:
+        return check_content(Checkpoint.open(out), known)
     raise InputError(f"{out} already exists, and was not converted from this model.", "Choose another folder.")

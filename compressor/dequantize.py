@@ -9,6 +9,7 @@ import torch
 
 from compressor.checkpoint import Checkpoint, Weight
 from compressor.convert import DEQUANTIZED, Check, Outline, converted_before, unchecked, write_converted
+from compressor.inside import told_commit
 from compressor.pass_ import Progress
 from compressor.writer import copy_companions
 
@@ -32,7 +33,7 @@ def dequantize(
     provenance = {"import": "dequantized", "input": checkpoint.digest}
     if found := converted_before(out, provenance):
         return found, sentence
-    blocks = _float_blocks(checkpoint, progress)
+    blocks, provenance = _float_blocks(checkpoint, progress), provenance | told_commit(checkpoint.root)
     return write_converted(
         out, checkpoint.config, blocks, provenance, lambda made: copy_companions(checkpoint.root, made)
     ), sentence

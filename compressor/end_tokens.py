@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compressor.architecture import read_config
 from compressor.errors import InputError
+from compressor.json_file import read_object
 
 GENERATION_CONFIG, CONFIG, TOKENIZER = "generation_config.json", "config.json", "the tokenizer"
 
@@ -60,18 +60,7 @@ def read_generation_config(root: Path) -> dict[str, Any]:
         InputError: it is not a JSON object.
     """
     path = root / GENERATION_CONFIG
-    if not path.is_file():
-        return {}
-    remedy = "Save it again with transformers, or take it away."
-    try:
-        found = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON (line {error.lineno}).", remedy) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text.", remedy) from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is not a JSON object.", remedy)
-    return found
+    return read_object(path, "Save it again with transformers, or take it away.") if path.is_file() else {}
 
 
 def _ids(named: Any, path: Path) -> tuple[int, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from compressor.errors import InputError
 
 SNAPSHOTS, BLOBS = "snapshots", "blobs"  # of the Hugging Face cache, whose snapshots are links to its blobs
+COMMIT = re.compile("[0-9a-f]{40}")  # as the snapshots are called
 REMEDY = "Copy the file into the folder if you trust where it comes from."
 
 
@@ -44,6 +46,18 @@ def check_links(folder: Path) -> None:
             _check_link(path, folder)
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise InputError(f"{path} is neither a file nor a folder.", "Remove it.")
+
+
+def commit_of(root: Path) -> str | None:
+    """The commit that a snapshot of the hub's cache, or a folder in one, is of; None of any other folder."""
+    found = (one.name for one in (root, *root.parents) if one.parent.name == SNAPSHOTS)
+    return next((name for name in found if COMMIT.fullmatch(name)), None)
+
+
+def told_commit(root: Path) -> dict[str, str]:
+    """The same, as a step file says of what it was made."""
+    commit = commit_of(root)
+    return {} if commit is None else {"commit": commit}
 
 
 def _stays(name: str) -> bool:

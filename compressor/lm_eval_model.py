@@ -23,6 +23,7 @@ from compressor.measure.accuracy import Report
 from compressor.measure.answers import Continuation
 from compressor.open_folder import open_folder
 from compressor.tasks.scoring import Writer
+from compressor.templates import render_chat
 
 DEFAULT_TOKENS = 256  # of a generation, as of lm-eval's own models
 LOG = logging.getLogger(__name__)
@@ -90,9 +91,10 @@ class LlmcLM(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
+        return render_chat(
+            self.tokenizer,
             chat_history,
-            tokenize=False,
+            "A chat of the task",
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )

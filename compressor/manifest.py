@@ -142,7 +142,7 @@ def _read_sealed(path: Path) -> dict[str, Any]:
         raise InputError(f"There is no manifest at {path}.") from error
     except OSError as error:
         raise DamagedManifest(path, f"cannot be read ({error.strerror})") from error
-    except ValueError as error:  # what is not JSON, and what is not text
+    except (ValueError, RecursionError) as error:  # what is not JSON, and what is not text
         raise DamagedManifest(path, f"is not valid JSON ({error})") from error
     if not isinstance(raw, dict):
         raise DamagedManifest(path, "is not a manifest")

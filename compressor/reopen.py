@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.gate.subject import ORIGINAL, Run
+from compressor.json_file import read_object
 from compressor.ledger import StepRecord
 from compressor.manifest import read_manifest
 from compressor.pass_ import Progress
@@ -68,11 +68,7 @@ class Reopened:
     def kept_steps(self) -> dict[str, Path]:
         """The folders that passes left, by the key of each: digest of everything that decides its bytes."""
         files = [folder / STEP_FILE for folder in self._step_folders()]
-        return {
-            str(json.loads(file.read_text(encoding="utf-8")).get("key")): file.parent
-            for file in files
-            if file.is_file()
-        }
+        return {str(read_object(file).get("key")): file.parent for file in files if file.is_file()}
 
     def step(self, row: StepRecord) -> Checkpoint:
         """The folder that a pass left.

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from compressor.errors import InputError
 from compressor.files import refuse_pointer
 from compressor.inside import inside
+from compressor.json_file import read_object
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,9 @@ def _left_aside(root: Path, names: ShardNames) -> list[str]:
 
 def _read_indexed(root: Path, index_path: Path) -> Headers:
     try:
-        weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_object(index_path)["weight_map"]
         shards = sorted(map(str, set(weight_map.values())))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index_path} is not a safetensors index.") from error
     for shard in shards:
         inside(root, shard, index_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +19,8 @@ from compressor.errors import InputError, RunError
 from compressor.families import FAMILIES, full_name
 from compressor.files import digest_files, is_disk_full, refuse_pointer
 from compressor.generation_config import refused_note
-from compressor.inside import SNAPSHOTS, check_name, inside
+from compressor.inside import check_name, commit_of, inside, told_commit
+from compressor.json_file import read_object
 from compressor.model_path import local_model
 from compressor.pass_ import Progress
 from compressor.prequantized import import_prequantized, is_prequantized
@@ -152,11 +152,6 @@ def _refuse_pointers(root: Path) -> None:
 # ---- the hub
 
 
-def commit_of(root: Path) -> str | None:
-    """The commit that a snapshot of the hub's cache is of; None of any other folder."""
-    return root.name if root.parent.name == SNAPSHOTS else None
-
-
 def _download(model: str, allow_pickle: bool) -> Path:
     """The local snapshot of a hub model; pickle weights only when there are no others."""
     root = snapshot(model, HUB_FILES)
@@ -215,8 +210,8 @@ def _pickle_shards(root: Path) -> list[str]:
     index = root / PICKLE_INDEX
     if index.is_file():
         try:
-            shards = sorted(map(str, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            shards = sorted(map(str, set(read_object(index)["weight_map"].values())))
+        except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index} is not an index of weights.") from error
         return [check_name(shard, index) for shard in shards]
     return [PICKLE] if (root / PICKLE).is_file() else []
@@ -237,6 +232,7 @@ def _import_pickles(root: Path, import_to: Path, progress: Progress, check: Chec
     if found := converted_before(import_to, provenance):
         return Source(found, sentence)
     blocks = pickles.blocks(role, progress)
+    provenance |= told_commit(root)
     return Source(
         write_converted(import_to, config, blocks, provenance, lambda out: copy_companions(root, out)), sentence
     )

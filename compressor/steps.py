@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -14,12 +13,13 @@ from compressor.checkpoint import Checkpoint
 from compressor.code_version import code_version
 from compressor.errors import InputError
 from compressor.files import digest_json
+from compressor.json_file import read_object
 from compressor.ledger import Ledger, SensitivityRecord, StepRecord
 from compressor.measure.memory import PeakMemory
 from compressor.pass_ import Need, Pass, PassContext, Progress
 from compressor.plan import Plan
 from compressor.texts import TokenSet
-from compressor.writer import CONTENT, STEP_FILE, check_content
+from compressor.writer import STEP_FILE, check_content
 
 LOG = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Steps:
 
     def sensitivity(self, name: str) -> list[SensitivityRecord]:
         """What the pass that made the step of this name found out before it rounded; nothing for most passes."""
-        known = json.loads((self.folder / name / STEP_FILE).read_text(encoding="utf-8")).get("sensitivity", [])
+        known = read_object(self.folder / name / STEP_FILE).get("sensitivity", [])
         return [SensitivityRecord(one["linears"], one["chosen"], one["divergence"]) for one in known]
 
 
@@ -117,15 +117,15 @@ def step_names(plans: Sequence[Plan]) -> list[list[str]]:
 
 def _finished(folder: Path, key: str) -> Checkpoint:
     try:
-        known = json.loads((folder / STEP_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = read_object(folder / STEP_FILE)
+    except InputError:
         known = {}
     if known.get("key") != key:
         raise InputError(
             f"{folder} was made from another input, other options or another version of the code.",
             "Remove it to compute it again, or choose another output folder.",
         )
-    return check_content(Checkpoint.open(folder), known.get(CONTENT))
+    return check_content(Checkpoint.open(folder), known)
 
 
 def check_kept(folder: Path, names: Sequence[str], finished: Ledger | None) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import InputError, panics_told
 from compressor.inside import check_links
+from compressor.json_file import read_object
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
@@ -35,7 +35,9 @@ def load_tokenizer(root: Path, trust_remote_code: bool = False) -> Any:
 
     try:
         with panics_told():
-            return AutoTokenizer.from_pretrained(root, local_files_only=True, trust_remote_code=trust_remote_code)
+            opened = AutoTokenizer.from_pretrained(root, local_files_only=True, trust_remote_code=trust_remote_code)
+            opened("a", verbose=False)  # settings that are nonsense are met only here
+            return opened
     except Exception as error:  # tokenizer files fail in many ways, in several packages
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"The tokenizer of {root} cannot be opened ({reason}).") from error
@@ -76,11 +78,7 @@ def tokenizer_code(root: Path) -> str | None:
     path = root / "tokenizer_config.json"
     if not path.is_file() or (root / "tokenizer.json").is_file():
         return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON (line {error.lineno}).") from error
-    automatic = config.get("auto_map", {})
+    automatic = read_object(path).get("auto_map", {})
     classes = automatic.get("AutoTokenizer") if isinstance(automatic, dict) else automatic
     named = classes if isinstance(classes, list) else [classes]
     return next((name for name in named if name), None)

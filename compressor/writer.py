@@ -24,6 +24,7 @@ from compressor.quantized import Scheme, scheme_of
 from compressor.shards import COMMON, OWN, ShardNames, TensorInfo, as_bytes, header
 
 STEP_FILE = "llmc-step.json"
+BESIDE = "beside"  # and that of the files beside it
 CONTENT = "content"  # key in it: the digest of the checkpoint, which those of earlier versions do not have
 # Blocks are gathered into a shard up to this size; a larger block is a shard of its own, so that
 # writing needs no more memory than reading did.
@@ -122,7 +123,10 @@ class CheckpointWriter:
         self._shards.stream(tensors, parts)
 
     def finish(self, config: Mapping[str, Any], provenance: Mapping[str, Any] | None) -> None:
-        """Write what is pending, the index, config.json with `quantization_config`, and a step's `llmc-step.json`."""
+        """Write what is pending, the index, config.json with `quantization_config`, and a step's `llmc-step.json`.
+
+        The files beside them lie in the folder already: the digest of a step is of these too.
+        """
         if self._architecture.embedding in self._schemes and not self._has_head:
             self._share_with_head()
         extended = any(scheme.extensions for scheme in self._schemes.values())
@@ -130,7 +134,8 @@ class CheckpointWriter:
         write_json(self._folder / "config.json", self._config(config))
         if provenance is not None:
             names = [path.name for path in (*self._folder.glob("*.safetensors"), self._folder / "config.json")]
-            write_json(self._folder / STEP_FILE, {**provenance, CONTENT: digest_files(self._folder, names)})
+            digests = {CONTENT: digest_files(self._folder, names), BESIDE: _digest_beside(self._folder)}
+            write_json(self._folder / STEP_FILE, {**provenance, **digests})
 
     def _stored(self, name: str, weight: Weight) -> dict[str, torch.Tensor]:
         if isinstance(weight, torch.Tensor):
@@ -166,17 +171,25 @@ class CheckpointWriter:
         return written
 
 
-def check_content(checkpoint: Checkpoint, content: str | None) -> Checkpoint:
+def check_content(checkpoint: Checkpoint, known: Mapping[str, Any]) -> Checkpoint:
     """A checkpoint that an earlier run left, once its bytes are seen to be those that were written.
+
+    Args:
+        known: what the step file says.
 
     Raises:
         InputError: they are not.
     """
-    if content is not None and checkpoint.digest != content:
+    found = {CONTENT: checkpoint.digest, BESIDE: _digest_beside(checkpoint.root)}
+    if any(known.get(key) not in (None, digest) for key, digest in found.items()):
         raise InputError(
             f"{checkpoint.root} is damaged: its bytes are not those that were written.", "Remove it to make it again."
         )
     return checkpoint
+
+
+def _digest_beside(folder: Path) -> str:
+    return digest_files(folder, sorted(companions_of(folder)))
 
 
 def copy_companions(source: Path, out: Path) -> None:

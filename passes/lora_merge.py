@@ -20,6 +20,7 @@ from compressor.architecture import Architecture
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
 from compressor.files import digest_file, digest_json
+from compressor.inside import commit_of, told_commit
 from compressor.options import option
 from compressor.pass_ import Pass, PassContext
 from compressor.quantized import Scheme
@@ -88,8 +89,9 @@ class LoraMerge(Pass):
     def apply(self, checkpoint: Checkpoint, context: PassContext) -> Checkpoint:
         adapted = self._adapted(checkpoint, rounded=self.dtype == "auto")
         dtype = None if self.dtype == "auto" else torch.float32
-        provenance = {**context.provenance, "adapters": self._described()}
+        provenance = {**context.provenance, "adapters": self._provenance()}
         result = write_merged(adapted, context.out, provenance, dtype, context.progress)
+        context.notes.extend(self._commits())
         context.notes.extend(note for one in self._adapters for note in base_notes(one, checkpoint))
         context.notes.extend([*adapted.edits.notes, *tokenizer_notes(checkpoint.root, self._brought)])
         return result
@@ -127,6 +129,14 @@ class LoraMerge(Pass):
             {"digest": one.digest, "weight": weight, "base": one.base, "revision": one.config.get("revision")}
             for one, weight in zip(self._adapters, self._factors, strict=True)
         ]
+
+    def _provenance(self) -> list[dict[str, object]]:
+        """The same, with the commits of those that are the hub's."""
+        return [told | told_commit(one.root) for told, one in zip(self._described(), self._adapters, strict=True)]
+
+    def _commits(self) -> list[str]:
+        found = ((one.source, commit_of(one.root)) for one in self._adapters)
+        return [f"{source} is from the Hugging Face hub, commit {commit}" for source, commit in found if commit]
 
     def _adapted(self, checkpoint: Checkpoint, rounded: bool) -> AdaptedCheckpoint:
         edits, reshaped = self._edits(checkpoint.architecture), self.reshaped(checkpoint.architecture)

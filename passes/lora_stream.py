@@ -56,8 +56,8 @@ def write_merged(
         for done, tensors in enumerate(shards, start=1):
             writer.stream(tensors, parts)
             progress("lora-merge", done, len(shards))
-        writer.finish(adapted.config, provenance)
         copy_files(adapted.companions, folder)
+        writer.finish(adapted.config, provenance)
     return Checkpoint.open(out)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,14 +11,15 @@ from compressor.adapter import Adapter
 from compressor.architecture import Architecture
 from compressor.errors import InputError
 from compressor.files import digest_file
+from compressor.json_file import read_object
 from compressor.tokenizer import TOKENIZER_FILES
-from compressor.writer import companions_of
+from compressor.writer import LEGAL, companions_of
 
 Choice = Literal["auto", "base", "adapter"]
 Files = Mapping[str, Path]
 
 TEMPLATE, CONFIG, VOCABULARY = "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"
-OTHERS = ("generation_config.json", "LICENSE*")  # files beside weights that belong to no tokenizer
+OTHERS = ("generation_config.json", *LEGAL)  # files beside weights that belong to no tokenizer
 KEEP = "--tokenizer base keeps the model's own."
 
 
@@ -115,10 +115,4 @@ def _template(files: Files) -> Any:
 
 
 def _json(files: Files, name: str) -> dict[str, Any]:
-    if name not in files:
-        return {}
-    try:
-        value = json.loads(files[name].read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{files[name]} is not valid JSON.", KEEP) from error
-    return value if isinstance(value, dict) else {}
+    return read_object(files[name], KEEP) if name in files else {}

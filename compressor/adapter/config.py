@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import InputError
+from compressor.json_file import read_object
 
 CONFIG_FILE = "adapter_config.json"
 TYPES = ("LORA", "LOHA", "LOKR")
@@ -118,11 +119,8 @@ def read_adapter_config(root: Path, source: str) -> dict[str, Any]:
 def _read(path: Path, root: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{root} is not a PEFT adapter: it has no {CONFIG_FILE}.")
-    try:
-        config = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON.") from error
-    if not isinstance(config, dict) or "peft_type" not in config:
+    config = read_object(path)
+    if "peft_type" not in config:
         raise InputError(f"{path} names no peft_type.")
     return config
 

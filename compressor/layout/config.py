@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from compressor.errors import InputError
 from compressor.families import EMBEDDINGS, HEAD
 from compressor.layout import extensions, nf4, nvfp4
 from compressor.layout.tensors import FLOAT, INT, LOW_RANK, PACK, storage_format
+from compressor.patterns import matches
 from compressor.quantized import Activations, Scheme, low_rank_scheme
 
 METHOD, MIXED, DENSE = "compressed-tensors", "mixed-precision", "dense"
@@ -183,7 +183,7 @@ def _group_of(name: str, groups: list[Mapping[str, Any]]) -> Mapping[str, Any] |
 def _specificity(name: str, target: str) -> int:
     """How closely a target or an ignore pattern means the layer `name`; 0 is not at all."""
     if target.startswith("re:"):
-        return 2 if re.match(target[3:], name) else 0
+        return 2 if matches(target[3:], name, "quantization_config") else 0
     if fnmatch.fnmatchcase(name, target) or name.endswith("." + target):
         return 3
     return 1 if target == ("Embedding" if name in EMBEDDINGS else "Linear") else 0

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,7 +20,9 @@ import torch
 
 from compressor import nf4
 from compressor.errors import InputError
+from compressor.json_file import parse_object
 from compressor.nf4 import SCALES_PER_BLOCK, TABLE, RoundedScales
+from compressor.patterns import matches
 from compressor.quantized import QuantizedWeight, Scheme
 
 METHOD = "bitsandbytes"
@@ -132,14 +133,11 @@ def read_schemes(quantization: Mapping[str, Any], linears: Iterable[str]) -> dic
 
 def _matches(name: str, pattern: str) -> bool:
     """Whether transformers takes a pattern to mean this module: a regular expression at its start, or its ending."""
-    return re.match(pattern, name) is not None or name.endswith(pattern)
+    return matches(pattern, name, "llm_int8_skip_modules") or name.endswith(pattern)
 
 
 def _state(packed: torch.Tensor) -> dict[str, Any]:
-    try:
-        state = json.loads(bytes(packed.tolist()))
-    except ValueError as error:
-        raise InputError("The quantization state of an NF4 weight is not JSON.", "The folder is damaged.") from error
-    if not isinstance(state, dict) or not isinstance(state.get("shape"), list):
+    state = parse_object(bytes(packed.tolist()), "The quantization state of an NF4 weight", "The folder is damaged.")
+    if not isinstance(state.get("shape"), list):
         raise InputError("The quantization state of an NF4 weight gives no shape.", "The folder is damaged.")
     return state

@@ -9,6 +9,7 @@ from compressor.checkpoint import Checkpoint, Weight
 from compressor.convert import DEQUANTIZED, Check, Outline, converted_before, unchecked, write_converted
 from compressor.errors import InputError
 from compressor.files import digest_files
+from compressor.inside import told_commit
 from compressor.pass_ import Progress
 from compressor.prequantized.folder import PackedFolder
 from compressor.prequantized.settings import CONFIGS
@@ -47,7 +48,7 @@ def import_prequantized(
         out,
         folder.config,
         _counted(folder, dequantize, progress),
-        provenance,
+        provenance | told_commit(root),
         lambda made: copy_companions(root, made),
         dtype=folder.dtype,
     )

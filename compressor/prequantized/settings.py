@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from compressor.architecture import read_config
 from compressor.errors import InputError
+from compressor.json_file import read_object
 
 GroupSize = Literal[-1, 16, 32, 64, 128, 256, 512, 1024]  # -1: one scale per output channel
 OLD_CONFIG = "quantize_config.json"  # AutoGPTQ's, from before transformers knew the format
@@ -33,14 +33,14 @@ def read_settings(root: Path) -> dict[str, Any]:
     if (root / MODELOPT_CONFIG).is_file() or str(settings.get("quant_method")).startswith(MODELOPT):
         return _modelopt_settings(root, settings)
     if not settings and (root / OLD_CONFIG).is_file():
-        return {"quant_method": "gptq", **_object(root / OLD_CONFIG)}
+        return {"quant_method": "gptq", **read_object(root / OLD_CONFIG)}
     return settings
 
 
 def _modelopt_settings(root: Path, flat: dict[str, Any]) -> dict[str, Any]:
     """The nested form of ModelOpt's own file, which decides; without it, of the flat copy in config.json."""
     path = root / MODELOPT_CONFIG
-    own = _object(path) if path.is_file() else flat
+    own = read_object(path) if path.is_file() else flat
     nested = own.get("quantization")
     if isinstance(nested, dict):
         return {**nested, "quant_method": MODELOPT}
@@ -48,10 +48,3 @@ def _modelopt_settings(root: Path, flat: dict[str, Any]) -> dict[str, Any]:
     is_fp8 = cache.get("type") == "float" and cache.get("num_bits") == 8
     algorithm = "FP8" if is_fp8 else str(cache) if cache else None
     return {"kv_cache_quant_algo": algorithm, **own, "quant_method": MODELOPT}
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is not a JSON object.") from error

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 
 from compressor.errors import InputError
+from compressor.json_file import parse_object
 from compressor.prequantized.parts import HALVES, Part
 from compressor.quantized import FP8, QuantizedWeight, Scheme
 
@@ -224,7 +225,7 @@ def _block(size: Any) -> tuple[int, int]:
 
 def _state(layer: str, packed: torch.Tensor) -> dict[str, Any]:
     try:
-        state = json.loads(bytes(packed.tolist()))
+        state = parse_object(bytes(packed.tolist()), f"The quantization state of {layer}")
         shape = [int(size) for size in state["shape"]]
         return {
             "nested_blocksize": 256,

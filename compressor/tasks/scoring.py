@@ -17,7 +17,7 @@ from compressor.measure.answers import Answerer, Continuation
 from compressor.measure.statistics import Estimate
 from compressor.tasks import metrics
 from compressor.tasks.task import Classification, LoadedTask, QuestionAnswering, Sample, Task
-from compressor.templates import checked, limited
+from compressor.templates import render_chat
 from compressor.tokenizer import encode_once
 
 
@@ -71,11 +71,7 @@ class Prompter:
 
     def _chat(self, message: str) -> str:
         messages = [{"role": "user", "content": message}]
-        try:
-            with limited():
-                return checked(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # templates are programs: they raise what they like
-            raise InputError(f"The tokenizer's chat template rejects the prompt {message[:40]!r} ({error}).") from error
+        return render_chat(self.tokenizer, messages, f"The prompt {message[:40]!r}", add_generation_prompt=True)
 
     def encode(self, prompt: str, chat: bool, room: int) -> list[int]:
         """Tokens of a prompt that is of no task; of a user's message, where it is for the chat template.

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from compressor.errors import RunError
-from compressor.files import write_json
+from compressor.files import sync, sync_folder, write_json
 from passes.distillation.curve import Curve
 from passes.distillation.losses import Divergence, Likeliest, divergence, hidden_error
 from passes.distillation.student import Student
@@ -183,7 +183,9 @@ class Trainer:
         accelerator.wait_for_everyone()
         if self.is_main:
             before = kept_states(self._folder)
+            sync_folder(partial)
             partial.rename(target)
+            sync(self._folder)
             for state in before:
                 shutil.rmtree(state)
 

@@ -16,6 +16,9 @@ from compressor.errors import InputError, LlmcError, first_line
 from compressor.inside import inside
 
 GRAPH = "model.onnx"
+# What a reader meets in a graph that is not as it should be: a name that is not there, a shape or a value that does not
+# fit. Anything else that comes out of a reader is a fault of the reader.
+DAMAGE = (LookupError, ValueError, ArithmeticError, RuntimeError)
 
 
 @contextmanager
@@ -28,9 +31,11 @@ def damage_told(root: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (LlmcError, MemoryError):
-        raise
     except Exception as error:
+        # onnxruntime's own errors have no class in common.
+        told = isinstance(error, DAMAGE) or type(error).__module__.startswith("onnxruntime.")
+        if not told or isinstance(error, LlmcError | NotImplementedError):
+            raise
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{root / GRAPH} is damaged ({reason}).", "Lower the model again.") from error
 

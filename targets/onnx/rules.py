@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from compressor.architecture import read_config, resolve
 from compressor.errors import InputError
+from compressor.json_file import read_object
 from compressor.target import StoredTensor
 from targets.onnx.file import GRAPH, load_graph, place_of
 
@@ -44,13 +44,11 @@ def check_folder(root: Path) -> list[str]:
     try:
         layers = resolve(read_config(root)).layers
         model = load_graph(root)
-        genai = json.loads((root / GENAI_CONFIG).read_text(encoding="utf-8"))
+        genai = read_object(root / GENAI_CONFIG)
     except InputError as error:
         return [str(error)]
     except OSError as error:
         return [f"{error.filename} cannot be read ({error.strerror})."]
-    except ValueError as error:
-        return [f"{GENAI_CONFIG} is not valid JSON ({error})."]
     return [*_data_rules(root, model), *_graph_rules(model.graph), *_genai_rules(genai, model.graph, layers)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from compressor.encoding import Encode, all_texts, differences
 from compressor.errors import InputError, first_line
 from compressor.files import write_json
+from compressor.json_file import read_object
 from compressor.tokenizer import default_template, load_tokenizer
 from compressor.writer import copy_companions
 
@@ -48,7 +48,7 @@ def write_tokenizer(root: Path, tokenizer: Any, out: Path) -> None:
 def _keep_one_template(tokenizer: Any, path: Path) -> None:
     """Of several chat templates with names, keep the default one: onnxruntime-genai opens no others."""
     template = default_template(tokenizer)
-    values = json.loads(path.read_bytes()) if path.is_file() else {}
+    values = read_object(path) if path.is_file() else {}
     if isinstance(values.get("chat_template"), list):
         write_json(path, values | {"chat_template": template})
 

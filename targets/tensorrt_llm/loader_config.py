@@ -7,8 +7,6 @@ which settings), tensorrt_llm/models/modeling_utils.py (excluded modules).
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +15,8 @@ from typing import Any
 
 from compressor.architecture import Architecture
 from compressor.errors import InputError
+from compressor.json_file import read_object
+from compressor.patterns import matches
 
 AWQ, INT8, FP8, ROWWISE = "W4A16_AWQ", "W8A16", "FP8", "FP8_PER_CHANNEL_PER_TOKEN"
 NVFP4, NVFP4_WEIGHTS = "NVFP4", "W4A16_NVFP4"
@@ -42,7 +42,7 @@ def read_quantization(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]
         InputError: neither is ModelOpt's.
     """
     path = folder / "hf_quant_config.json"
-    raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else config.get("quantization_config") or {}
+    raw = read_object(path) if path.is_file() else config.get("quantization_config") or {}
     if "quantization" in raw:
         return raw["quantization"]
     marked = (
@@ -88,7 +88,7 @@ def is_excluded(module: str, patterns: Sequence[str]) -> bool:
     chain = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
     for pattern in patterns:
         if pattern.startswith("re:"):
-            found = any(re.fullmatch(pattern[3:], name) for name in chain)
+            found = any(matches(pattern[3:], name, "exclude_modules", whole=True) for name in chain)
         else:
             parent = pattern.removesuffix(".*")
             found = any(fnmatchcase(name, pattern) or fnmatchcase(name, parent) for name in chain)

@@ -9,7 +9,6 @@ loader_config.py has those of settings.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from compressor.architecture import Architecture, read_config, resolve
 from compressor.errors import InputError
+from compressor.json_file import read_object
 from targets.tensorrt_llm.loader_config import (
     AWQ,
     FP8,
@@ -85,8 +85,6 @@ def check_loadable(folder: Path, tp_size: int = 1) -> list[str]:
         quantization = read_quantization(folder, config)
     except InputError as error:
         return [str(error)]
-    except json.JSONDecodeError as error:
-        return [f"hf_quant_config.json is not valid JSON (line {error.lineno})."]
     dtype = config.get("torch_dtype") or config.get("dtype") or "bfloat16"  # the loader's own default
     broken = [*_dtype_rules(config, dtype), *quantization_rules(quantization, architecture)]
     if broken:
@@ -131,7 +129,7 @@ def _index_rules(folder: Path, seen: Folder) -> Iterator[str]:
     path = folder / "model.safetensors.index.json"
     if not path.is_file():
         return
-    places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    places = read_object(path)["weight_map"]
     for name, shard in places.items():
         if name not in seen.tensors or seen.tensors[name].path.name != shard:
             yield f"The index places {name} in {shard}, which does not hold it."

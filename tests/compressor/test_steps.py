@@ -6,10 +6,11 @@ import pytest
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
+from compressor.json_file import read_object
 from compressor.plan import Plan
 from compressor.recipe import make_recipe
 from compressor.steps import step_names
-from compressor.writer import check_content
+from compressor.writer import STEP_FILE, check_content
 
 
 def plan(target, *passes):
@@ -59,9 +60,18 @@ def test_a_step_with_a_changed_byte_is_not_used_again(llmc, tiny_model, tmp_path
     assert "01-rtn is damaged: its bytes are not those that were written" in err
 
 
+def test_a_step_with_another_tokenizer_is_not_used_again(tiny_model, tmp_path):
+    made = Checkpoint.open(tiny_model("llama")).rewrite(tmp_path / "step", lambda block: block, {"key": "k"})
+    known = read_object(made.root / STEP_FILE)
+    assert check_content(made, known) is made
+    (made.root / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(InputError, match="is damaged"):
+        check_content(made, known)
+
+
 def test_a_step_of_an_earlier_version_has_no_digest(tiny_model):
     checkpoint = Checkpoint.open(tiny_model("llama"))
-    assert check_content(checkpoint, None) is checkpoint
-    assert check_content(checkpoint, checkpoint.digest) is checkpoint
+    assert check_content(checkpoint, {}) is checkpoint
+    assert check_content(checkpoint, {"content": checkpoint.digest}) is checkpoint
     with pytest.raises(InputError, match="is damaged"):
-        check_content(checkpoint, "another")
+        check_content(checkpoint, {"content": "another"})

@@ -8,9 +8,12 @@ import math
 import random
 import shutil
 import signal
+import sys
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx as onnx_package
@@ -27,22 +30,33 @@ from calibration.sources import open_corpus
 from compressor.adapter.folder import open_adapter
 from compressor.architecture import read_config, resolve
 from compressor.checkpoint import Checkpoint
+from compressor.end_tokens import EndTokens
 from compressor.errors import InputError
-from compressor.files import digest_json, json_text
+from compressor.files import digest_file, digest_json, json_text
 from compressor.gguf.config import build_config
 from compressor.gguf.container import GgufFile
 from compressor.gguf.tokenizer import build_tokenizer
 from compressor.ledger import Ledger, SamplesRecord, StepRecord, TextRecord, load_ledger
 from compressor.manifest import MANIFEST, FileRecord, Manifest, TensorRecord, read_manifest
+from compressor.measure.samples import COLUMNS
+from compressor.measure.samples import read as read_samples
+from compressor.pass_ import PassContext
 from compressor.recipe import load_recipes
 from compressor.shards import read_headers
 from compressor.tasks.task import load_task
+from compressor.templates import render_chat
+from compressor.tokenizer import default_template, encode_once, load_tokenizer
+from passes.rtn import RTN
 from targets.gguf.target import GgufQ8
+from targets.onnx.qdq.reader import read_weights as read_qdq_weights
+from targets.onnx.qdq.target import OnnxQdqInt4
 from targets.onnx.reader import read_weights
-from targets.onnx.target import OnnxFp32
+from targets.onnx.target import OnnxFp32, OnnxInt4
 
-LIMIT_S = 20  # many times what a reader needs; one that hangs is stopped
+LIMIT_S = 2  # of processor time
+LIMIT_BYTES = 500 << 20  # beyond what the process has
 FAST, SLOW = 25, 910  # mutations of each reader
+ASKED = [{"role": "user", "content": "Add"}, {"role": "assistant", "content": "3"}]
 ODD = (
     None, True, -1, 0, 1, 3, 7.5, 2**31, 2**63, 1e308, math.nan, math.inf, "", "a", "../a", "\x1b[31m\n", [], [None],
     {}, {"a": {}}, [[[]]], [1, "a"], 0.5, -(2**40), "float16",
@@ -110,6 +124,32 @@ def onnx(root):
     list(read_weights(root))
 
 
+def qdq(root):
+    list(read_qdq_weights(root))
+
+
+def tokenizer(root):
+    opened = load_tokenizer(root)
+    default_template(opened)
+    encode_once(opened, "some text")
+    if opened.chat_template:
+        render_chat(opened, [{"role": "user", "content": "hi"}], "a:1")
+
+
+def ends(root):
+    tokens = SimpleNamespace(eos_token_id=3, eos_token="</s>", convert_ids_to_tokens=lambda ids: list(map(str, ids)))
+    EndTokens.of(root, tokens).notes(tokens)
+
+
+def lines(root):
+    list(open_corpus(str(root / "text.jsonl"), load_tokenizer(root)).documents(1000))
+
+
+def samples(root):
+    path = root / "samples.parquet"
+    read_samples(root, SamplesRecord(path.name, digest_file(path), 60))
+
+
 @pytest.fixture(scope="session")
 def originals(tmp_path_factory):
     return tmp_path_factory.mktemp("originals")
@@ -124,6 +164,12 @@ def folder(originals, tiny_model, adapter_of):
         "shard": lambda out: _sharded(tiny_model("llama"), out),
         "gguf": lambda out: _lowered(GgufQ8(), tiny_model("llama"), out),
         "onnx": lambda out: _lowered(OnnxFp32(), tiny_model("llama"), out),
+        "onnx-int4": lambda out: _lowered(OnnxInt4(), _rounded(tiny_model("llama"), originals), out),
+        "qdq": lambda out: _lowered(OnnxQdqInt4(), _rounded(tiny_model("llama"), originals), out),
+        "tokenizer settings": lambda out: shutil.copytree(tiny_model("llama"), out),
+        "template": lambda out: shutil.copytree(tiny_model("llama"), out),
+        "generation": lambda out: shutil.copytree(tiny_model("llama"), out),
+        "lines": lambda out: _lines(tiny_model("llama"), out),
         "adapter": lambda out: shutil.copytree(_lora(tiny_model, adapter_of), out),
     }
 
@@ -143,6 +189,26 @@ def folder(originals, tiny_model, adapter_of):
 def _lowered(target, root, out):
     out.mkdir()
     target.lower(Checkpoint.open(root), out, lambda *_: None)
+
+
+def _rounded(root, originals):
+    out = originals / "rounded"
+    if not out.exists():
+        checkpoint = Checkpoint.open(root)
+        RTN(group_size=32).apply(checkpoint, PassContext(out, {}, None, 0, lambda *_: None, []))
+    return out
+
+
+def _lines(root, out):
+    shutil.copytree(root, out)
+    records = [{"text": "one"}, {"messages": ASKED}, {"instruction": "add", "input": "1 and 2", "output": "3"}]
+    (out / "text.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _samples(out):
+    numbers = np.arange(60, dtype=np.int32)
+    columns = dict.fromkeys(COLUMNS, numbers)
+    parquet.write_table(pyarrow.table(columns), out / "samples.parquet")
 
 
 def _lora(tiny_model, adapter_of):
@@ -203,7 +269,14 @@ def _manifest(out):
     Manifest("hf", {}, "k", "i", {"a": "int4"}, files, tensors, None, None, "not run").write(out)
 
 
-WRITTEN = {"recipe": _recipe, "task": _task, "text": _text, "ledger": _ledger, "manifest": _manifest}
+WRITTEN = {
+    "recipe": _recipe,
+    "task": _task,
+    "text": _text,
+    "ledger": _ledger,
+    "manifest": _manifest,
+    "samples": _samples,
+}
 
 
 # ---- changes
@@ -323,6 +396,13 @@ READERS = [
     Reader("ledger", "ledger.json", ledger, json),
     Reader("manifest", MANIFEST, manifest, json),
     Reader("onnx", "model.onnx", onnx, change_graph),
+    Reader("onnx-int4", "model.onnx", onnx, change_graph),
+    Reader("qdq", "model.onnx", qdq, change_graph),
+    Reader("tokenizer settings", "tokenizer_config.json", tokenizer, json),
+    Reader("template", "chat_template.jinja", tokenizer),
+    Reader("generation", "generation_config.json", ends, json),
+    Reader("lines", "text.jsonl", lines),
+    Reader("samples", "samples.parquet", samples),
 ]
 
 
@@ -331,20 +411,37 @@ def within(seconds):
     def stop(*_):
         raise AssertionError(f"It took more than {seconds} s.")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+@contextmanager
+def with_room_for(size):
+    """Have the operating system refuse what a reader takes beyond so many bytes, where it can."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_bytes().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def check(reader, original, place, seed):
     """Read what a seed makes of the original files."""
     content = changed(reader, (original / reader.file).read_bytes(), seed)
     (place / reader.file).write_bytes(content)
-    with warnings.catch_warnings(), within(LIMIT_S):
+    with warnings.catch_warnings(), within(LIMIT_S), with_room_for(LIMIT_BYTES):
         warnings.simplefilter("ignore")
         try:
             reader.read(place)
@@ -371,7 +468,7 @@ def run(reader, original, place, count):
     mutated()
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="a reader that hangs could not be stopped")
+@pytest.mark.skipif(not hasattr(signal, "SIGPROF"), reason="a reader that hangs could not be stopped")
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_only_input_errors_come_out(reader, folder, tmp_path):
     original = folder(reader.name)
@@ -380,7 +477,7 @@ def test_only_input_errors_come_out(reader, folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="a reader that hangs could not be stopped")
+@pytest.mark.skipif(not hasattr(signal, "SIGPROF"), reason="a reader that hangs could not be stopped")
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_only_input_errors_come_out_of_many(reader, folder, tmp_path):
     run(reader, folder(reader.name), tmp_path / "place", SLOW)

@@ -3,7 +3,7 @@ import pytest
 
 from compressor.checkpoint import Checkpoint
 from compressor.errors import InputError
-from targets.onnx.file import GRAPH, load_graph
+from targets.onnx.file import GRAPH, damage_told, load_graph
 from targets.onnx.reader import read_weights
 from targets.onnx.session import OnnxSession
 from targets.onnx.target import OnnxFp32
@@ -55,3 +55,15 @@ def test_places_within_nodes_are_looked_at_too(tmp_path):
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "outer", [], [])), tmp_path / GRAPH)
     with pytest.raises(InputError, match="names a file outside of its folder"):
         load_graph(tmp_path)
+
+
+@pytest.mark.parametrize("fault", [NameError, AttributeError, TypeError, MemoryError, NotImplementedError])
+def test_a_fault_of_a_reader_is_no_damage(tmp_path, fault):
+    with pytest.raises(fault), damage_told(tmp_path):
+        raise fault
+
+
+@pytest.mark.parametrize("damage", [KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError])
+def test_damage_is_told(tmp_path, damage):
+    with pytest.raises(InputError, match=r"model\.onnx is damaged"), damage_told(tmp_path):
+        raise damage
