@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -38,7 +40,8 @@ def _show_artifact(ledger: Ledger, console: Console) -> None:
     )
     if artifact is not None:
         console.print(f"  artifact  {rich_text(artifact.path)}  ({tables.size(artifact.size_bytes)})", highlight=False)
-        console.print(f"  serve it  {rich_text(artifact.run)}", highlight=False, soft_wrap=True)
+        script = shlex.quote(str(Path(artifact.path).with_name("run.sh")))
+        console.print(f"  run it    sh {rich_text(script)}", highlight=False, soft_wrap=True)
 
 
 def show_table(table: tables.Table, console: Console) -> None:
