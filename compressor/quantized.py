@@ -1,6 +1,6 @@
 """The one quantized representation: codes, scales and zero points of a linear weight.
 
-A pass decides these numbers once. Every layout on disk and every target is a re-laying of the same bits.
+A pass decides these numbers once. Every layout on disk and every target repacks the same bits.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ class Target(Configurable, ABC):
         """Write the artifact's files into the empty folder `out`, one block in memory at a time.
 
         Returns:
-            Notes for the ledger: whatever was not a mere re-laying of bits, such as a cast of unquantized tensors.
+            Notes for the ledger: whatever was not mere repacking, such as a cast of unquantized tensors.
         """
 
     @abstractmethod

@@ -56,7 +56,7 @@ def import_prequantized(
 
 
 def _kept(folder: PackedFolder) -> str:
-    re_laid = f"re-laid from {folder.layout} to compressed-tensors; "
+    re_laid = f"repacked from {folder.layout} to compressed-tensors; "
     if folder.factors == "folded":
         return re_laid + (
             "integers are unchanged, and so are scales but for those into which pre_quant_scale is folded, exactly"
@@ -66,7 +66,7 @@ def _kept(folder: PackedFolder) -> str:
 
 
 def _counted(folder: PackedFolder, dequantize: bool, progress: Progress) -> Iterator[Mapping[str, Weight]]:
-    total, what = folder.architecture.layers + 2, "dequantizing" if dequantize else "re-laying"
+    total, what = folder.architecture.layers + 2, "dequantizing" if dequantize else "repacking"
     for done, weights in enumerate(folder.dequantized_blocks() if dequantize else folder.blocks()):
         progress(f"{what} {folder.layout}", done, total)
         yield weights
