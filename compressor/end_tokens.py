@@ -9,6 +9,7 @@ from typing import Any
 from compressor.architecture import read_config
 from compressor.errors import InputError
 from compressor.json_file import read_object
+from compressor.templates import checked, limited
 
 GENERATION_CONFIG, CONFIG, TOKENIZER = "generation_config.json", "config.json", "the tokenizer"
 
@@ -39,7 +40,10 @@ class EndTokens:
         return cls(_ids(tokenizer.eos_token_id, root), TOKENIZER)
 
     def notes(self, tokenizer: Any) -> list[str]:
-        """What the ledger says of them, where the tokenizer names another end."""
+        """What the ledger says of them, where the tokenizer names another end, or its chat template has one."""
+        return [*self._end_notes(tokenizer), *self._turn_notes(tokenizer)]
+
+    def _end_notes(self, tokenizer: Any) -> list[str]:
         own = tokenizer.eos_token_id
         if self.named_by == TOKENIZER:
             found = f"{GENERATION_CONFIG} and {CONFIG} name no token that ends a text"
@@ -51,6 +55,33 @@ class EndTokens:
             f"a text ends at {ends}, as {self.named_by} says, and not at the tokenizer's {tokenizer.eos_token}; "
             f"some runtimes stop there too"
         ]
+
+    def _turn_notes(self, tokenizer: Any) -> list[str]:
+        """On a turn's end that a fine-tune brought, and that nobody told who decides where generation stops."""
+        turn = turn_end(tokenizer)
+        if turn is None or turn in (*self.ids, tokenizer.eos_token_id):
+            return []
+        name = tokenizer.convert_ids_to_tokens(turn)
+        return [
+            f"the chat template ends a turn with {name}, which {self.named_by} does not name: answers go on behind it; "
+            f"add {turn} to eos_token_id in the model's {GENERATION_CONFIG}"
+        ]
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The special token that the chat template puts behind an answer; None where there is none."""
+    if not tokenizer.chat_template:
+        return None
+    answer = "llmc-answers"
+    chat = [{"role": "user", "content": "llmc-asks"}, {"role": "assistant", "content": answer}]
+    try:
+        with limited():
+            behind = checked(tokenizer.apply_chat_template(chat, tokenize=False)).rpartition(answer)[2]
+    except Exception:  # a template that fails is told where chats are rendered
+        return None
+    tokens = tokenizer(behind, add_special_tokens=False)["input_ids"]
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((token for token in tokens if token in special), None)
 
 
 def read_generation_config(root: Path) -> dict[str, Any]:

@@ -12,6 +12,11 @@ from compressor.errors import InputError
 if TYPE_CHECKING:
     from compressor.architecture import Architecture
 
+ADAPTER_BESIDE = (
+    "adapter_config.json lies beside the weights, and transformers applies the adapter on opening them; compress asks "
+    "for --adapter with this folder, to merge it, or for --no-adapter"
+)
+
 
 def describe(path: Path, allow_pickle: bool = False) -> dict[str, Any]:
     """Facts about a path, by the kind of thing it is.
@@ -40,10 +45,12 @@ def describe(path: Path, allow_pickle: bool = False) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
+    from compressor.adapter import holds_adapter
     from compressor.checkpoint import Checkpoint
     from compressor.prequantized import PackedFolder, is_prequantized
     from compressor.report.tables import size
 
+    beside = {"adapter": ADAPTER_BESIDE} if holds_adapter(path) else {}
     checkpoint = PackedFolder.open(path) if is_prequantized(path) else Checkpoint.open(path)
     quantized = str(checkpoint.layout) if isinstance(checkpoint, PackedFolder) else "quantized"
     only_values = isinstance(checkpoint, PackedFolder) and checkpoint.layout.only_values
@@ -61,6 +68,7 @@ def _model(path: Path) -> dict[str, Any]:
         "quantized linears": dict(schemes),
         **factors,
         **cached,
+        **beside,
         **({"notes": "; ".join(checkpoint.notes)} if checkpoint.notes else {}),
     }
 

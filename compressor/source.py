@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from compressor.prequantized import import_prequantized, is_prequantized
 from compressor.shards import has_shards
 from compressor.stored import HEAD_WEIGHT, UNTIED
 from compressor.tokenizer import check_tokenizer_code
-from compressor.writer import COMPANION_PATTERNS, LEGAL, copy_companions
+from compressor.writer import CHAT_TEMPLATES, COMPANION_PATTERNS, LEGAL, copy_companions
 
 HUB_FILES = ["*.json", "model*.safetensors", "llmc*.safetensors", "tokenizer*", "*.model", "*.jinja", "merges.txt",
              "vocab.*", *LEGAL]  # fmt: skip
@@ -154,19 +154,23 @@ def _refuse_pointers(root: Path) -> None:
 
 def _download(model: str, allow_pickle: bool) -> Path:
     """The local snapshot of a hub model; pickle weights only when there are no others."""
-    root = snapshot(model, HUB_FILES)
+    root = snapshot(model, HUB_FILES, [CHAT_TEMPLATES])
     if not has_shards(root):
         if not allow_pickle:
             raise InputError(
                 f"{model} on the Hugging Face hub has no safetensors weights.",
                 "Pass --allow-pickle if it has pytorch_model.bin and you trust its source.",
             )
-        root = snapshot(model, HUB_FILES + HUB_PICKLES)
+        root = snapshot(model, HUB_FILES + HUB_PICKLES, [CHAT_TEMPLATES])
     return root
 
 
-def snapshot(source: str, patterns: list[str]) -> Path:
+def snapshot(source: str, patterns: list[str], nested: Sequence[str] = ()) -> Path:
     """The local copy of a hub repository's files that match; fetched where it is not there.
+
+    Args:
+        patterns: of files in the repository's root; nothing in its folders is fetched by them.
+        nested: of files in its folders.
 
     Raises:
         InputError: there is no such repository or revision, it is gated, or the hub cannot be reached.
@@ -176,9 +180,11 @@ def snapshot(source: str, patterns: list[str]) -> Path:
 
     model, _, revision = source.partition("@")
     try:
-        return Path(
-            snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*"], revision=revision or None)
-        )
+        found = snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*"], revision=revision or None)
+        if nested:  # of the very same commit
+            same = commit_of(Path(found)) or revision or None
+            snapshot_download(model, allow_patterns=[*nested], ignore_patterns=None, revision=same)
+        return Path(found)
     except errors.GatedRepoError as error:
         raise InputError(
             f"{model} is gated on the Hugging Face hub.",

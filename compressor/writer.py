@@ -31,9 +31,10 @@ CONTENT = "content"  # key in it: the digest of the checkpoint, which those of e
 SHARD_BYTES = 16 << 20
 # What says what a model is, and what may be done with it.
 LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "README.md")
+CHAT_TEMPLATES = "additional_chat_templates/*.jinja"
 # Files of a model folder that are carried over from step to step.
 COMPANION_PATTERNS = (GENERATION_CONFIG, "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt",
-                      "added_tokens.json", "chat_template*", "*.jinja", "additional_chat_templates/*.jinja",
+                      "added_tokens.json", "chat_template*", "*.jinja", CHAT_TEMPLATES,
                       "*.model", *LEGAL)  # fmt: skip
 
 

@@ -212,7 +212,7 @@ def open_adapter(source: str) -> Adapter:
     return Adapter(source, root, config, tensors, state)
 
 
-def _inside(root: Path) -> Path:
+def _inside(root: Path, remedy: str = "Give the folder of one of them; --adapter can be repeated.") -> Path:
     """The folder itself, or the only one in it with an adapter: peft saves each of several in one of its own.
 
     Raises:
@@ -222,18 +222,30 @@ def _inside(root: Path) -> Path:
     if len(inner) > 1:
         raise InputError(
             f"{root} holds {len(inner)} adapters: {', '.join(path.name for path in inner)}.",
-            f"Give the folder of one of them, {inner[0]} for example; --adapter can be repeated.",
+            remedy,
         )
     return inner[0] if inner else root
 
 
 def _folder(source: str) -> Path:
     from compressor.model_path import HUB_ID
-    from compressor.source import snapshot
 
     path = Path(source).expanduser()
     if path.is_dir():
         return _inside(path)
     if path.exists() or not HUB_ID.fullmatch(source):
         raise InputError(f"{source} is neither the folder of an adapter nor a hub id (org/name).")
-    return snapshot(source, HUB_FILES)
+    return _of_hub(source)
+
+
+def _of_hub(source: str) -> Path:
+    """The local copy of an adapter on the hub: in the repository's root, or in the only folder that holds one."""
+    from compressor.source import snapshot
+    from compressor.writer import CHAT_TEMPLATES
+
+    root = snapshot(source, HUB_FILES, [CHAT_TEMPLATES, f"*/{CONFIG_FILE}"])
+    one = f"`hf download {source.partition('@')[0]} --include 'FOLDER/*' --local-dir DIR`"
+    found = _inside(root, f"Download the one that is meant, {one}, and give its folder.")
+    if found != root:
+        snapshot(source, HUB_FILES, [f"{found.name}/{pattern}" for pattern in HUB_FILES])
+    return found

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -125,6 +126,55 @@ def test_damaged_folders(tiny_model, adapter_of, spoil, says):
     spoil(folder)
     with pytest.raises(InputError, match=says):
         open_adapter(str(folder))
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Replaces the download: `hub(repository)` copies what the patterns choose, as the hub's own library chooses."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    def serve(repository):
+        names = [path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()]
+
+        def download(repo_id, allow_patterns, ignore_patterns, revision):
+            chosen = filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+            for name in chosen:
+                target = tmp_path / "cache" / "snapshots" / "0a1b" / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(repository / name, target)
+            return str(tmp_path / "cache" / "snapshots" / "0a1b")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        return tmp_path / "cache" / "snapshots" / "0a1b"
+
+    return serve
+
+
+def test_an_adapter_in_a_folder_of_a_hub_repository(tiny_model, adapter_of, hub, tmp_path):
+    repository = tmp_path / "repository"
+    lora = shutil.copytree(adapter_of(tiny_model("llama"), LORA), repository / "lora")
+    (lora / "optimizer.pt").write_bytes(b"large")
+    (repository / "README.md").write_text("mine")
+    cache = hub(repository)
+    assert open_adapter("org/name").root == cache / "lora"
+    names = sorted(path.name for path in (cache / "lora").iterdir())
+    assert names == sorted({path.name for path in lora.iterdir()} - {"optimizer.pt"})
+    shutil.copytree(lora, repository / "lora-2")
+    hub(repository)
+    with pytest.raises(InputError, match="holds 2 adapters: lora, lora-2") as caught:
+        open_adapter("org/name@main")
+    assert "`hf download org/name --include 'FOLDER/*'" in caught.value.hint
+    assert not (cache / "lora-2" / "adapter_model.safetensors").exists()
+
+
+def test_named_chat_templates_of_an_adapter_on_the_hub(tiny_model, adapter_of, hub, tmp_path):
+    repository = shutil.copytree(adapter_of(tiny_model("llama"), LORA), tmp_path / "repository")
+    (repository / "additional_chat_templates").mkdir()
+    (repository / "additional_chat_templates" / "tools.jinja").write_text("tools")
+    cache = hub(repository)
+    assert open_adapter("org/name").root == cache
+    assert (cache / "additional_chat_templates" / "tools.jinja").read_text() == "tools"
 
 
 def test_what_is_no_folder(tmp_path):

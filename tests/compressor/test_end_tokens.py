@@ -1,12 +1,13 @@
 """Which tokens end a text: transformers.generate is the judge."""
 
+import copy
 import json
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compressor.architecture import read_config, resolve
-from compressor.end_tokens import EndTokens
+from compressor.end_tokens import EndTokens, turn_end
 from compressor.errors import InputError
 from compressor.tasks.scoring import Prompter
 
@@ -81,6 +82,23 @@ def test_another_end_of_the_tokenizer_is_noted(root, byte_tokenizer):
         "a text ends at <|begin|>, as generation_config.json says, and not at the tokenizer's <|end|>; some runtimes "
         "stop there too"
     ]
+
+
+def test_a_turn_that_ends_where_nothing_says_so_is_noted(root, byte_tokenizer):
+    """A fine-tune with `<|im_end|>`, on a base whose files name its own end alone."""
+    tuned = copy.deepcopy(byte_tokenizer)
+    tuned.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tuned.chat_template = byte_tokenizer.chat_template.replace("<|end|>", "<|im_end|>\n")
+    assert turn_end(byte_tokenizer) == 257 and turn_end(tuned) == 259
+    assert named(root, {"eos_token_id": 257}, None).notes(byte_tokenizer) == []
+    (note,) = named(root, {"eos_token_id": 257}, None).notes(tuned)
+    assert note.startswith("the chat template ends a turn with <|im_end|>, which generation_config.json does not name")
+    assert "add 259 to eos_token_id" in note
+    assert named(root, {"eos_token_id": [257, 259]}, None).notes(tuned) == []
+    tuned.chat_template = "{{ raise_exception('no') }}"
+    assert turn_end(tuned) is None
+    tuned.chat_template = None
+    assert turn_end(tuned) is None
 
 
 @pytest.mark.parametrize(

@@ -305,8 +305,9 @@ def test_hub_model_is_opened_where_it_was_downloaded(tiny_model, take, hub):
     root = tiny_model("llama")
     asked = hub(root)
     assert take("org/name").checkpoint.root == root
-    assert len(asked) == 1
+    assert len(asked) == 2
     assert not any(".bin" in pattern for pattern in asked[0])
+    assert asked[1] == ["additional_chat_templates/*.jinja"]
 
 
 def test_a_revision_of_a_hub_model_and_the_commit_that_it_was(tiny_model, take, hub, tmp_path):
@@ -314,11 +315,11 @@ def test_a_revision_of_a_hub_model_and_the_commit_that_it_was(tiny_model, take, 
     shutil.copytree(tiny_model("llama"), commit)
     hub(commit)
     source = take("org/name@v1.0")
-    assert asked_for == [("org/name", "v1.0")]
+    assert asked_for == [("org/name", "v1.0"), ("org/name", "0a1b2c")]  # files in folders are of the same commit
     assert source.revision == "0a1b2c"
     assert "from the Hugging Face hub, commit 0a1b2c" in source.notes
     take("org/name")
-    assert asked_for[-1] == ("org/name", None)
+    assert asked_for[-2] == ("org/name", None)
     assert make_recipe({"model": "org/name", "revision": "v1.0", "target": "hf"}).source == "org/name@v1.0"
     with pytest.raises(InputError, match="is on this disk and has no revisions"):
         assert make_recipe({"model": str(commit), "revision": "v1.0", "target": "hf"}).source
@@ -333,7 +334,7 @@ def test_the_commit_is_in_the_ledger(tiny_model, hub, tmp_path, llmc):
     ledger = load_ledger(tmp_path / "out")
     assert ledger.revision == "0a1b2c"
     assert ledger.recipe["revision"] == "main"
-    assert asked_for == [("org/name", "main")]
+    assert asked_for == [("org/name", "main"), ("org/name", "0a1b2c")]
 
 
 def test_hub_pickles_are_fetched_only_when_allowed(pickled, take, hub):
@@ -342,7 +343,7 @@ def test_hub_pickles_are_fetched_only_when_allowed(pickled, take, hub):
     with pytest.raises(InputError, match="org/name on the Hugging Face hub has no safetensors"):
         take("org/name")
     assert take("org/name", allow_pickle=True).imported
-    assert "pytorch_model.bin" in asked[-1]
+    assert "pytorch_model.bin" in asked[-2]
 
 
 @pytest.mark.parametrize(

@@ -150,13 +150,14 @@ def test_merging_alone_asks_for_no_calibration(llmc, tiny_model, adapter_of, tmp
         ("onnx-fp32", {}, False),
     ],
 )
-def test_only_a_target_of_floats_is_left_with_the_merge_alone(target, more, alone):
+def test_only_a_target_of_floats_is_left_with_the_merge_alone(tiny_models, target, more, alone):
+    from compressor.checkpoint import Checkpoint
     from compressor.recipe import Recipe
 
     recipe = Recipe(**{"model": "m", "target": target, "adapter": "./lora"} | more)
     assert recipe.merges_alone == alone
-    preset = recipe.for_model({}).passes
-    assert preset == ([] if alone else more.get("passes"))
+    preset = recipe.for_model(Checkpoint.open(tiny_models("llama")).architecture, {}).passes
+    assert (preset == []) == alone
 
 
 def test_a_dry_run_says_that_it_only_merges(llmc, tiny_model, adapter_of):
@@ -169,6 +170,7 @@ def test_an_adapter_beside_the_weights_is_decided_about(llmc, tiny_model, adapte
     root = tiny_model("llama")
     for file in adapter_of(root, LORA).glob("adapter*"):
         (root / file.name).write_bytes(file.read_bytes())
+    assert "transformers applies the adapter" in json.loads(llmc("inspect", root, "--json")[1])["adapter"]
     words = ["compress", root, "-t", "hf", "--pass", "rtn:group_size=32", "--measure", "none"]
     code, _, error = llmc(*words, "--dry-run")
     said = " ".join(error.split())

@@ -47,6 +47,16 @@ def test_what_the_adapter_brings_is_the_models(pair, tmp_path):
     assert (result.root / "generation_config.json").is_file()
 
 
+def test_named_chat_templates_travel_with_it(pair, tmp_path):
+    root, adapter = pair
+    give_tokenizer(root, adapter)
+    (adapter / "additional_chat_templates").mkdir()
+    (adapter / "additional_chat_templates" / "tools.jinja").write_text("tools")
+    result, _ = merge(root, tmp_path / "out", adapter=[str(adapter)])
+    assert (result.root / "additional_chat_templates" / "tools.jinja").read_text() == "tools"
+    assert AutoTokenizer.from_pretrained(result.root).chat_template == {"default": TEMPLATE, "tools": "tools"}
+
+
 def test_the_bases_own_is_kept_if_asked_for(pair, tmp_path):
     root, adapter = pair
     keys = [make_pass("lora-merge", {"adapter": [str(adapter)]}).key]
