@@ -51,7 +51,7 @@ def test_gptq(packed_model, take, bits, group_size, symmetric, version):
     assert set(source.checkpoint.schemes.values()) == {expected}
     assert len(linears) == 14
     assert_holds(source.checkpoint, linears, symmetric)
-    assert source.imported.startswith(f"re-laid from GPTQ v{version} to compressed-tensors")
+    assert source.imported.startswith(f"repacked from GPTQ v{version} to compressed-tensors")
 
 
 @pytest.mark.parametrize("group_size", [32, -1])
@@ -337,7 +337,7 @@ def test_it_ships_without_being_rounded_again(packed_model, tmp_path):
     ledger = json.loads((out / "ledger.json").read_text())
     assert ledger["recipe"]["passes"] == []
     assert ledger["steps"][0]["notes"] == [
-        "re-laid from GPTQ v1 to compressed-tensors; integers, zero points and scales are unchanged"
+        "repacked from GPTQ v1 to compressed-tensors; integers, zero points and scales are unchanged"
     ]
     assert ledger["artifact"]["verified"]["mismatches"] == []
     assert_holds(Checkpoint.open(out / "artifact"), linears, symmetric=True)

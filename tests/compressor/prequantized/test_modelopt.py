@@ -135,7 +135,7 @@ def test_every_algorithm(modelopt, take, algorithm, scheme):
     assert_holds(source.checkpoint, numbers)
     inputs = read(source.checkpoint, DOWN).input_scale
     assert (None if inputs is None else float(inputs)) == (0.5 if algorithm in ("FP8", "NVFP4") else None)
-    assert source.imported.startswith("re-laid from ModelOpt to compressed-tensors")
+    assert source.imported.startswith("repacked from ModelOpt to compressed-tensors")
     assert source.checkpoint.dtype == torch.bfloat16
 
 
