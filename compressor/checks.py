@@ -4,6 +4,7 @@ a dry run asks all of them. Each is a function that raises an InputError, so tha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.errors import InputError
 from compressor.model_path import local_model
 from compressor.recipe import Recipe
-from compressor.run_folder import LEDGER_FILE, runs_in
+from compressor.run_folder import LEDGER_FILE, OURS, holds_run, runs_in
 from compressor.settings import RunSettings
 from compressor.tasks.task import LoadedTask, load_tasks
 
@@ -90,21 +91,40 @@ def tasks_of(recipe: Recipe) -> list[LoadedTask]:
 
 
 def check_output(settings: RunSettings, folders: Sequence[Path]) -> None:
-    """See that the output folder is free, or holds what is to be resumed.
+    """See that the output folder can be made, or holds what is to be resumed.
 
     Raises:
-        InputError: it is not.
+        InputError: it is neither.
     """
     out = settings.out
-    if not out.exists():
+    if not os.path.lexists(out):
+        check_can_be_made(out)
         return
     if not settings.resume:
-        raise InputError(f"{out} already exists.", "Choose another folder, or --resume to go on with the run in it.")
+        going_on = ", or --resume to go on with the run in it" if holds_run(out) else ""
+        raise InputError(f"{out} already exists.", f"Choose another folder{going_on}.")
+    if not out.is_dir():
+        raise InputError(f"{out} is no folder with a run to resume.", "Choose another folder.")
+    if not holds_run(out) and any(not one.name.startswith(OURS) for one in out.iterdir()):
+        raise InputError(f"{out} holds other files, and no run to resume.", "Choose another folder.")
     if folders == [out] and runs_in(out):
         names = ", ".join(path.name for path in runs_in(out))
         raise InputError(f"{out} holds runs for several targets: {names}.", "Give these targets, or another folder.")
     if folders != [out] and (out / LEDGER_FILE).is_file():
         raise InputError(f"{out} holds a run for one target.", "Give that target, or another folder.")
+
+
+def check_can_be_made(out: Path) -> None:
+    """See that the nearest folder above `out` that exists is one to write in.
+
+    Raises:
+        InputError: it is not.
+    """
+    above = next(one for one in out.absolute().parents if os.path.lexists(one))
+    if not above.is_dir():
+        raise InputError(f"{out} cannot be made: {above} is not a folder.", "Choose another folder with -o.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{out} cannot be made: {above} cannot be written to.", "Choose another folder with -o.")
 
 
 def check_lengths(recipe: Recipe, limit: int) -> None:

@@ -145,6 +145,11 @@ def _claimed(settings: RunSettings) -> Iterator[bool]:
         settings.out.mkdir(parents=True, exist_ok=not made)
     except FileExistsError as error:
         raise InputError(f"Another llmc is at work in {settings.out}.", "Choose another folder.") from error
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        said = f"{settings.out} cannot be made: {error.strerror}."
+        raise InputError(said, "Choose another folder with -o.") from error
     with only_one(settings.out):
         yield made
 

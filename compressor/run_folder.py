@@ -8,6 +8,12 @@ from compressor.errors import InputError
 
 LEDGER_FILE = "ledger.json"
 STEPS_FOLDER = "steps"
+OURS = ".llmc-"  # how names of locks and temporary files begin
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether runs lie in this folder, whole or interrupted."""
+    return (folder / STEPS_FOLDER).is_dir() or (folder / LEDGER_FILE).is_file()
 
 
 def runs_in(folder: Path) -> list[Path]:

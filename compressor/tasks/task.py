@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from jinja2 import StrictUndefined, TemplateError, UndefinedError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from compressor.errors import InputError
+from compressor.errors import InputError, listed, nearest
 from compressor.files import digest_json
 from compressor.json_lines import json_lines
 from compressor.templates import Sandbox, checked, limited
@@ -153,10 +153,28 @@ def _read(path: Path) -> Task:
     try:
         return KINDS.validate_python({"task": path.stem} | values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is unknown, and the right one is missing: the first says more.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         where = ".".join(map(str, first["loc"][1:] or first["loc"]))
-        said = _unquoted(first) or first["msg"].rstrip(".")
-        raise InputError(f"The task {path}: {where or 'kind'}: {said}.") from error
+        said = _unknown(first) or _unquoted(first) or first["msg"].rstrip(".")
+        end = "" if said.endswith("?") else "."
+        raise InputError(f"The task {path}: {where or 'kind'}: {said}{end}") from error
+
+
+def _unknown(error: ErrorDetails) -> str | None:
+    """What to do about a task of no kind or of one that does not exist, and about a key that its kind does not have."""
+    kinds = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in get_args(Task)}
+    if error["type"] == "union_tag_not_found":
+        return f"it is missing; {listed(kinds)}"
+    if error["type"] == "missing":
+        return "it is missing"
+    if error["type"] == "union_tag_invalid":
+        kind = str(error["input"]["kind"])
+        return f"there is no {kind!r}; {nearest(kind, kinds)}"
+    if error["type"] == "extra_forbidden":
+        kind, key = str(error["loc"][0]), str(error["loc"][-1])
+        return f"a {kind} has no such key; {nearest(key, kinds[kind].model_fields)}"
+    return None
 
 
 def _unquoted(error: ErrorDetails) -> str | None:

@@ -1,6 +1,7 @@
 """Bad requests: exit code 2, one sentence, nothing left behind."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,49 @@ def test_an_output_folder_that_exists_is_refused_and_untouched(compress, tiny_mo
     assert code == 2
     assert "already exists" in err
     assert [path.name for path in out.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("file/out", "file is not a folder"),
+        ("closed/deeper/out", "closed cannot be written to"),
+        ("link/out", "link is not a folder"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["--resume", "--dry-run"])
+def test_a_place_where_no_folder_can_be_made_is_refused(llmc, tiny_model, tmp_path, monkeypatch, place, said, mode):
+    (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "closed")  # root may write everywhere
+    code, _, err = llmc("compress", tiny_model("llama"), "-t", "hf", "--pass", "rtn", "-o", tmp_path / place, mode)
+    assert code == 2
+    assert f"cannot be made: {tmp_path / said}" in " ".join(err.split())
+    assert not list((tmp_path / "closed").iterdir())
+
+
+def test_a_folder_that_the_system_does_not_make_is_refused(compress, tiny_model, tmp_path, workload, monkeypatch):
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    root = tiny_model("llama")
+    monkeypatch.setattr(Path, "mkdir", closed)
+    code, _, err = compress(root, tmp_path / "out", *workload)
+    assert code == 2
+    assert f"{tmp_path / 'out'} cannot be made: Permission denied." in err
+
+
+@pytest.mark.parametrize(("name", "said"), [("out/precious", "holds other files, and no run"), ("out", "is no folder")])
+def test_resume_writes_into_no_place_without_a_run(llmc, tiny_model, tmp_path, name, said):
+    kept = tmp_path / name
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("keep me")
+    words = ("compress", tiny_model("llama"), "-t", "hf", "--pass", "rtn", "-o", tmp_path / "out")
+    code, _, err = llmc(*words, "--resume")
+    assert (code, said in err) == (2, True)
+    assert "--resume" not in llmc(*words)[2]
+    assert kept.read_text() == "keep me"
 
 
 def test_too_little_calibration_text_says_how_much_there_is(compress, tiny_model, tmp_path, text):

@@ -69,9 +69,18 @@ def test_a_bad_line_is_named(files, data, said):
     ("task", "said"),
     [
         ("- a", "is not a mapping"),
-        (TASK.replace("classification", "guessing"), "guessing"),
-        (TASK.replace("prompt", "promt"), "prompt"),
-        (TASK + "shots: 3\n", "shots"),
+        (
+            TASK.replace("classification", "guessing"),
+            "kind: there is no 'guessing'; known: classification, generation,",
+        ),
+        (
+            TASK.replace("classification", "clasification"),
+            "kind: there is no 'clasification'; did you mean 'classification'?",
+        ),
+        (TASK.replace("kind: classification", ""), "kind: it is missing; known: classification, generation,"),
+        (TASK.replace("prompt", "promt"), "promt: a classification has no such key; did you mean 'prompt'?"),
+        (TASK.replace("prompt", "# prompt"), "prompt: it is missing."),
+        (TASK + "shots: 3\n", "shots: a classification has no such key; known: answer, "),
         (TASK.replace("[' no', ' yes']", "[' no']"), "choices"),
         (
             TASK.replace("[' no', ' yes']", "[no, yes]"),
