@@ -12,12 +12,14 @@ from compressor.cli import VERBS
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "use").glob("*.md"))]
 CHINESE = {page: ROOT / "docs" / page.name for page in sorted((ROOT / "docs" / "zh").glob("*.md"))}
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES, *CHINESE]
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+DOCUMENTS = [*READMES, ROOT / "CONTRIBUTING.md", *PAGES, *CHINESE]
 
 
-def test_every_figure_of_the_readme_is_in_the_kept_results():
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
+def test_every_figure_of_the_readme_is_in_the_kept_results(readme):
     results = "".join(path.read_text() for path in (ROOT / "benchmarks" / "results").glob("*.md"))
-    figures = re.findall(r"[\d.]+ ± [\d.]+%?|[\d.]+ MiB", (ROOT / "README.md").read_text())
+    figures = re.findall(r"[\d.]+ ± [\d.]+%?|[\d.]+ MiB", readme.read_text())
     assert len(figures) > 10
     assert [figure for figure in figures if figure not in results] == []
 
@@ -44,8 +46,9 @@ def test_links_lead_somewhere(document):
     assert [link for link in links if "://" not in link and not (document.parent / link).exists()] == []
 
 
-def test_the_readme_names_every_verb_target_and_pass():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
+def test_the_readme_names_every_verb_target_and_pass(readme):
+    text = readme.read_text()
     for name in [*VERBS, *registry.names(registry.TARGETS), *registry.names(registry.PASSES)]:
         assert name in text
 
@@ -61,9 +64,10 @@ def test_passes_targets_and_dependencies_are_documented():
     assert [name for name in runtime if name not in dependencies] == []
 
 
-def test_the_make_targets_of_the_readme_exist():
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
+def test_the_make_targets_of_the_readme_exist(readme):
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE):
+    for target in re.findall(r"^make (\w+)", readme.read_text(), re.MULTILINE):
         assert f"\n{target}:" in makefile
 
 
