@@ -8,6 +8,7 @@ from compressor.errors import InputError
 
 LEDGER_FILE = "ledger.json"
 STEPS_FOLDER = "steps"
+NO_RUN = "Give the folder that `llmc compress` made."
 OURS = ".llmc-"  # how names of locks and temporary files begin
 
 
@@ -37,5 +38,5 @@ def ledger_file(path: Path) -> Path:
     """
     file = path / LEDGER_FILE if path.is_dir() else path
     if not file.exists():
-        raise InputError(f"There is no ledger at {file}.", one_of_the_runs_in(path))
+        raise InputError(f"There is no ledger at {file}.", one_of_the_runs_in(path) or NO_RUN)
     return file

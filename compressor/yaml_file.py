@@ -29,7 +29,8 @@ def read_yaml(path: Path, called: str) -> tuple[Any, str]:
     try:
         return yaml_text.load(text), text
     except yaml.YAMLError as error:
-        raise InputError(f"{called} {path} cannot be read: {_reason(error)}.") from error
+        hint = "Indent with spaces; YAML takes no tabs." if "'\\t'" in (reason := _reason(error)) else None
+        raise InputError(f"{called} {path} cannot be read: {reason}.", hint) from error
 
 
 def _reason(error: yaml.YAMLError) -> str:

@@ -123,7 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = cli.main(words, prog_name="llmc", standalone_mode=False) or 0
     except click.ClickException as error:
-        click.UsageError(one_line(error.format_message()), getattr(error, "ctx", None)).show()
+        said = error.format_message().replace("\n\t", " ")  # click has a choice a line
+        click.UsageError(one_line(said), getattr(error, "ctx", None)).show()
         code = 2
     except (KeyboardInterrupt, click.Abort):
         code = _interrupted(words)

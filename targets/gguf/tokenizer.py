@@ -103,7 +103,7 @@ def tokenizer_problems(root: Path, vocab_size: int) -> list[str]:
 
 def _encode(metadata: Mapping[str, Any]) -> Encode:
     described = build_tokenizer(GgufFile(Path("model.gguf"), metadata, {}))
-    return lambda text: described(text)["input_ids"]  # type: ignore[no-any-return]
+    return lambda text: described(text, verbose=False)["input_ids"]  # type: ignore[no-any-return]
 
 
 def _tokens(tokenizer: Any, vocab_size: int) -> list[str]:

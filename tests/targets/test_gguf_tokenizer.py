@@ -17,7 +17,7 @@ from compressor.gguf.tokenizer import build_tokenizer, merges_by_score
 from compressor.quantized import Scheme
 from compressor.tokenizer import load_tokenizer
 from targets.gguf import GgufQ4
-from targets.gguf.tokenizer import check_tokenizer, describe_tokenizer, end_keys, lost_ends
+from targets.gguf.tokenizer import check_tokenizer, describe_tokenizer, end_keys, lost_ends, tokenizer_problems
 
 # As the tokenizer.json of Llama 3 has it.
 LLAMA3 = (
@@ -203,3 +203,12 @@ def test_file_describes_itself(tiny_model, quantize, lower, recast, tmp_path):
     assert ours.chat_template == theirs.chat_template
     ends = json.loads((tmp_path / "imported" / "generation_config.json").read_text())["eos_token_id"]
     assert ends == [257, 256]
+
+
+def test_describing_a_tokenizer_says_nothing_of_lengths(tiny_model, monkeypatch):
+    from transformers.tokenization_utils_base import logger
+
+    said = []
+    monkeypatch.setattr(logger, "warning", lambda words, *_: said.append(words))
+    assert tokenizer_problems(tiny_model("llama"), 288) == []
+    assert not said

@@ -37,7 +37,11 @@ import pytest
         (["compress", "MODEL", "-t", "hf", "--pass", "quarot"], "did you mean 'rotate'?"),
         (["compress", "MODEL", "-t", "hf", "--pass", "bad"], "known: awq, "),
         (["inspect", "no-such-thing"], "does not exist"),
-        (["report", "no-such-thing"], "There is no ledger"),
+        (
+            ["report", "no-such-thing"],
+            "There is no ledger at no-such-thing.\nHint:  Give the folder that `llmc compress`",
+        ),
+        (["completion"], "Choose from: bash, zsh, fish"),
         (["passes", "gqtp"], "did you mean 'gptq'?"),
     ],
 )
@@ -174,3 +178,11 @@ def test_held_out_text_that_is_not_utf8_is_refused(compress, tiny_model, tmp_pat
     assert code == 2
     assert "is not UTF-8 text" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tab_in_a_recipe_has_a_remedy(llmc, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: here\n\ttarget: hf\n")
+    code, _, err = llmc("compress", "--recipe", recipe)
+    assert (code, "line 2, column 1" in err) == (2, True)
+    assert "Indent with spaces; YAML takes no tabs." in err
