@@ -79,6 +79,20 @@ def load_tokens(
     return pack(corpus, tokenizer, source=source, samples=samples, length=length, seed=seed)
 
 
+def load_at_most(source: str, tokenizer: Any, *, samples: int, length: int, seed: int) -> TokenSet:
+    """`load_tokens` of `samples` windows, or of all that there are where those are fewer.
+
+    Raises:
+        InputError: there is not one, or the source cannot be read.
+    """
+    try:
+        return load_tokens(source, tokenizer, samples=samples, length=length, seed=seed)
+    except TooFewWindows as few:
+        if not few.windows:
+            raise
+        return load_tokens(source, tokenizer, samples=few.windows, length=length, seed=seed)
+
+
 def pack(
     corpus: Corpus, tokenizer: Any, *, source: str, samples: int | None, length: int, seed: int | None
 ) -> TokenSet:
@@ -114,7 +128,7 @@ def too_few(source: str, found: int, wanted: int, length: int) -> TooFewWindows:
     """What to say of a source that holds `found` windows of `length` tokens."""
     return TooFewWindows(
         f"Only {found} windows of {length} tokens in {source}, {wanted} asked.",
-        f"Give more text or samples={found}." if found else f"Give more text than {length} tokens.",
+        f"Give more text, or --samples {found}." if found else f"Give more text than {length} tokens.",
         found,
     )
 

@@ -69,6 +69,8 @@ def open_corpus(source: str, tokenizer: Any, *, allow_network: bool = True) -> C
         if reader is None:
             raise InputError(f"{path} is not a {KINDS} file.")
         return reader(path, tokenizer)
+    if path.is_dir():
+        raise InputError(f"{source} is a folder, not a file of text.", f"Give a {KINDS} file.")
     if reader is not None or path.exists() or source.startswith((".", "/", "~")):
         raise InputError(f"There is no file {source}.")
     return Dataset(source, tokenizer, allow_network)

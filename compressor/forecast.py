@@ -20,6 +20,7 @@ from compressor.files import folder_bytes
 from compressor.plan import Plan
 from compressor.quantized import Scheme
 from compressor.recipe import MeasureSection
+from compressor.report.tables import size
 
 SCALE_BYTES = 2
 ALONE = 8  # a token that is generated alone costs as much as so many of a long text
@@ -65,13 +66,13 @@ def check_room(plans: Sequence[Plan], model: Checkpoint | Outline, out: Path) ->
     needed, free = sum(forecast.artifact) + forecast.steps - there, shutil.disk_usage(_existing(out)).free
     if needed > free:
         raise InputError(
-            f"The run leaves about {_size(needed)}, and {_size(free)} are free on the disk of {out}.",
+            f"The run leaves about {size(needed)}, and {size(free)} are free on the disk of {out}.",
             "Free some space, or choose another folder with -o.",
         )
     available = psutil.virtual_memory().available
     if forecast.memory > available:
         raise InputError(
-            f"The largest block takes {_size(forecast.memory)} of memory, and {_size(available)} are free.",
+            f"The largest block takes {size(forecast.memory)} of memory, and {size(available)} are free.",
             "Close other programs, or use a machine with more memory.",
         )
 
@@ -175,7 +176,3 @@ def _item(model: Checkpoint | Outline) -> int:
 
 def _existing(path: Path) -> Path:
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB"

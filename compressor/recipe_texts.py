@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import TooFewWindows
-
 if TYPE_CHECKING:
     from calibration.dataset import TokenSet
     from compressor.architecture import Architecture
@@ -44,20 +42,13 @@ class RecipeTexts:
         return found
 
     def calibration(self, recipe: Recipe, tokenizer: Any) -> TokenSet:
-        from calibration.dataset import load_tokens
+        from calibration.dataset import load_at_most, load_tokens
 
         section = recipe.calibration
         assert section is not None  # the pipeline asks only when a pass needs it
 
-        def load(samples: int) -> TokenSet:
-            return load_tokens(section.texts, tokenizer, samples=samples, length=section.length, seed=section.seed)
-
-        try:
-            return load(section.samples)
-        except TooFewWindows as few:
-            if section.sized or not few.windows:
-                raise
-            return load(few.windows)  # the default adapts to the text; the ledger says so
+        load = load_tokens if section.sized else load_at_most  # a default adapts to the text; the ledger says so
+        return load(section.texts, tokenizer, samples=section.samples, length=section.length, seed=section.seed)
 
     def evaluation(self, recipe: Recipe, tokenizer: Any) -> TokenSet:
         from calibration.dataset import load_tokens

@@ -233,6 +233,9 @@ def _folder(source: str) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return _inside(path)
+    before, _, weight = source.rpartition(":")
+    if Path(before).is_dir() and before:
+        raise InputError(f"The weight {weight!r} of the adapter {before} is no number.", f"{before}:0.5, for example.")
     if path.exists() or not HUB_ID.fullmatch(source):
         raise InputError(f"{source} is neither the folder of an adapter nor a hub id (org/name).")
     return _of_hub(source)

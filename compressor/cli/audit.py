@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from compressor.ledger import AuditRecord
     from compressor.pass_ import Progress
 
+SAMPLES = 128
 COLORS = {"ok": "green", "warning": "red", "not checked": "yellow"}
 
 
@@ -21,7 +22,11 @@ COLORS = {"ok": "green", "warning": "red", "not checked": "yellow"}
 @click.argument("text", metavar="TEXT")
 @click.option("--model", required=True, help="The model to calibrate: a folder, .gguf file or hub id.")
 @click.option("--eval", "evaluation", metavar="TEXT", help="The evaluation text.")
-@click.option("--samples", type=click.IntRange(1), default=128, show_default=True, help="Calibration windows.")
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    help=f"Calibration windows.  [default: {SAMPLES}, or all where there are fewer]",
+)
 @click.option("--length", type=click.IntRange(8), default=512, show_default=True, help="Tokens of a window.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the calibration draw.")
 @click.option(
@@ -29,7 +34,7 @@ COLORS = {"ok": "green", "warning": "red", "not checked": "yellow"}
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 if there is a warning, or something could not be checked.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def audit_command(text: str, model: str, evaluation: str | None, strict: bool, as_json: bool, **windows: int) -> int:
+def audit_command(text: str, model: str, evaluation: str | None, strict: bool, as_json: bool, **windows: Any) -> int:
     """Check calibration TEXT, as `llmc compress` would draw it: tokens for each layer, duplicates, overlap with the
     evaluation text, languages, chat template.
 
@@ -57,12 +62,12 @@ def audit_command(text: str, model: str, evaluation: str | None, strict: bool, a
 
 
 def _audit(
-    text: str, model: str, evaluation: str | None, windows: Mapping[str, int], progress: Progress
+    text: str, model: str, evaluation: str | None, windows: Mapping[str, Any], progress: Progress
 ) -> list[AuditRecord]:
     import tempfile
 
     from calibration.auditor import audit
-    from calibration.dataset import load_tokens
+    from calibration.dataset import load_at_most, load_tokens
     from compressor.source import open_model
     from compressor.tokenizer import load_tokenizer
 
@@ -70,7 +75,8 @@ def _audit(
     with tempfile.TemporaryDirectory(prefix="llmc-") as scratch:
         checkpoint = open_model(model, Path(scratch) / "import", progress=progress).checkpoint
         tokenizer = load_tokenizer(checkpoint.root)
-        calibration = load_tokens(text, tokenizer, samples=samples, length=length, seed=seed)
+        load = load_tokens if samples else load_at_most
+        calibration = load(text, tokenizer, samples=samples or SAMPLES, length=length, seed=seed)
         length = windows["eval_length"]
         judged = evaluation and load_tokens(evaluation, tokenizer, samples=None, length=length, seed=None)
         return audit(calibration, judged or None, tokenizer, checkpoint.architecture)

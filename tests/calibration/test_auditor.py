@@ -1,6 +1,7 @@
 """The auditor, each check on text that is made to fail it."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -110,3 +111,17 @@ def test_text_that_cannot_be_read_is_bad_input(llmc, tiny_model, tmp_path):
     code, _, said = llmc("audit", tmp_path / "latin.txt", "--model", tiny_model("llama"))
     assert code == 2
     assert "is not UTF-8" in said
+
+
+def test_all_of_a_short_text_is_audited_unless_a_number_of_windows_was_asked(llmc, tiny_model, texts):
+    words = ("audit", texts[0], "--model", tiny_model("llama"), "--json")
+    code, _, said = llmc(*words, "--samples", 128)
+    assert code == 2
+    windows = int(re.search(r"Only (\d+) windows of 512 tokens", said)[1])
+    assert f"or --samples {windows}." in said
+    code, shown, _ = llmc(*words)
+    assert code == 0
+    assert (
+        next(one for one in json.loads(shown)["checks"] if one["name"] == "tokens")["figures"]["tokens"]
+        == windows * 512
+    )

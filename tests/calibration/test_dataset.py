@@ -199,7 +199,7 @@ def test_too_little_text_to_draw_from_says_how_much_there_is(tmp_path, byte_toke
     (tmp_path / "calib.txt").write_text("x" * 37 * 16)
     with pytest.raises(InputError, match=r"^Only 37 windows of 16 tokens in .*calib\.txt, 128 asked\.$") as caught:
         load_tokens(str(tmp_path / "calib.txt"), byte_tokenizer, samples=128, length=16, seed=0)
-    assert caught.value.hint == "Give more text or samples=37."
+    assert caught.value.hint == "Give more text, or --samples 37."
 
 
 @pytest.mark.parametrize(("samples", "found"), [(128, 37), (20, 20), (None, 37)])

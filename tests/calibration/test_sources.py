@@ -329,5 +329,5 @@ def test_other_kinds_of_file(tmp_path, byte_tokenizer):
     (tmp_path / "a.doc").write_text("x")
     with pytest.raises(InputError, match=r"not a \.txt, \.csv, \.jsonl or \.parquet file"):
         open_corpus(str(tmp_path / "a.doc"), byte_tokenizer)
-    with pytest.raises(InputError, match="There is no file"):
+    with pytest.raises(InputError, match=r"is a folder, not a file of text"):
         open_corpus(str(tmp_path), byte_tokenizer)

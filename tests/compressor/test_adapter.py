@@ -225,3 +225,9 @@ def test_empty_tensors_are_put_down_to_how_they_were_saved(tiny_model, adapter_o
     save_file({}, folder / "adapter_model.safetensors")
     with pytest.raises(InputError, match="no tensor that changes a model"):
         _ = open_adapter(str(folder)).modules
+
+
+def test_a_weight_that_is_no_number_is_told_as_one(tmp_path):
+    with pytest.raises(InputError, match=r"The weight .half. of the adapter .* is no number") as error:
+        open_adapter(f"{tmp_path}:half")
+    assert error.value.hint == f"{tmp_path}:0.5, for example."

@@ -77,7 +77,9 @@ def test_room_on_the_disk_and_in_memory(compress, tiny_model, tmp_path, monkeypa
     )
     assert shown["forecast"]["memory_bytes"] == 4 * (linears // 2 + 2 * 64)
     monkeypatch.setattr("compressor.forecast.shutil.disk_usage", lambda path: type("Disk", (), {"free": 1000})())
-    assert "are free on the disk" in compress(*words, spec="rtn:group_size=32")[2]
+    said = compress(*words, spec="rtn:group_size=32")[2]
+    assert "are free on the disk" in said
+    assert "and 1000 B are free" in said
 
 
 def test_a_model_that_has_to_be_converted_is_not(llmc, tiny_model, gguf_of, monkeypatch):
