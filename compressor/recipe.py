@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from compressor import registry, yaml_text
 from compressor.architecture import Architecture
-from compressor.errors import InputError, nearest
+from compressor.errors import InputError, listed, nearest
 from compressor.families import EMBEDDINGS, HEAD
 from compressor.gate.limits import Limits
 from compressor.measure import BATCH_SIZE
@@ -333,6 +333,10 @@ def make_recipe(values: Mapping[str, Any], where: _Lines | None = None) -> Recip
         if first["type"] == "extra_forbidden":
             raise InputError(
                 f"{place}unknown key {keys[-1]!r}; {nearest(keys[-1], _keys_of_section(keys[:-1]))}"
+            ) from error
+        if first["type"] == "model_type":
+            raise InputError(
+                f"{place}{'.'.join(keys)} = {first['input']!r} is no section; {listed(_keys_of_section(keys))}."
             ) from error
         if first["type"] == "missing":
             raise InputError(f"{place}the recipe needs {'.'.join(keys)!r}.") from error

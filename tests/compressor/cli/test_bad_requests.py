@@ -186,3 +186,11 @@ def test_a_tab_in_a_recipe_has_a_remedy(llmc, tmp_path):
     code, _, err = llmc("compress", "--recipe", recipe)
     assert (code, "line 2, column 1" in err) == (2, True)
     assert "Indent with spaces; YAML takes no tabs." in err
+
+
+def test_a_word_in_the_place_of_a_section_is_told_what_the_section_has(llmc, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: here\ntarget: hf\nmeasure: none\n")
+    code, _, err = llmc("compress", "--recipe", recipe)
+    assert (code, "line 3" in err) == (2, True)
+    assert "measure = 'none' is no section; known: allow_same_text, batch_size, effort," in err
