@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +165,7 @@ def llmc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     def run(*words: Any) -> tuple[int, str, str]:
         from compressor.cli import main
 
-        with pytest.raises(SystemExit) as stop:
+        with _in_this_process(), pytest.raises(SystemExit) as stop:
             main([str(word) for word in words])
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
@@ -171,6 +173,29 @@ def llmc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
         return stop.value.code, captured.out, captured.err
 
     return run
+
+
+@contextmanager
+def _in_this_process() -> Iterator[None]:
+    """Undo what the command line does to its process, and let through what pytest raises in it, such as a time-out."""
+    from compressor import cli
+    from compressor.interrupted import interrupted
+
+    explain, handlers = cli.explain, {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+
+    def told(error: BaseException, target: str | None = None) -> int:
+        if isinstance(error, (pytest.fail.Exception, pytest.skip.Exception)):
+            raise error
+        return explain(error, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "explain", told)
+        try:
+            yield
+        finally:
+            interrupted.clear()
+            for kind, handler in handlers.items():
+                signal.signal(kind, handler)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-import compressor.cli.inspect as module
+import compressor.inspection as module
 from compressor.errors import InputError
 from compressor.tokenizer import load_tokenizer
 
