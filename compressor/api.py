@@ -397,7 +397,7 @@ def run_recipes(recipes: Sequence[Recipe], settings: RunSettings, progress: Prog
             continue
         outcomes.append(Outcome(recipe.target_name, folder, ledger, _gated(recipe, folder)))
         write_reports(folder)
-    if len(ledgers) > 1:
+    if len(ledgers) > 1 and settings.out.is_dir():  # bad input for all of them leaves none
         write_reports(settings.out)
     return outcomes
 

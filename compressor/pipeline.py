@@ -23,7 +23,7 @@ from compressor.pass_ import Progress
 from compressor.plan import Plan, check_of, original_of
 from compressor.recipe import Recipe
 from compressor.run import Run, Shared
-from compressor.run_folder import LEDGER_FILE, STEPS_FOLDER
+from compressor.run_folder import LEDGER_FILE, OURS, STEPS_FOLDER
 from compressor.settings import RunSettings
 from compressor.source import Source, open_model
 from compressor.stages import Stages
@@ -49,7 +49,8 @@ def execute(
         The ledger of each run, or what one of several broke on: the others go on.
 
     Raises:
-        InputError: a recipe cannot be run, or another run writes into the folder; nothing was done.
+        InputError: a recipe cannot be run, or another run writes into the folder; nothing was done. Or the only run
+            met bad input late: a folder that was made for it is gone again, unless something in it is finished.
         Exception: the only run broke, or the disk is full.
     """
     folders = run_folders(recipes, settings.out)
@@ -65,15 +66,13 @@ def execute(
                 known = load_ledger(folder) if (folder / LEDGER_FILE).is_file() else None
                 check_kept(settings.out / STEPS_FOLDER, steps, known)
             shared = _prepare(plans, source, settings, texts, tasks, scratch, progress)
-        outcomes: list[Ledger | Exception] = []
-        for number, (plan, steps) in enumerate(zip(plans, names, strict=True)):
-            out = folders[number]
-            out.mkdir(exist_ok=True)
-            shared.stages.begin(number)
-            run = Run(plan, steps, out, shared, EarlierRows.of(out, folders[:number]))
-            outcomes.append(_outcome(run) if len(plans) > 1 else run.execute())
+        outcomes = _run_each(plans, names, folders, shared)
+        if made and all(isinstance(one, InputError) for one in outcomes) and not _has_finished(settings.out, folders):
+            shutil.rmtree(settings.out, ignore_errors=True)
         if not any(isinstance(one, Exception) for one in outcomes):
             clear(settings.out / STEPS_FOLDER, recipes[0].steps, names)
+    if len(outcomes) == 1 and isinstance(outcomes[0], Exception):
+        raise outcomes[0]
     return outcomes
 
 
@@ -125,6 +124,25 @@ def _prepare(
     standard = Standard(original, tokens, measure, scratch, progress, origins, tokenizer, tasks, prompter, notes, early)
     steps = Steps(settings.out / STEPS_FOLDER, loaded.calibration, original, recipe.seed, progress)
     return Shared(source, loaded, steps, standard, Stages(progress, stage_work(plans, checkpoint)))
+
+
+def _run_each(
+    plans: Sequence[Plan], names: Sequence[list[str]], folders: Sequence[Path], shared: Shared
+) -> list[Ledger | Exception]:
+    outcomes = []
+    for number, (plan, steps, out) in enumerate(zip(plans, names, folders, strict=True)):
+        out.mkdir(exist_ok=True)
+        shared.stages.begin(number)
+        outcomes.append(_outcome(Run(plan, steps, out, shared, EarlierRows.of(out, folders[:number]))))
+    return outcomes
+
+
+def _has_finished(out: Path, folders: Sequence[Path]) -> bool:
+    """Whether there is a step, or a measured row, that --resume would use again."""
+    if any(not step.name.startswith(OURS) for step in (out / STEPS_FOLDER).iterdir()):
+        return True
+    rows = [row for folder in folders if (folder / LEDGER_FILE).is_file() for row in load_ledger(folder).steps]
+    return any(row.quality or row.latency for row in rows)
 
 
 def _outcome(run: Run) -> Ledger | Exception:

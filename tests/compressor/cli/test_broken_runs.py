@@ -1,6 +1,10 @@
 """Runs that break: exit code 4, nothing half-written, inputs untouched."""
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.errors import InputError
 
 
 def test_a_full_disk_leaves_nothing_half_written(compress, tiny_model, tmp_path, workload, monkeypatch):
@@ -39,6 +43,48 @@ def test_an_artifact_that_reads_back_differently_never_appears(compress, tiny_mo
     assert code == 4
     assert "1 of 20 weights changed" in err
     assert not (tmp_path / "out" / "artifact").exists()
+
+
+CONSTANT = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def constant(tiny_model):
+    """A model with a matrix of one value, which is found when the weights are read."""
+    root = tiny_model("llama")
+    tensors = load_file(root / "model.safetensors") | {CONSTANT: torch.full((128, 64), 0.25)}
+    save_file(tensors, root / "model.safetensors", metadata={"format": "pt"})
+    return root
+
+
+@pytest.mark.parametrize("measure", [(), ("--measure", "none")], ids=["measured", "not measured"])
+@pytest.mark.parametrize("targets", [("hf",), ("hf", "onnx-int4")], ids=["one", "two"])
+def test_bad_input_that_is_found_late_leaves_no_folder(llmc, constant, tmp_path, text, measure, targets):
+    out, measure = tmp_path / "out", measure or ("--eval", text, "--eval-length", 64)
+    words = (*(word for target in targets for word in ("-t", target)), "--pass", "rtn:group_size=32", *measure)
+    code, _, err = llmc("compress", constant, *words, "-o", out)
+    assert (code, f"all values of tensor {CONSTANT} are 0.25" in err) == (2, True)
+    assert not out.exists()
+    out.mkdir()
+    assert llmc("compress", constant, *words, "-o", out)[0] == 2
+    assert out.is_dir(), "somebody else made it"
+
+
+def test_bad_input_that_is_found_after_a_step_keeps_it(llmc, tiny_model, tmp_path, monkeypatch):
+    from passes.rtn import RTN
+
+    def refuse(*_, **__):
+        raise InputError("No.")
+
+    monkeypatch.setattr(RTN, "edit", refuse)
+    out, passes = tmp_path / "out", ("--pass", "rotate", "--pass", "rtn:group_size=32")
+    words = ("compress", tiny_model("llama"), "-t", "hf", *passes, "--measure", "none", "-o", out)
+    assert llmc(*words)[0] == 2
+    step = next((out / "steps").iterdir())
+    kept = (step / "model.safetensors").stat().st_mtime_ns
+    monkeypatch.undo()
+    assert llmc(*words, "--resume")[0] == 0
+    assert (step / "model.safetensors").stat().st_mtime_ns == kept
 
 
 def test_an_interrupted_run_says_how_to_go_on(compress, tiny_model, tmp_path, workload, monkeypatch):
