@@ -3,7 +3,7 @@
     python benchmarks/environments.py [NAME ...]
 
 Makes those that are not there yet, which may be links to others: 2.5 GB for vllm, 1.8 GB each for modelopt and edgellm,
-1 GB for llmcompressor, 0.2 GB for llama-cpp. `llmc` finds vllm, llama-cpp and llmcompressor there (`llmc doctor`).
+1.5 GB for llmcompressor, 0.2 GB for llama-cpp. `llmc` finds vllm, llama-cpp and llmcompressor there (`llmc doctor`).
 llama-cpp-python, which takes half an hour of one core to compile, is made where a benchmark asks for it.
 """
 

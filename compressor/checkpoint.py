@@ -49,7 +49,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A Hugging Face model folder, float or compressed-tensors. Opening it reads JSON and headers only.
+    """A Hugging Face model folder, float or compressed-tensors. Opening it reads JSON and headers, and values
+    only where two tensors may be one: a head beside the embedding it is tied to, and a tensor that is stored twice.
 
     `kv_cache` says whether it carries the scales of an fp8 key-value cache, `notes` what its files left to decide.
     Where these say that it has a head of its own, `config` says so too.
