@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from compressor.errors import InputError
 from compressor.layout import unpack_words
-from compressor.prequantized.parts import HALVES, Part
+from compressor.prequantized.parts import HALVES, REMEDY, Part
 from compressor.prequantized.settings import GroupSize, width
 from compressor.quantized import QuantizedWeight, Scheme
 
@@ -106,7 +106,7 @@ class GptqLayout:
             raise InputError(
                 f"{layer} was rounded with act-order (desc_act), which scatters its groups over the inputs; "
                 "only groups of neighbours can be held.",
-                "--requantize reads its values; the pass gptq has an act-order that keeps groups together.",
+                f"{REMEDY} The pass gptq has an act-order that keeps groups together.",
             )
         return self._decode(layer, parts, scheme)
 

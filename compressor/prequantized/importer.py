@@ -12,6 +12,7 @@ from compressor.files import digest_files
 from compressor.inside import told_commit
 from compressor.pass_ import Progress
 from compressor.prequantized.folder import PackedFolder
+from compressor.prequantized.parts import REMEDY
 from compressor.prequantized.settings import CONFIGS
 from compressor.writer import copy_companions
 
@@ -34,7 +35,7 @@ def import_prequantized(
     if folder.layout.only_values and not dequantize:
         raise InputError(
             f"{root} is quantized as {folder.layout}, which no step or target of llmc holds as it is.",
-            "--requantize reads the float model that it stands for; a pass then rounds it anew.",
+            REMEDY,
         )
     check(Outline(folder.architecture) if dequantize else Outline(folder.architecture, folder.schemes, folder.kv_cache))
     done = f"dequantized from {folder.layout} to float32, {DEQUANTIZED}" if dequantize else _kept(folder)

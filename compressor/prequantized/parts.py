@@ -10,7 +10,11 @@ import torch
 
 from compressor.quantized import QuantizedWeight, Scheme
 
-REMEDY = "--requantize dequantizes the model and rounds it again."
+# Said by every verb that opens a model, of which only one has the option.
+REMEDY = (
+    "`llmc compress MODEL --requantize ...` reads it as a float model; "
+    "other commands take the folder steps/00-import that this leaves."
+)
 HALVES = (torch.float16, torch.bfloat16, torch.float32)  # what a scale may be stored in
 
 

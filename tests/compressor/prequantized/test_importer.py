@@ -239,6 +239,19 @@ def test_act_order_across_groups(packed_model, take):
     assert "--requantize" in caught.value.hint
 
 
+def test_what_a_verb_without_requantize_says_of_act_order_works(packed_model, llmc, tmp_path):
+    order = torch.from_numpy(np.random.default_rng(0).permutation(128)).int() // 32
+    root, _ = packed_model(settings={"desc_act": True}, extra={f"{LAYER}.g_idx": order})
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a weight. " * 40)
+    words = ("audit", text, "--samples", 4, "--length", 32, "--model")
+    code, _, err = llmc(*words, root)
+    assert (code, "`llmc compress MODEL --requantize ...`" in err, "steps/00-import" in err) == (2, True, True)
+    passes = ("-t", "hf", "--pass", "rtn:group_size=32", "--measure", "none")
+    assert llmc("compress", root, "--requantize", *passes, "-o", tmp_path / "out")[0] == 0
+    assert llmc(*words, tmp_path / "out" / "steps" / "00-import")[0] == 0
+
+
 def test_act_order_of_one_group_is_none(packed_model, take):
     root, linears = packed_model(group_size=-1, settings={"desc_act": True})
     assert_holds(take(root).checkpoint, linears, symmetric=False)
