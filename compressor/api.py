@@ -167,7 +167,8 @@ def compress(  # noqa: PLR0913 - a recipe's sections, by keyword
     from compressor.recipe import load_recipes, make_recipe
     from compressor.settings import RunSettings
 
-    given = _given(model, target, passes, adapter, calibration, evaluation) | sections
+    measure = {**sections.pop("measure", {}), **({} if evaluation is None else {"texts": str(evaluation)})}
+    given = _given(model, target, passes, adapter, calibration) | sections | ({"measure": measure} if measure else {})
     if recipe is None or isinstance(recipe, Mapping):
         chosen = make_recipe({**(recipe or {}), **given})
     else:
@@ -185,7 +186,6 @@ def _given(
     passes: Sequence[PassSpec] | None,
     adapter: Location | Sequence[Location] | Mapping[str, float] | None,
     calibration: Location | Mapping[str, Any] | None,
-    evaluation: Location | None,
 ) -> dict[str, Any]:
     """What was given, as a recipe has it."""
     texts = {"texts": str(calibration)} if isinstance(calibration, str | PathLike) else calibration
@@ -195,7 +195,6 @@ def _given(
         "passes": None if passes is None else list(passes),
         "adapter": str(adapter) if isinstance(adapter, PathLike) else adapter,
         "calibration": texts,
-        "measure": None if evaluation is None else {"texts": str(evaluation)},
     }
     return {name: value for name, value in values.items() if value is not None}
 
