@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -30,7 +31,9 @@ class Peer:
     def run(self, *arguments: object) -> str:
         """What the script prints for these arguments; a failure ends the benchmark with its last lines."""
         command = self.command(*arguments)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # The folder of the script is where it finds the modules that peers share.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
             sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
         return done.stdout.strip()

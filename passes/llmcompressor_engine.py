@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from compressor.engine import Engine
 from compressor.errors import RunError
+from compressor.interpreter import safe_environment
 
 LLMCOMPRESSOR = Engine("llmcompressor", ("llmcompressor",))
 WORKER = Path(__file__).with_name("llmcompressor_worker.py")
@@ -50,6 +51,7 @@ def _answer(python: str, request: str) -> dict[str, Any]:
             stderr=log,
             text=True,
             encoding="utf-8",
+            env=safe_environment(),
             start_new_session=True,
         )
         try:

@@ -143,8 +143,6 @@ def _step(architecture: Architecture, parts: str, multiple: int | Literal["auto"
 
 def _opens(architecture: Architecture, heads: int) -> bool:
     """Whether transformers takes so many heads of this width: some families want them to divide the hidden size."""
-    from huggingface_hub.errors import StrictDataclassError
-
     shape = {
         "model_type": architecture.model_type,
         "hidden_size": architecture.hidden_size,
@@ -154,6 +152,6 @@ def _opens(architecture: Architecture, heads: int) -> bool:
     }
     try:
         full_config(shape)
-    except (StrictDataclassError, ValueError):
+    except InputError:
         return False
     return True

@@ -15,6 +15,7 @@ from compressor.adapter.config import CONFIG_FILE, read_adapter_config
 from compressor.adapter.keys import UNUSED, parse_key
 from compressor.errors import InputError
 from compressor.files import digest_files
+from compressor.inside import check_links
 from compressor.patterns import matches
 from compressor.shards import TensorInfo, read_header, read_tensors
 
@@ -198,6 +199,7 @@ def open_adapter(source: str) -> Adapter:
         InputError: it is no adapter, or one of a kind that is not merged here.
     """
     root = _folder(source)
+    check_links(root)
     config = read_adapter_config(root, source)
     pickled = pickle_of(str(root))
     if pickled is None:

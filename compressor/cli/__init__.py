@@ -89,8 +89,8 @@ def cli(debug: bool, verbose: int) -> None:
 def _show_version(context: click.Context) -> None:
     from compressor.environment import runtimes
 
-    click.echo(f"llmc, version {__version__}")
-    click.echo("runtimes: " + (", ".join(f"{name} {found}" for name, found in runtimes().items()) or "none found"))
+    say(f"llmc, version {__version__}")
+    say("runtimes: " + (", ".join(f"{name} {found}" for name, found in runtimes().items()) or "none found"))
     context.exit()
 
 

@@ -148,7 +148,7 @@ def _say_broken(row: str, scored: Mapping[str, TaskRecord | Scores], loaded: Seq
     for task in loaded:
         said = remark(task.name, scored[task.name].broken, len(task.samples))
         if said is not None:
-            click.secho(f"{row}: {said}.", fg="yellow", err=True)
+            say(f"{row}: {said}.", fg="yellow", err=True)
 
 
 def _report(progress: Progress, what: str) -> Any:

@@ -31,6 +31,12 @@ row.main(("numpy",), load)
 """
 
 
+@pytest.fixture(autouse=True)
+def folders_of_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts find what lies beside them, whatever a call of the command line in this process has set."""
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+
+
 @pytest.fixture
 def copying_row(tmp_path: Path) -> Any:
     """`copying_row(name, **options) -> Row` whose tool copies the model, or breaks when told to."""

@@ -12,7 +12,7 @@ from compressor.bench.peak import peak_memory
 from compressor.errors import RunError
 from compressor.measure.latency import Workload
 
-QUICK = ("--prompt", 4, "--output-tokens", 2, "--repeats", 2, "--warmup", 0)
+QUICK = ("--prompt", 4, "--output-tokens", 2, "--repeats", 3, "--warmup", 0)
 
 
 class Clock:
