@@ -23,6 +23,7 @@ STARTS = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ASKS!r
 def there(hostile_folder, monkeypatch):
     """The hostile folder, as the current one."""
     monkeypatch.chdir(hostile_folder)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)  # which a call of the command line in this process sets
     return hostile_folder
 
 

@@ -272,6 +272,7 @@ def test_tokenizer_that_needs_code_is_refused_unless_trusted(tiny_model, take):
 
 
 asked_for = []  # repository and revision
+COMMIT = "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567"
 
 
 @pytest.fixture
@@ -311,13 +312,13 @@ def test_hub_model_is_opened_where_it_was_downloaded(tiny_model, take, hub):
 
 
 def test_a_revision_of_a_hub_model_and_the_commit_that_it_was(tiny_model, take, hub, tmp_path):
-    commit = tmp_path / "models--org--name" / "snapshots" / "0a1b2c"
+    commit = tmp_path / "models--org--name" / "snapshots" / COMMIT
     shutil.copytree(tiny_model("llama"), commit)
     hub(commit)
     source = take("org/name@v1.0")
-    assert asked_for == [("org/name", "v1.0"), ("org/name", "0a1b2c")]  # files in folders are of the same commit
-    assert source.revision == "0a1b2c"
-    assert "from the Hugging Face hub, commit 0a1b2c" in source.notes
+    assert asked_for == [("org/name", "v1.0"), ("org/name", COMMIT)]  # files in folders are of the same commit
+    assert source.revision == COMMIT
+    assert f"from the Hugging Face hub, commit {COMMIT}" in source.notes
     take("org/name")
     assert asked_for[-2] == ("org/name", None)
     assert make_recipe({"model": "org/name", "revision": "v1.0", "target": "hf"}).source == "org/name@v1.0"
@@ -326,15 +327,15 @@ def test_a_revision_of_a_hub_model_and_the_commit_that_it_was(tiny_model, take, 
 
 
 def test_the_commit_is_in_the_ledger(tiny_model, hub, tmp_path, llmc):
-    commit = tmp_path / "snapshots" / "0a1b2c"
+    commit = tmp_path / "snapshots" / COMMIT
     shutil.copytree(tiny_model("llama"), commit)
     hub(commit)
     words = ("--pass", "rtn:group_size=32", "--measure", "none", "-o", tmp_path / "out")
     assert llmc("compress", "org/name", "--revision", "main", "-t", "hf", *words)[0] == 0
     ledger = load_ledger(tmp_path / "out")
-    assert ledger.revision == "0a1b2c"
+    assert ledger.revision == COMMIT
     assert ledger.recipe["revision"] == "main"
-    assert asked_for == [("org/name", "main"), ("org/name", "0a1b2c")]
+    assert asked_for == [("org/name", "main"), ("org/name", COMMIT)]
 
 
 def test_hub_pickles_are_fetched_only_when_allowed(pickled, take, hub):

@@ -137,7 +137,9 @@ def tokenizer(root):
 
 
 def ends(root):
-    tokens = SimpleNamespace(eos_token_id=3, eos_token="</s>", convert_ids_to_tokens=lambda ids: list(map(str, ids)))
+    tokens = SimpleNamespace(
+        eos_token_id=3, eos_token="</s>", chat_template=None, convert_ids_to_tokens=lambda ids: list(map(str, ids))
+    )
     EndTokens.of(root, tokens).notes(tokens)
 
 

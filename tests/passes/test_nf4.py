@@ -294,7 +294,7 @@ def stored_state(**changes):
 @pytest.mark.parametrize(
     ("part", "tensor", "message"),
     [
-        ("quant_state.bitsandbytes__nf4", torch.tensor([1, 2, 3], dtype=torch.uint8), "not JSON"),
+        ("quant_state.bitsandbytes__nf4", torch.tensor([1, 2, 3], dtype=torch.uint8), "not valid JSON"),
         ("quant_state.bitsandbytes__nf4", stored_state(blocksize=128), "blocks of 128; 64 can be read"),
         ("quant_state.bitsandbytes__nf4", stored_state(shape=[64, 64]), "stored otherwise than config.json says"),
         ("quant_state.bitsandbytes__nf4", stored_state(shape=None), "gives no shape"),
