@@ -61,8 +61,7 @@ def write_converted(
         writer = CheckpointWriter(folder, resolve(config), dtype)
         for weights in blocks:
             writer.add(weights)
-        companions(folder)
-        writer.finish(config, provenance)
+        writer.finish(config, provenance, companions)
         Checkpoint.open(folder)
     return Checkpoint.open(out)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -123,16 +123,25 @@ class CheckpointWriter:
         self._has_head |= any(one.name == f"{HEAD}.weight" for one in tensors)
         self._shards.stream(tensors, parts)
 
-    def finish(self, config: Mapping[str, Any], provenance: Mapping[str, Any] | None) -> None:
+    def finish(
+        self,
+        config: Mapping[str, Any],
+        provenance: Mapping[str, Any] | None,
+        companions: Callable[[Path], None] | None = None,
+    ) -> None:
         """Write what is pending, the index, config.json with `quantization_config`, and a step's `llmc-step.json`.
 
-        The files beside them lie in the folder already: the digest of a step is of these too.
+        Args:
+            companions: writes the files beside them, where these do not lie in the folder already. It finds
+                config.json there, by which transformers chooses the class of a tokenizer. A step's digest is of all.
         """
         if self._architecture.embedding in self._schemes and not self._has_head:
             self._share_with_head()
         extended = any(scheme.extensions for scheme in self._schemes.values())
         self._shards.finish(OWN if extended else COMMON)
         write_json(self._folder / "config.json", self._config(config))
+        if companions is not None:
+            companions(self._folder)
         if provenance is not None:
             names = [path.name for path in (*self._folder.glob("*.safetensors"), self._folder / "config.json")]
             digests = {CONTENT: digest_files(self._folder, names), BESIDE: _digest_beside(self._folder)}
